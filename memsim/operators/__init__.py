@@ -1,0 +1,48 @@
+"""The operator table: what each operator does to memory and time, forward and backward. No model names in it."""
+
+from __future__ import annotations
+
+from memsim.operators.attention import FlashAttention
+from memsim.operators.base import Kind
+from memsim.operators.creation import Compare, Create, CumulativeSum
+from memsim.operators.elementwise import Add, AddScalar, Cast, Clone, Mul, Rsqrt, SavesInput, SavesResult, Square, Unary
+from memsim.operators.loss import LogSoftmax, NllLoss
+from memsim.operators.matmul import BatchedMatmul, Linear
+from memsim.operators.reductions import MeanLast, Softmax
+from memsim.operators.shapes import Cat, Embedding, Expand, Layers, Reshape, Slice, Transpose, View
+
+KINDS: dict[str, Kind] = {
+    "add": Add(),
+    "add_scalar": AddScalar(),
+    "arange": Create(),
+    "cast": Cast(),
+    "cat": Cat(),
+    "clone": Clone(),
+    "compare": Compare(),
+    "cos": SavesInput(),
+    "create": Create(),
+    "cumsum": CumulativeSum(),
+    "embedding": Embedding(),
+    "expand": Expand(),
+    "flash_attention": FlashAttention(),
+    "gelu": SavesInput(),
+    "layers": Layers(),
+    "linear": Linear(),
+    "log_softmax": LogSoftmax(),
+    "matmul": BatchedMatmul(),
+    "mean": MeanLast(),
+    "mul": Mul(),
+    "mul_scalar": Unary(),
+    "neg": Unary(),
+    "nll_loss": NllLoss(),
+    "reshape": Reshape(),
+    "rsqrt": Rsqrt(),
+    "sigmoid": SavesResult(),
+    "silu": SavesInput(),
+    "sin": SavesInput(),
+    "slice": Slice(),
+    "softmax": Softmax(),
+    "square": Square(),
+    "transpose": Transpose(),
+    "view": View(),
+}

@@ -1,0 +1,197 @@
+"""Builds layer graphs from code that reads like the framework's own forward pass.
+
+A model's function calls operators on `Tensor`s. A Tensor is a Python name's hold on a storage: when the last one goes (a local is rebound, a
+function returns), the storage is noted in the `drops` of the operator that ran last. So lifetimes in the graph are those of the framework's
+Python code, to the line, as long as our function has the same locals as theirs. It rests on CPython's reference counting, as theirs does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous
+from memsim.operators import KINDS
+from memsim.operators.base import Inferred
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Tensor:
+    """A Python name's hold on a tensor of the graph under construction."""
+
+    __slots__ = ("builder", "spec", "__weakref__")
+
+    def __init__(self, builder: Builder, spec: TensorSpec) -> None:
+        self.builder = builder
+        self.spec = spec
+        builder.names[spec.storage] = builder.names.get(spec.storage, 0) + 1
+
+    def __del__(self) -> None:
+        self.builder.let_go(self.spec.storage)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.spec.dtype
+
+
+class Builder:
+    """Collects the operators of one block."""
+
+    def __init__(self, name: str) -> None:
+        self.graph = LayerGraph(name)
+        self.names: dict[int, int] = {}
+        self.held: list[Tensor] = []  # parameters and inputs: other code holds them
+        self.weights: dict[str, Tensor] = {}
+        self.path: list[str] = []
+        self.grad_enabled = True
+        self.finished = False
+
+    def let_go(self, storage: int) -> None:
+        self.names[storage] -= 1
+        if self.names[storage] == 0 and self.graph.operators and not self.finished:
+            self.graph.operators[-1].drops.append(storage)
+
+    def _tensor(self, shape: tuple[int, ...], dtype: str, requires_grad: bool, label: str, parameter: str | None = None, leaf: bool = False) -> Tensor:
+        graph = self.graph
+        spec = TensorSpec(graph.values, 0, shape, contiguous(shape), dtype, requires_grad, parameter, leaf)
+        graph.values += 1
+        object.__setattr__(spec, "storage", graph.add_storage(spec.nbytes, label))
+        tensor = Tensor(self, spec)
+        self.held.append(tensor)
+        return tensor
+
+    def input(self, name: str, like: TensorSpec) -> Tensor:
+        """A tensor that another block made; the caller's code holds it while this block runs."""
+        tensor = self._tensor(like.shape, like.dtype, like.requires_grad, name, leaf=False)
+        self.graph.inputs[name] = tensor.spec
+        return tensor
+
+    def input_tensor(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """A tensor that the training loop made and holds."""
+        tensor = self._tensor(shape, dtype, False, name)
+        self.graph.inputs[name] = tensor.spec
+        return tensor
+
+    def parameter(self, name: str, shape: Sequence[int], dtype: str, trainable: bool) -> Tensor:
+        """A weight of the block, by its name within the block; the same name gives the same tensor."""
+        if name not in self.weights:
+            tensor = self._tensor(tuple(shape), dtype, trainable, name, parameter=name, leaf=trainable)
+            self.weights[name] = tensor
+            self.graph.parameters[name] = tensor.spec
+        return self.weights[name]
+
+    @contextmanager
+    def module(self, name: str) -> Iterator[None]:
+        """Operators inside are named after this module."""
+        self.path.append(name)
+        yield
+        self.path.pop()
+
+    @contextmanager
+    def no_grad(self) -> Iterator[None]:
+        """As torch.no_grad()."""
+        before, self.grad_enabled = self.grad_enabled, False
+        yield
+        self.grad_enabled = before
+
+    def run(self, kind: str, *inputs: Tensor, **attrs: object) -> tuple[Tensor, ...]:
+        """Executes an operator; returns its outputs, the hidden ones (kept for backward only) last."""
+        graph = self.graph
+        specs = tuple(tensor.spec for tensor in inputs)
+        semantics = KINDS[kind]
+        if not self.grad_enabled:
+            attrs["no_grad"] = True
+        grad = self.grad_enabled and semantics.differentiable and (bool(attrs.get("trains")) or any(spec.requires_grad for spec in specs))
+        outputs = tuple(self._output(out, specs, grad) for out in semantics.infer(specs, attrs))
+        saved = semantics.saved(specs, outputs, attrs) if grad else ()
+        name = ".".join([*self.path, str(attrs.get("label", kind))])
+        graph.add_operator(Operator(len(graph.operators), kind, name, specs, outputs, attrs, saved))
+        return tuple(Tensor(self, spec) for spec in outputs)
+
+    def _output(self, out: Inferred, inputs: tuple[TensorSpec, ...], grad: bool) -> TensorSpec:
+        graph = self.graph
+        value = graph.values
+        graph.values += 1
+        requires_grad = grad and out.differentiable
+        if out.alias is not None:
+            return TensorSpec(value, inputs[out.alias].storage, out.shape, out.strides, out.dtype, requires_grad)
+        spec = TensorSpec(value, len(graph.storage_bytes), out.shape, out.strides, out.dtype, requires_grad)
+        graph.add_storage(spec.nbytes)
+        return spec
+
+    def op(self, kind: str, x: Tensor | None = None, y: Tensor | None = None, z: Tensor | None = None, *more: Tensor, **attrs: object) -> Tensor:
+        """Executes an operator and returns its first output; the caller's code never sees the others.
+
+        The first three operands have names of their own so that temporaries among them die from first to last, as an expression's do.
+        """
+        inputs = tuple(tensor for tensor in (x, y, z, *more) if tensor is not None)
+        results = list(self.run(kind, *inputs, **attrs))
+        first = results.pop(0)
+        while results:
+            results.pop(0)
+        del inputs
+        return first
+
+    def finish(self, *outputs: Tensor) -> LayerGraph:
+        """The graph, with these results."""
+        self.finished = True
+        self.graph.outputs = tuple(tensor.spec for tensor in outputs)
+        return self.graph
+
+
+def module_call(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that stands for a torch Module: `Module.__call__` holds the arguments until forward has returned."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return function(*args, **kwargs)
+
+    return call
+
+
+Rule = Callable[[Builder, Operator, tuple[Tensor, ...]], tuple[Tensor, ...] | None]
+
+
+def rewrite(graph: LayerGraph, rule: Rule, trainable: Callable[[str], bool] | None = None, inputs: dict[str, TensorSpec] | None = None) -> LayerGraph:
+    """The graph executed again, with `rule` deciding what stands for each operator (None: itself). This is what a pass is made of.
+
+    Dtypes, shapes and what requires a gradient follow from the new operators; lifetimes follow from the old graph's drops and, inside a
+    replacement, from the rule's own locals. `trainable` says anew which parameters take a gradient, `inputs` what other blocks hand in.
+    """
+    b = Builder(graph.name)
+    env: dict[int, Tensor] = {}
+    values_of: dict[int, list[int]] = {}
+
+    def bind(old: TensorSpec, new: Tensor) -> None:
+        env[old.value] = new
+        values_of.setdefault(old.storage, []).append(old.value)
+
+    for name, spec in graph.inputs.items():
+        bind(spec, b.input(name, inputs[name] if inputs else spec))
+    for name, spec in graph.parameters.items():
+        bind(spec, b.parameter(name, spec.shape, spec.dtype, trainable(name) if trainable else spec.requires_grad))
+    keep = {spec.storage for spec in graph.outputs}
+    for op in graph.operators:
+        b.path = op.name.split(".")[:-1]
+        b.grad_enabled = not op.attrs.get("no_grad", False)
+        arguments = tuple(env[spec.value] for spec in op.inputs)
+        results = rule(b, op, arguments) or b.run(op.kind, *arguments, **op.attrs)
+        del arguments
+        for old, new in zip(op.outputs, results, strict=False):
+            bind(old, new)
+            del new
+        del results
+        for storage in op.drops:
+            if storage not in keep:
+                for value in values_of.pop(storage, ()):
+                    env.pop(value, None)
+    outputs = tuple(env[spec.value] for spec in graph.outputs)
+    return b.finish(*outputs)

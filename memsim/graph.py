@@ -1,0 +1,97 @@
+"""The layer graph: operators and the storages between them, for one distinct block of a model.
+
+Nodes of the `networkx.DiGraph` are `Operator`s and storage numbers; an edge storage → operator is labelled "read" or "save" (kept for
+backward), an edge operator → storage "write". Operators are numbered in the order in which the framework executes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import networkx as nx
+
+from memsim.dtypes import ITEMSIZE
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor in a block: a view (shape, strides in elements) of a storage. `value` is what autograd tells apart."""
+
+    value: int
+    storage: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    requires_grad: bool
+    parameter: str | None = None  # its name within the block, for weights
+    leaf: bool = False  # a gradient that reaches it is kept in .grad
+
+    @property
+    def elements(self) -> int:
+        n = 1
+        for size in self.shape:
+            n *= size
+        return n
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements (of the whole storage, for a tensor that is no view)."""
+        return self.elements * ITEMSIZE[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operator:
+    """One thing that the framework executes."""
+
+    index: int
+    kind: str  # a key of memsim.operators.KINDS
+    name: str  # module path and kind, such as "self_attn.q_proj.linear"
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    attrs: Mapping[str, object]
+    saved: tuple[int, ...]  # storages kept for backward, in the order in which backward lets go of them
+    drops: list[int] = field(default_factory=list)  # storages whose last Python name dies right after this operator, in order
+
+    @property
+    def requires_grad(self) -> bool:
+        return any(out.requires_grad for out in self.outputs)
+
+
+class LayerGraph(nx.DiGraph):  # type: ignore[type-arg]
+    """A block: its operators in order, its inputs from other blocks, and its result."""
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__(name=name)
+        self.operators: list[Operator] = []
+        self.inputs: dict[str, TensorSpec] = {}
+        self.parameters: dict[str, TensorSpec] = {}
+        self.outputs: tuple[TensorSpec, ...] = ()
+        self.storage_bytes: list[int] = []  # by storage number
+        self.values = 0
+
+    def add_storage(self, nbytes: int, label: str = "") -> int:
+        """A new storage of so many bytes; its number."""
+        number = len(self.storage_bytes)
+        self.storage_bytes.append(nbytes)
+        self.add_node(number, bytes=nbytes, label=label)
+        return number
+
+    def add_operator(self, op: Operator) -> None:
+        """Appends an operator with its edges."""
+        self.operators.append(op)
+        self.add_node(op)
+        reads = {spec.storage for spec in op.inputs}
+        for storage in reads:
+            self.add_edge(storage, op, role="save" if storage in op.saved else "read")
+        for spec in op.outputs:
+            if spec.storage not in reads:
+                self.add_edge(op, spec.storage, role="write")
+
+
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides, in elements, of a contiguous tensor."""
+    strides = [1] * len(shape)
+    for i in range(len(shape) - 2, -1, -1):
+        strides[i] = strides[i + 1] * max(shape[i + 1], 1)
+    return tuple(strides)

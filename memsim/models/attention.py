@@ -1,0 +1,43 @@
+"""Attention as transformers calls it: sdpa (integrations/sdpa_attention.py) and eager (modeling_llama.eager_attention_forward)."""
+
+from __future__ import annotations
+
+from memsim.builder import Builder, Tensor
+from memsim.models import functional as F
+from memsim.models.model import Settings
+
+
+def attention(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> Tensor:
+    """q [B, H, S, D], k and v [B, K, S, D] → [B, S, H, D]."""
+    if settings.attention == "eager":
+        return eager(b, query, key, value, mask, groups)
+    return sdpa(b, settings, query, key, value, mask, groups)
+
+
+def repeat_kv(b: Builder, hidden_states: Tensor, groups: int) -> Tensor:
+    """[B, K, S, D] → [B, K·groups, S, D], a copy."""
+    batch, heads, sequence, dim = hidden_states.shape
+    if groups == 1:
+        return hidden_states
+    hidden_states = b.op("view", hidden_states, shape=(batch, heads, 1, sequence, dim))
+    hidden_states = b.op("expand", hidden_states, shape=(batch, heads, groups, sequence, dim))
+    return F.reshape(b, hidden_states, batch, heads * groups, sequence, dim)
+
+
+def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> Tensor:
+    """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them."""
+    attn_output = b.op("flash_attention", query, key, value)
+    return F.contiguous(b, F.transpose(b, attn_output, 1, 2))
+
+
+def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> Tensor:
+    """eager_attention_forward."""
+    key_states = repeat_kv(b, key, groups)
+    value_states = repeat_kv(b, value, groups)
+    attn_weights = b.op("mul_scalar", b.op("matmul", query, F.transpose(b, key_states, 2, 3)))
+    if mask is not None:
+        attn_weights = b.op("add", attn_weights, mask)
+    attn_weights = F.to(b, b.op("softmax", attn_weights, dtype="fp32"), query.dtype)
+    attn_output = b.op("matmul", attn_weights, value_states)
+    attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
+    return attn_output

@@ -1,0 +1,118 @@
+"""What the decoders of transformers share: the model's forward around its layers, masks, rotary tables, head and loss.
+
+Every function has the locals of the function in transformers that it stands for; the order in which they die is part of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.models import functional as F
+from memsim.models.config import DecoderConfig
+from memsim.models.model import Settings
+
+Norm = Callable[[Builder, Tensor, str], Tensor]
+
+
+@module_call
+def rms_norm(b: Builder, hidden_states: Tensor, name: str, dtype: str) -> Tensor:
+    """LlamaRMSNorm.forward."""
+    with b.module(name):
+        weight = b.parameter(".".join([*b.path, "weight"]), (hidden_states.shape[-1],), dtype, True)
+        input_dtype = hidden_states.dtype
+        hidden_states = F.to(b, hidden_states, "fp32")
+        variance = b.op("mean", b.op("square", hidden_states))
+        hidden_states = b.op("mul", hidden_states, b.op("rsqrt", b.op("add_scalar", variance)))
+        return b.op("mul", weight, F.to(b, hidden_states, input_dtype))
+
+
+@module_call
+def rotary_embedding(b: Builder, x: Tensor, position_ids: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """LlamaRotaryEmbedding.forward: cos and sin of [1, S, D] in x's dtype."""
+    with b.module("rotary_emb"), b.no_grad():
+        inv_freq = b.parameter("rotary_emb.inv_freq", (head_dim // 2,), "fp32", False)
+        shape = (*position_ids.shape, 1)
+        freqs = b.op("mul", b.op("cast", b.op("view", position_ids, shape=shape), dtype="fp32"), inv_freq)
+        emb = b.op("cat", freqs, freqs)
+        cos = b.op("mul_scalar", b.op("cos", emb))
+        sin = b.op("mul_scalar", b.op("sin", emb))
+        return F.to(b, cos, x.dtype), F.to(b, sin, x.dtype)
+
+
+def find_packed_sequence_indices(b: Builder, position_ids: Tensor) -> None:
+    """masking_utils.find_packed_sequence_indices, for positions that turn out not to be packed. position_ids [B, S]."""
+    batch, sequence = position_ids.shape
+    first_dummy_value = F.create(b, "first_dummy_value", (batch, 1), "int64")
+    with_first = F.create(b, "diff.cat", (batch, sequence + 1), "int64")
+    position_diff = F.create(b, "diff", (batch, sequence), "int64")
+    del with_first
+    packed_sequence_mask = b.op("cumsum", b.op("compare", position_diff))
+    last = F.create(b, "last_is_zero", (batch,), "bool")
+    every = F.create(b, "all", (), "bool")
+    del last
+    del every
+    del first_dummy_value
+    del position_diff
+    del packed_sequence_mask
+
+
+def causal_mask(b: Builder, settings: Settings, dtype: str, position_ids: Tensor) -> Tensor | None:
+    """masking_utils.create_causal_mask: nothing for sdpa, which is told is_causal; [B, 1, S, S] in the model's dtype for eager."""
+    sequence = settings.sequence
+    with b.module("causal_mask"), b.no_grad():
+        expanded = b.op("expand", position_ids, shape=(settings.batch, sequence)) if settings.batch > 1 else position_ids
+        find_packed_sequence_indices(b, expanded)
+        del expanded
+        return eager_mask(b, settings, dtype) if settings.attention == "eager" else None
+
+
+def eager_mask(b: Builder, settings: Settings, dtype: str) -> Tensor:
+    """masking_utils.eager_mask over sdpa_mask."""
+    raise NotImplementedError
+
+
+def causal_lm_loss(b: Builder, logits: Tensor, labels: Tensor) -> Tensor:
+    """loss_utils.ForCausalLMLoss: fp32 logits, labels shifted by padding."""
+    batch, sequence, vocabulary = logits.shape
+    logits = F.to(b, logits, "fp32")
+    labels = F.create(b, "pad", (batch, sequence + 1), "int64")
+    shift_labels = F.contiguous(b, b.op("slice", labels, length=sequence))
+    logits = F.reshape(b, logits, batch * sequence, vocabulary)
+    shift_labels = F.reshape(b, shift_labels, batch * sequence)
+    return cross_entropy(b, logits, shift_labels)
+
+
+def cross_entropy(b: Builder, source: Tensor, target: Tensor) -> Tensor:
+    """F.cross_entropy."""
+    return b.op("nll_loss", b.op("log_softmax", source), target)
+
+
+@module_call
+def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, norm: Norm) -> Tensor:
+    """LlamaModel.forward; returns last_hidden_state [B, S, H]."""
+    weight = b.parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
+    inputs_embeds = b.op("embedding", input_ids, weight, label="embed_tokens")
+    position_ids = F.create(b, "arange", (settings.sequence,), "int64")
+    position_ids = F.create(b, "positions", (settings.sequence,), "int64")
+    position_ids = b.op("view", position_ids, shape=(1, settings.sequence))
+    mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids)
+    hidden_states = inputs_embeds
+    position_embeddings = rotary_embedding(b, hidden_states, position_ids, config.head_dim)
+    hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True)
+    hidden_states = norm(b, hidden_states, "norm")
+    # Locals die in the order of LlamaModel.forward's: keyword arguments for the mask last.
+    del inputs_embeds
+    del position_ids
+    return hidden_states
+
+
+@module_call
+def causal_lm(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, labels: Tensor, norm: Norm) -> Tensor:
+    """LlamaForCausalLM.forward with labels; returns the loss."""
+    hidden_states = decoder_model(b, config, settings, input_ids, norm)
+    head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    weight = b.parameter(head, (config.vocab_size, config.hidden_size), settings.dtype, True)
+    logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
+    loss = causal_lm_loss(b, logits, labels)
+    return loss

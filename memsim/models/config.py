@@ -1,0 +1,73 @@
+"""Hugging Face config fields of a decoder, read once with their defaults and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from memsim.errors import InputError
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The fields that decide shapes; names are Hugging Face's."""
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    tie_word_embeddings: bool
+    attention_bias: bool
+    mlp_bias: bool
+    hidden_act: str
+    max_position_embeddings: int
+    sliding_window: int | None
+    fields: Mapping[str, object]
+
+    @property
+    def groups(self) -> int:
+        """Query heads for each key-value head."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+
+def integer(fields: Mapping[str, object], key: str, default: int | None = None) -> int:
+    """A positive integer field."""
+    value = fields.get(key, default)
+    if value is None:
+        raise InputError(f"model: the config of a {fields.get('model_type')} needs {key}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"model.{key}: {value!r} is not a positive integer")
+    return value
+
+
+def decoder_config(fields: Mapping[str, object], **defaults: object) -> DecoderConfig:
+    """Reads the fields; `defaults` are those of the family's config class in transformers."""
+    merged = {**defaults, **{k: v for k, v in fields.items() if v is not None}}
+    hidden, heads = integer(merged, "hidden_size"), integer(merged, "num_attention_heads")
+    kv = integer(merged, "num_key_value_heads", heads)
+    if "head_dim" not in merged and hidden % heads:
+        raise InputError(f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}; give head_dim or a divisor")
+    if heads % kv:
+        raise InputError(f"model.num_key_value_heads: {kv} does not divide num_attention_heads {heads}")
+    window = merged.get("sliding_window")
+    return DecoderConfig(
+        model_type=str(merged["model_type"]),
+        hidden_size=hidden,
+        intermediate_size=integer(merged, "intermediate_size"),
+        num_hidden_layers=integer(merged, "num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        head_dim=integer(merged, "head_dim", hidden // heads),
+        vocab_size=integer(merged, "vocab_size"),
+        tie_word_embeddings=bool(merged.get("tie_word_embeddings", False)),
+        attention_bias=bool(merged.get("attention_bias", False)),
+        mlp_bias=bool(merged.get("mlp_bias", False)),
+        hidden_act=str(merged.get("hidden_act", "silu")),
+        max_position_embeddings=integer(merged, "max_position_embeddings", 2048),
+        sliding_window=window if isinstance(window, int) else None,
+        fields=merged,
+    )

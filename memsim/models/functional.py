@@ -1,0 +1,49 @@
+"""Operators by the names that PyTorch code uses, so that a model's file reads like its forward."""
+
+from __future__ import annotations
+
+from memsim.builder import Builder, Tensor
+from memsim.operators.base import view_strides
+
+
+def to(b: Builder, x: Tensor, dtype: str) -> Tensor:
+    """x.to(dtype): x itself where it has that dtype."""
+    return x if x.dtype == dtype else b.op("cast", x, dtype=dtype)
+
+
+def reshape(b: Builder, x: Tensor, *shape: int) -> Tensor:
+    """x.reshape(shape): a view where the layout allows."""
+    if x.shape == shape:
+        return x
+    kind = "view" if view_strides(x.spec.shape, x.spec.strides, shape) is not None else "reshape"
+    return b.op(kind, x, shape=shape)
+
+
+def transpose(b: Builder, x: Tensor, i: int, j: int) -> Tensor:
+    """x.transpose(i, j)."""
+    return b.op("transpose", x, dims=(i, j))
+
+
+def contiguous(b: Builder, x: Tensor) -> Tensor:
+    """x.contiguous(): x itself where it already is."""
+    step = 1
+    for size, stride in zip(reversed(x.spec.shape), reversed(x.spec.strides), strict=True):
+        if size != 1 and stride != step:
+            return b.op("clone", x, contiguous=True)
+        step *= size
+    return x
+
+
+def linear(b: Builder, x: Tensor, name: str, out_features: int, dtype: str, bias: bool = False) -> Tensor:
+    """self.NAME(x), an nn.Linear."""
+    with b.module(name):
+        path = ".".join(b.path)
+        weights = [b.parameter(f"{path}.weight", (out_features, x.shape[-1]), dtype, True)]
+        if bias:
+            weights.append(b.parameter(f"{path}.bias", (out_features,), dtype, True))
+        return b.op("linear", x, *weights, module=path)
+
+
+def create(b: Builder, label: str, shape: tuple[int, ...], dtype: str) -> Tensor:
+    """A new tensor: arange, full, ones …."""
+    return b.op("create", shape=shape, dtype=dtype, label=label)

@@ -1,0 +1,168 @@
+"""Llama, Mistral, Qwen2 and Qwen3 dense decoders (transformers/models/{llama,mistral,qwen2,qwen3}/modeling_*.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.models import functional as F
+from memsim.models.attention import attention
+from memsim.models.causal_lm import causal_lm, rms_norm
+from memsim.models.config import DecoderConfig, decoder_config
+from memsim.models.model import Model, Parameter, Settings
+
+DEFAULTS: dict[str, dict[str, object]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 4096},
+    "qwen2": {},
+    "qwen3": {"head_dim": 128},
+}
+
+
+def biases(config: DecoderConfig) -> tuple[bool, bool]:
+    """Whether q, k, v and whether o has a bias."""
+    if config.model_type == "qwen2":
+        return True, False
+    if config.model_type == "mistral":
+        return False, False
+    return config.attention_bias, config.attention_bias
+
+
+def rotate_half(b: Builder, x: Tensor) -> Tensor:
+    """Rotates half the hidden dims of the input."""
+    half = x.shape[-1] // 2
+    x1 = b.op("slice", x, length=half)
+    x2 = b.op("slice", x, length=half)
+    return b.op("cat", b.op("neg", x2), x1)
+
+
+def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q [B, H, S, D], k [B, K, S, D], cos and sin [1, S, D]."""
+    cos = b.op("view", cos, shape=(cos.shape[0], 1, *cos.shape[1:]))
+    sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
+    q_embed = b.op("add", b.op("mul", q, cos), b.op("mul", rotate_half(b, q), sin))
+    k_embed = b.op("add", b.op("mul", k, cos), b.op("mul", rotate_half(b, k), sin))
+    return q_embed, k_embed
+
+
+@module_call
+def self_attention(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    """LlamaAttention.forward."""
+    with b.module("self_attn"):
+        batch, sequence, _ = hidden_states.shape
+        bias, bias_o = biases(config)
+
+        def heads(name: str, count: int) -> Tensor:
+            states = F.linear(b, hidden_states, name, count * config.head_dim, settings.dtype, bias)
+            states = b.op("view", states, shape=(batch, sequence, count, config.head_dim))
+            if config.model_type == "qwen3" and name != "v_proj":
+                states = rms_norm(b, states, name[0] + "_norm", settings.dtype)
+            return F.transpose(b, states, 1, 2)
+
+        query_states = heads("q_proj", config.num_attention_heads)
+        key_states = heads("k_proj", config.num_key_value_heads)
+        value_states = heads("v_proj", config.num_key_value_heads)
+        query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
+        attn_output = attention(b, settings, query_states, key_states, value_states, mask, config.groups)
+        attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, config.num_attention_heads * config.head_dim))
+        attn_output = F.linear(b, attn_output, "o_proj", config.hidden_size, settings.dtype, bias_o)
+        return attn_output
+
+
+@module_call
+def mlp(b: Builder, config: DecoderConfig, settings: Settings, x: Tensor) -> Tensor:
+    """LlamaMLP.forward."""
+    with b.module("mlp"):
+        bias = config.mlp_bias and config.model_type == "llama"
+        inner, dtype = config.intermediate_size, settings.dtype
+        act = activation(config)
+        return F.linear(
+            b,
+            b.op("mul", b.op(act, F.linear(b, x, "gate_proj", inner, dtype, bias)), F.linear(b, x, "up_proj", inner, dtype, bias)),
+            "down_proj",
+            config.hidden_size,
+            dtype,
+            bias,
+        )
+
+
+def activation(config: DecoderConfig) -> str:
+    """The operator of hidden_act."""
+    return "silu" if config.hidden_act == "silu" else "gelu"
+
+
+@module_call
+def decoder_layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    """LlamaDecoderLayer.forward."""
+    residual = hidden_states
+    hidden_states = rms_norm(b, hidden_states, "input_layernorm", settings.dtype)
+    hidden_states = self_attention(b, config, settings, hidden_states, cos, sin, mask)
+    hidden_states = b.op("add", residual, hidden_states, label="residual")
+    residual = hidden_states
+    hidden_states = rms_norm(b, hidden_states, "post_attention_layernorm", settings.dtype)
+    hidden_states = mlp(b, config, settings, hidden_states)
+    hidden_states = b.op("add", residual, hidden_states, label="residual")
+    return hidden_states
+
+
+def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]:
+    """A decoder layer's parameters in module order."""
+    d, hidden, inner = config.head_dim, config.hidden_size, config.intermediate_size
+    bias, bias_o = biases(config)
+    q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
+    mlp_bias = config.mlp_bias and config.model_type == "llama"
+    rows: list[Parameter] = []
+
+    def add(name: str, out: int, inputs: int, biased: bool) -> None:
+        rows.append(Parameter(f"{name}.weight", (out, inputs), dtype, module="linear"))
+        if biased:
+            rows.append(Parameter(f"{name}.bias", (out,), dtype, module="linear"))
+
+    def norm(name: str, size: int) -> None:
+        rows.append(Parameter(f"{name}.weight", (size,), dtype, module="norm"))
+
+    add("self_attn.q_proj", q, hidden, bias)
+    add("self_attn.k_proj", kv, hidden, bias)
+    add("self_attn.v_proj", kv, hidden, bias)
+    add("self_attn.o_proj", hidden, q, bias_o)
+    if config.model_type == "qwen3":
+        norm("self_attn.q_norm", d)
+        norm("self_attn.k_norm", d)
+    add("mlp.gate_proj", inner, hidden, mlp_bias)
+    add("mlp.up_proj", inner, hidden, mlp_bias)
+    add("mlp.down_proj", hidden, inner, mlp_bias)
+    norm("input_layernorm", hidden)
+    norm("post_attention_layernorm", hidden)
+    return tuple(rows)
+
+
+def build(fields: Mapping[str, object], settings: Settings) -> Model:
+    """The model of these Hugging Face config fields."""
+    config = decoder_config(fields, **DEFAULTS[str(fields["model_type"])])
+    b = Builder("outer")
+    ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
+    loss = causal_lm(b, config, settings, ids, ids, lambda b, x, name: rms_norm(b, x, name, settings.dtype))
+    outer = b.finish(loss)
+    call = next(op for op in outer.operators if op.kind == "layers")
+    names = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")
+    layer = Builder("decoder layer")
+    arguments = {name: layer.input(name, spec) for name, spec in zip(names, call.inputs, strict=False)}
+    with_mask = arguments.get("attention_mask")
+    hidden = decoder_layer(layer, config, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], with_mask)
+    graph = layer.finish(hidden)
+    dtype = settings.dtype
+    half = (config.head_dim // 2,)
+    tail = [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
+    tail += [Parameter(f"rotary_emb.{name}", half, "fp32", trainable=False, buffer=True) for name in ("inv_freq", "original_inv_freq")]
+    if not config.tie_word_embeddings:
+        tail.append(Parameter("lm_head.weight", (config.vocab_size, config.hidden_size), dtype, module="linear"))
+    return Model(
+        before=(Parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), dtype, module="embedding"),),
+        layers=(layer_parameters(config, dtype),),
+        after=tuple(tail),
+        pattern=(0,) * config.num_hidden_layers,
+        outer=outer,
+        layer_graphs=(graph,),
+        settings=settings,
+        hold_inputs=("cos", "sin", "position_ids", "attention_mask", "hidden_states"),
+    )

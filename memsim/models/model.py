@@ -1,0 +1,88 @@
+"""A model as memsim sees it: its parameters in module order, and the layer graphs of its distinct blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from memsim.dtypes import ITEMSIZE
+from memsim.graph import LayerGraph
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A weight or buffer; `name` is its path within its block ("self_attn.q_proj.weight"), `module` the kind of module it belongs to."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    trainable: bool = True
+    buffer: bool = False
+    adapter: bool = False
+    module: str = ""  # "linear", "embedding", "norm", "adapter"
+    created_dtype: str = ""  # where it was made in another dtype and cast after the model was wrapped
+
+    @property
+    def elements(self) -> int:
+        n = 1
+        for size in self.shape:
+            n *= size
+        return n
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * ITEMSIZE[self.dtype]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of a Run the model's code asks for while it executes."""
+
+    batch: int
+    sequence: int
+    dtype: str  # of the weights
+    attention: str
+    sm: int = 80
+
+
+@dataclass(frozen=True)
+class Model:
+    """`outer` is everything but the decoder layers, which stand in it as one operator of kind "layers"."""
+
+    before: tuple[Parameter, ...]  # in module order: ahead of the layers,
+    layers: tuple[tuple[Parameter, ...], ...]  # of each distinct kind of layer,
+    after: tuple[Parameter, ...]  # and after them
+    pattern: tuple[int, ...]  # kind of each layer
+    outer: LayerGraph
+    layer_graphs: tuple[LayerGraph, ...]
+    settings: Settings
+    checkpointed: bool = False
+    inputs_require_grad: bool = False
+    hold_inputs: tuple[str, ...] = field(default=())  # inputs of a layer that a checkpoint keeps, in the order in which it lets go of them
+
+    def map_parameters(self, change: Callable[[Parameter], Parameter]) -> Model:
+        """The model with every parameter replaced."""
+        return replace(
+            self,
+            before=tuple(map(change, self.before)),
+            layers=tuple(tuple(map(change, kind)) for kind in self.layers),
+            after=tuple(map(change, self.after)),
+        )
+
+    def in_order(self) -> list[tuple[int, Parameter]]:
+        """(layer or -1, parameter), the whole model in module order."""
+        rows = [(-1, p) for p in self.before]
+        for i, kind in enumerate(self.pattern):
+            rows += [(i, p) for p in self.layers[kind]]
+        return rows + [(-1, p) for p in self.after]
+
+    def count(self, trainable: bool = False) -> int:
+        """Number of (trainable) parameters, tied ones once."""
+        kinds = [sum(p.elements for p in kind if not p.buffer and (p.trainable or not trainable)) for kind in self.layers]
+        outer = sum(p.elements for p in (*self.before, *self.after) if not p.buffer and (p.trainable or not trainable))
+        return outer + sum(kinds[kind] for kind in self.pattern)
+
+
+def dtype_map(parameters: tuple[Parameter, ...]) -> Mapping[str, Parameter]:
+    """By name."""
+    return {p.name: p for p in parameters}

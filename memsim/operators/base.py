@@ -1,0 +1,107 @@
+"""What every operator says of itself: its results, what it keeps for backward, and the requests it makes, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from memsim.graph import TensorSpec
+
+if TYPE_CHECKING:
+    from memsim.schedule.machine import Grad, Machine
+
+Attrs = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """A result before it has a number: `alias` is the input whose storage it views."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    alias: int | None = None
+    differentiable: bool = True
+
+
+class Kind:
+    """One row of the operator table. Subclasses are stateless; the default is an operator that only allocates its results."""
+
+    differentiable = True
+    flops_per_element = 1.0
+
+    def infer(self, inputs: Sequence[TensorSpec], attrs: Attrs) -> tuple[Inferred, ...]:
+        """Shapes (elements), strides and dtypes of the results."""
+        raise NotImplementedError
+
+    def saved(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs) -> tuple[int, ...]:
+        """Storages kept for backward, in the order in which PyTorch's generated code unpacks and releases them."""
+        return ()
+
+    def forward(self, m: Machine, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs, into: list[int]) -> None:
+        """Makes the requests of the forward execution; appends to `into` the storage of each result (aliases are the machine's affair: -1)."""
+        taken = {spec.storage for spec in inputs}
+        for out in outputs:
+            into.append(-1 if out.storage in taken else m.alloc(out.nbytes))
+
+    def backward(self, m: Machine, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs, grads: Sequence[Grad]) -> list[tuple[int, Grad]]:
+        """Makes the requests of the backward execution and returns (input, gradient) in the order of the graph's edges.
+
+        A gradient of another shape or dtype than its input is reduced or cast by the engine afterwards (autograd's validate_outputs).
+        """
+        raise NotImplementedError
+
+    def flops(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs) -> float:
+        """Floating-point operations of the forward execution."""
+        return self.flops_per_element * sum(out.elements for out in outputs)
+
+
+def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of an elementwise operation on shapes a and b."""
+    if len(a) < len(b):
+        a = (1,) * (len(b) - len(a)) + a
+    elif len(b) < len(a):
+        b = (1,) * (len(a) - len(b)) + b
+    return tuple(y if x == 1 else x for x, y in zip(a, b, strict=True))
+
+
+def like(shape: tuple[int, ...], *operands: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[int, ...]:
+    """Strides that TensorIterator gives a result: dense, in the dimension order of the first operand (shape, strides) that has its shape."""
+    for operand, strides in operands:
+        if operand == shape:
+            order = sorted(range(len(shape)), key=lambda d: (-strides[d], d))
+            result = [0] * len(shape)
+            step = 1
+            for d in reversed(order):
+                result[d] = step
+                step *= max(shape[d], 1)
+            return tuple(result)
+    result, step = [0] * len(shape), 1
+    for d in range(len(shape) - 1, -1, -1):
+        result[d] = step
+        step *= max(shape[d], 1)
+    return tuple(result)
+
+
+def view_strides(shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Strides of a view with the new shape, or None where only a copy will do (at::detail::computeStride)."""
+    if 0 in shape:
+        return strides if shape == new else None
+    result = [0] * len(new)
+    view_d = len(new) - 1
+    chunk = strides[-1] if strides else 1
+    tensor_numel, view_numel = 1, 1
+    for d in range(len(shape) - 1, -1, -1):
+        tensor_numel *= shape[d]
+        if d == 0 or (shape[d - 1] != 1 and strides[d - 1] != tensor_numel * chunk):
+            while view_d >= 0 and (view_numel < tensor_numel or new[view_d] == 1):
+                result[view_d] = view_numel * chunk
+                view_numel *= new[view_d]
+                view_d -= 1
+            if view_numel != tensor_numel:
+                return None
+            if d > 0:
+                chunk = strides[d - 1]
+                tensor_numel, view_numel = 1, 1
+    return tuple(result) if view_d == -1 else None

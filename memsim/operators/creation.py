@@ -1,0 +1,53 @@
+"""Operators that make tensors out of nothing, or of integers, and are never differentiated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memsim.graph import contiguous
+from memsim.operators.base import Attrs, Inferred, Kind, broadcast, like
+from memsim.operators.elementwise import Specs
+
+if TYPE_CHECKING:
+    from memsim.schedule.machine import Machine
+
+
+class Create(Kind):
+    """arange, full, zeros, pad …: a tensor of `shape` and `dtype`."""
+
+    differentiable = False
+    flops_per_element = 0.0
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        shape: tuple[int, ...] = attrs["shape"]  # type: ignore[assignment]
+        return (Inferred(shape, contiguous(shape), str(attrs["dtype"])),)
+
+
+class Compare(Kind):
+    """a != b and the like: a bool tensor."""
+
+    differentiable = False
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        shape = inputs[0].shape
+        for other in inputs[1:]:
+            shape = broadcast(shape, other.shape)
+        return (Inferred(shape, like(shape), "bool"),)
+
+
+class CumulativeSum(Kind):
+    """x.cumsum(-1) of a bool or integer tensor: int64, with the scratch memory of CUB's scan where x is one row."""
+
+    differentiable = False
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        shape = inputs[0].shape
+        return (Inferred(shape, contiguous(shape), "int64"),)
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        (x,) = inputs
+        into.append(m.alloc(outputs[0].nbytes))
+        cast = m.alloc(outputs[0].nbytes) if x.dtype != "int64" else None
+        m.scan_scratch(x.shape)
+        if cast is not None:
+            m.release(cast)

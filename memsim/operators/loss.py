@@ -1,0 +1,29 @@
+"""Cross entropy: log-softmax in fp32 and negative log likelihood (aten/src/ATen/native/LossNLL.cpp)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memsim.operators.base import Attrs, Inferred, Kind, like
+from memsim.operators.elementwise import Edges, Grads, Specs
+from memsim.operators.reductions import Softmax
+
+if TYPE_CHECKING:
+    from memsim.schedule.machine import Machine
+
+
+class LogSoftmax(Softmax):
+    """log_softmax over the last dimension; keeps its result; backward makes one tensor of x's shape."""
+
+
+class NllLoss(Kind):
+    """nll_loss(log-probabilities [N, V], targets [N]) → a scalar, with the scalar total weight kept beside it."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        return (Inferred((), (), inputs[0].dtype), Inferred((), (), inputs[0].dtype, differentiable=False))
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        return (inputs[0].storage, inputs[1].storage, outputs[1].storage)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.grad(inputs[0].shape, like(inputs[0].shape), inputs[0].dtype))]

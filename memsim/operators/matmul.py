@@ -1,0 +1,95 @@
+"""Linear layers and batched matrix products, with the workspaces of cuBLAS and cuBLASLt (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memsim.operators.base import Attrs, Inferred, Kind, like
+from memsim.operators.elementwise import Edges, Grads, Specs
+
+if TYPE_CHECKING:
+    from memsim.schedule.machine import Machine
+
+
+class Linear(Kind):
+    """F.linear(x, weight, bias): x [..., in], weight [out, in], bias [out] → [..., out].
+
+    With a bias it is addmm, whose epilogue goes through cuBLASLt; without, mm. Backward makes the gradient of `mat2` (the weight) before
+    that of `self` (x) for mm, and of `mat1` (x) before `mat2` (the weight) for addmm: the order of the names in derivatives.yaml.
+    """
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        x, weight = inputs[:2]
+        shape = (*x.shape[:-1], weight.shape[0])
+        return (Inferred(shape, like(shape), x.dtype),)
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        x, weight = inputs[:2]
+        kept_x = (x.storage,) if weight.requires_grad else ()
+        kept_weight = (weight.storage,) if x.requires_grad else ()
+        return (*kept_x, *kept_weight) if len(inputs) == 3 else (*kept_weight, *kept_x)
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        into.append(m.alloc(outputs[0].nbytes))
+        m.workspace(lt=len(inputs) == 3)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        x, weight = inputs[:2]
+        of_x = of_weight = None
+        biased = len(inputs) == 3
+        if biased and x.requires_grad:
+            of_x = m.grad(x.shape, like(x.shape), x.dtype, view=len(x.shape) > 2)
+            m.workspace()
+        if weight.requires_grad:
+            of_weight = m.grad(weight.shape, weight.strides, weight.dtype, view=True, parameter=True)
+            m.workspace()
+        if not biased and x.requires_grad:
+            of_x = m.grad(x.shape, like(x.shape), x.dtype, view=len(x.shape) > 2)
+            m.workspace()
+        edges: Edges = []
+        if biased and inputs[2].requires_grad:
+            edges.append((2, m.same(grads[0])))
+        if not biased and of_x:
+            edges.append((0, of_x))
+        if of_weight:
+            edges.append((1, of_weight))
+        if biased and of_x:
+            edges.append((0, of_x))
+        return edges
+
+    def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
+        return 2.0 * outputs[0].elements * inputs[1].shape[1]
+
+
+class BatchedMatmul(Kind):
+    """torch.matmul of [B, H, M, K] and [B, H, K, N], executed as bmm; operands that are not dense in their last two dimensions are copied first."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        a, b = inputs
+        shape = (*a.shape[:-1], b.shape[-1])
+        return (Inferred(shape, like(shape), a.dtype),)
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        a, b = inputs
+        return (*((b.storage,) if a.requires_grad else ()), *((a.storage,) if b.requires_grad else ()))
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        into.append(m.alloc(outputs[0].nbytes))
+        m.workspace()
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        a, b = inputs
+        edges: Edges = []
+        of_b = None
+        if b.requires_grad:
+            of_b = m.grad(b.shape, like(b.shape), b.dtype, view=True)
+            m.workspace()
+        if a.requires_grad:
+            edges.append((0, m.grad(a.shape, like(a.shape), a.dtype, view=True)))
+            m.workspace()
+        if of_b:
+            edges.append((1, of_b))
+        return edges
+
+    def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
+        return 2.0 * outputs[0].elements * inputs[0].shape[-1]

@@ -1,0 +1,114 @@
+"""Reductions, softmax, and the scratch memory of split reductions (ATen/native/cuda/Reduce.cuh)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memsim.dtypes import ITEMSIZE
+from memsim.operators.base import Attrs, Inferred, Kind, like
+from memsim.operators.elementwise import Edges, Grads, Specs
+
+if TYPE_CHECKING:
+    from memsim.schedule.machine import Machine
+
+
+def _last_pow2(n: int) -> int:
+    return 1 << (max(n, 1).bit_length() - 1)
+
+
+def reduction_scratch(shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], itemsize: int, processors: int, threads: int = 2048) -> tuple[int, int]:
+    """Bytes of the staging buffer and of the semaphores of a sum over `dims` (setReduceConfig); (0, 0) where one block does an output.
+
+    shape and strides (elements) are the input's; itemsize in bytes; processors and threads per processor are the device's.
+    """
+    accumulate = 4  # bytes of the accumulator: float for the dtypes here
+    reduced = _coalesce([(shape[d], strides[d]) for d in dims if shape[d] != 1])
+    kept = _coalesce([(shape[d], strides[d]) for d in range(len(shape)) if d not in dims and shape[d] != 1])
+    inputs, outputs = 1, 1
+    for size, _ in reduced:
+        inputs *= size
+    for size, _ in kept:
+        outputs *= size
+    if not reduced:
+        return 0, 0
+    fastest = not kept or reduced[0][1] < kept[0][1]
+    dim0, dim1, stride = (inputs, outputs, reduced[0][1]) if fastest else (outputs, inputs, kept[0][1])
+    vector = 1
+    if stride == 1:
+        if fastest and dim0 >= 128 and len(reduced) == 1:
+            dim0 //= 4
+        elif not fastest:
+            vector = 4
+            for n in (kept[0][0], *(s for _, s in [*reduced, *kept[1:]])):
+                while n % vector:
+                    vector //= 2
+            dim0 //= vector
+    most = 512 // vector
+    dim0_pow2 = _last_pow2(dim0) if dim0 < most else most
+    dim1_pow2 = _last_pow2(dim1) if dim1 < most else most
+    width = min(dim0_pow2, 32)
+    height = min(dim1_pow2, most // width)
+    width = min(dim0_pow2, most // height)
+    step_input, step_output = (width, 1) if fastest else (1, width)
+    values = -(-inputs // step_input)
+    if values < min(height * 16, 256):
+        return 0, 0
+    step_input *= height
+    values = -(-inputs // step_input)
+    grid = -(-(outputs // vector) // step_output)
+    target = processors * (threads // (width * height))
+    if values < 256 or grid > target:
+        return 0, 0
+    ctas = max(-(-values // 256), min(-(-target // grid), -(-values // 16)))
+    if ctas <= 1:
+        return 0, 0
+    size = accumulate * outputs * ctas * (1 if fastest else width * vector)
+    return size, 4 * grid
+
+
+def _coalesce(dims: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(size, stride) pairs in ascending stride, adjacent dimensions joined."""
+    result: list[tuple[int, int]] = []
+    for size, stride in sorted(dims, key=lambda d: d[1]):
+        if result and result[-1][0] * result[-1][1] == stride:
+            result[-1] = (result[-1][0] * size, result[-1][1])
+        else:
+            result.append((size, stride))
+    return result
+
+
+class MeanLast(Kind):
+    """x.mean(-1, keepdim=True); backward expands the gradient and divides: one tensor of x's shape."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        shape = (*inputs[0].shape[:-1], 1)
+        return (Inferred(shape, like(shape), inputs[0].dtype),)
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        into.append(m.alloc(outputs[0].nbytes))
+        m.reduction_scratch(inputs[0].shape, inputs[0].strides, (len(inputs[0].shape) - 1,), inputs[0].dtype)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.grad(inputs[0].shape, like(inputs[0].shape), inputs[0].dtype))]
+
+
+class Softmax(Kind):
+    """softmax over the last dimension, in `dtype` if given; keeps its result."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (x,) = inputs
+        return (Inferred(x.shape, like(x.shape), str(attrs.get("dtype", x.dtype))),)
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        return (outputs[0].storage,)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.grad(inputs[0].shape, like(inputs[0].shape), inputs[0].dtype))]
+
+
+def sum_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Bytes of a tensor."""
+    n = ITEMSIZE[dtype]
+    for size in shape:
+        n *= size
+    return n

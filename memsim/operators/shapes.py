@@ -1,0 +1,132 @@
+"""Operators that move or view: views, slices, concatenation, expansion, embedding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memsim.graph import contiguous
+from memsim.operators.base import Attrs, Inferred, Kind, like, view_strides
+from memsim.operators.elementwise import Edges, Grads, Specs
+
+if TYPE_CHECKING:
+    from memsim.schedule.machine import Machine
+
+
+class View(Kind):
+    """x.view(shape): no memory; backward reshapes the gradient, which copies where its layout does not allow a view."""
+
+    flops_per_element = 0.0
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (x,) = inputs
+        shape: tuple[int, ...] = attrs["shape"]  # type: ignore[assignment]
+        strides = view_strides(x.shape, x.strides, shape)
+        if strides is None:
+            raise AssertionError(f"a view of {x.shape}, {x.strides} as {shape} needs a copy")
+        return (Inferred(shape, strides, x.dtype, alias=0),)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.reshape(grads[0], inputs[0].shape))]
+
+
+class Reshape(Kind):
+    """x.reshape(shape) that has to copy (a view otherwise: the builder's `reshape` decides)."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        shape: tuple[int, ...] = attrs["shape"]  # type: ignore[assignment]
+        return (Inferred(shape, contiguous(shape), inputs[0].dtype),)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.reshape(grads[0], inputs[0].shape))]
+
+
+class Transpose(Kind):
+    """x.transpose(a, b): no memory either way."""
+
+    flops_per_element = 0.0
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (x,) = inputs
+        return (Inferred(_swap(x.shape, attrs), _swap(x.strides, attrs), x.dtype, alias=0),)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.view(grads[0], _swap(grads[0].shape, attrs), _swap(grads[0].strides, attrs)))]
+
+
+def _swap(items: tuple[int, ...], attrs: Attrs) -> tuple[int, ...]:
+    a, b = attrs["dims"]  # type: ignore[misc]
+    result = list(items)
+    result[a], result[b] = result[b], result[a]
+    return tuple(result)
+
+
+class Expand(Kind):
+    """x.expand(shape) of singleton dimensions: a view; the engine or a sum reduces the gradient."""
+
+    flops_per_element = 0.0
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (x,) = inputs
+        shape: tuple[int, ...] = attrs["shape"]  # type: ignore[assignment]
+        strides = tuple(0 if have == 1 and want != 1 else step for have, want, step in zip(x.shape, shape, x.strides, strict=True))
+        return (Inferred(shape, strides, x.dtype, alias=0),)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.sum_to(m.same(grads[0]), inputs[0].shape))]
+
+
+class Slice(Kind):
+    """x[..., start:stop]: a view; slice_backward makes zeros of x's shape and copies the gradient in."""
+
+    flops_per_element = 0.0
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (x,) = inputs
+        shape = list(x.shape)
+        shape[int(attrs.get("dim", -1))] = int(attrs["length"])  # type: ignore[call-overload]
+        return (Inferred(tuple(shape), x.strides, x.dtype, alias=0),)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]
+
+
+class Cat(Kind):
+    """torch.cat along the last dimension; the gradients are views of the incoming one."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        x = inputs[0]
+        shape = (*x.shape[:-1], sum(spec.shape[-1] for spec in inputs))
+        return (Inferred(shape, like(shape, (shape, x.strides)), x.dtype),)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(i, m.view(grads[0], spec.shape, grads[0].strides)) for i, spec in enumerate(inputs) if spec.requires_grad]
+
+
+class Embedding(Kind):
+    """F.embedding(ids, weight): ids [B, S] int64, weight [V, H] → [B, S, H]; backward makes a dense gradient of the weight."""
+
+    flops_per_element = 0.0
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        ids, weight = inputs
+        shape = (*ids.shape, weight.shape[1])
+        return (Inferred(shape, contiguous(shape), weight.dtype),)
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        return (inputs[0].storage,)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        ids, weight = inputs
+        edge = m.grad(weight.shape, weight.strides, weight.dtype, parameter=True)
+        m.embedding_scratch(ids.elements)
+        return [(1, edge)]
+
+
+class Layers(Kind):
+    """The stack of decoder layers, as one operator of the outer graph: hidden states in, hidden states out. The schedule executes it."""
+
+    flops_per_element = 0.0
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        hidden = inputs[0]
+        return (Inferred(hidden.shape, hidden.strides, hidden.dtype),)

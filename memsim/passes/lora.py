@@ -1,0 +1,94 @@
+"""LoRA as PEFT executes it (peft/tuners/lora/layer.py, Linear.forward): a frozen base, and two small linear layers in fp32 beside it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from memsim.builder import Builder, Tensor, module_call, rewrite
+from memsim.errors import InputError
+from memsim.graph import LayerGraph, Operator
+from memsim.models import functional as F
+from memsim.models.model import Model, Parameter
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Adapter settings: rank, the targeted modules ("all-linear" or names), dropout probability."""
+
+    rank: int
+    targets: str | Sequence[str] = "all-linear"
+    dropout: float = 0.0
+    dtype: str = "fp32"  # PEFT's autocast_adapter_dtype keeps adapters of half-precision models in fp32
+
+
+def matches(lora: Lora, module: str) -> bool:
+    """Whether PEFT puts an adapter on the linear module with this path (peft/tuners/tuners_utils.py, check_target_module_exists)."""
+    if lora.targets == "all-linear":
+        return module != "lm_head"
+    names = [lora.targets] if isinstance(lora.targets, str) else lora.targets
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def apply_lora(model: Model, lora: Lora) -> Model:
+    """The model with adapters, its own parameters frozen. Raises InputError where a target matches nothing."""
+    modules = [p.name.removesuffix(".weight") for kind in model.layers for p in kind if p.module == "linear" and p.name.endswith(".weight")]
+    if lora.targets != "all-linear":
+        for name in [lora.targets] if isinstance(lora.targets, str) else lora.targets:
+            if not any(matches(replace(lora, targets=[name]), module) for module in modules):
+                valid = sorted({module.rsplit(".", 1)[-1] for module in modules})
+                near = difflib.get_close_matches(str(name), valid, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise InputError(f"method.targets: {name!r} matches no linear module{hint} (there are {', '.join(valid)})")
+    layers = tuple(tuple(_with_adapters(kind, lora)) for kind in model.layers)
+    frozen = replace(model, layers=layers).map_parameters(lambda p: p if p.adapter else replace(p, trainable=False))
+    outer = rewrite(frozen.outer, lambda b, op, inputs: None, trainable=lambda name: False)
+    graphs = tuple(_adapted(graph, lora) for graph in frozen.layer_graphs)
+    return replace(frozen, outer=outer, layer_graphs=graphs)
+
+
+def _with_adapters(parameters: Sequence[Parameter], lora: Lora) -> list[Parameter]:
+    rows: list[Parameter] = []
+    pending: list[Parameter] = []
+    for i, p in enumerate(parameters):
+        rows.append(p)
+        module, _, kind = p.name.rpartition(".")
+        if p.module == "linear" and kind == "weight" and matches(lora, module):
+            out, inputs = p.shape
+            pending = [
+                Parameter(f"{module}.lora_A.weight", (lora.rank, inputs), lora.dtype, adapter=True, module="adapter", created_dtype=p.dtype),
+                Parameter(f"{module}.lora_B.weight", (out, lora.rank), lora.dtype, adapter=True, module="adapter", created_dtype=p.dtype),
+            ]
+        following = parameters[i + 1].name if i + 1 < len(parameters) else ""
+        if pending and following != f"{module}.bias":
+            rows += pending
+            pending = []
+    return rows
+
+
+def _adapted(graph: LayerGraph, lora: Lora) -> LayerGraph:
+    def rule(b: Builder, op: Operator, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if op.kind != "linear" or not matches(lora, str(op.attrs["module"])):
+            return None
+        return (lora_linear(b, op, inputs[0], inputs[1:], lora),)
+
+    return rewrite(graph, rule, trainable=lambda name: ".lora_" in name)
+
+
+@module_call
+def lora_linear(b: Builder, op: Operator, x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
+    """Linear.forward of PEFT: result + lora_B(lora_A(dropout(x))) * scaling, in the adapters' dtype, and back."""
+    result = b.run("linear", x, *weights, **op.attrs)[0]
+    result_dtype = result.dtype
+    x = F.to(b, x, lora.dtype)
+    result = b.op("add", result, b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora)))
+    result = F.to(b, result, result_dtype)
+    return result
+
+
+def lora_branch(b: Builder, x: Tensor, out_features: int, lora: Lora) -> Tensor:
+    """lora_B(lora_A(dropout(x)))."""
+    if lora.dropout:
+        x = b.op("dropout", x, p=lora.dropout)
+    return F.linear(b, F.linear(b, x, "lora_A", lora.rank, lora.dtype), "lora_B", out_features, lora.dtype)

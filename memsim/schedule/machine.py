@@ -1,0 +1,174 @@
+"""The machine that operators run on: storages with reference counts, and the requests that follow, as PyTorch's tensors make them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memsim.dtypes import ITEMSIZE
+from memsim.graph import contiguous
+from memsim.operators.base import like, view_strides
+from memsim.operators.reductions import reduction_scratch
+from memsim.schedule.stack import Stack
+from memsim.tape import Action, Category
+
+NO_LAYER = -1
+
+
+@dataclass(slots=True)
+class Grad:
+    """A gradient on its way through autograd: one reference to a storage, and how it is laid out (strides in elements).
+
+    A `view` keeps its base tensor alive, so autograd never accumulates into it in place.
+    """
+
+    storage: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    view: bool = False
+
+
+class Machine:
+    """Collects events; every storage lives while something refers to it."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.actions: list[int] = []
+        self.events: list[int] = []  # the storage of each event
+        self.marks: list[tuple[int, int, int, int, str]] = []  # (event, phase, micro-batch, layer, operator) from there on
+        self.bytes: list[int] = []  # by storage, like the three below
+        self.references: list[int] = []
+        self.category: list[int] = []
+        self.owner: list[int] = []  # layer in which it was allocated
+        self.attached: dict[int, int] = {}  # storage → the storage of the .grad that goes with its tensor
+        self.phases: list[str] = []
+        self.phase = 0
+        self.micro = 0
+        self.layer = NO_LAYER
+        self.default_category = int(Category.ACTIVATIONS)
+        self.scratch_category = int(Category.SCRATCH)
+
+    # context
+
+    def enter(self, phase: str, micro: int = 0) -> None:
+        """The events that follow belong to this phase and this micro-batch of it."""
+        if phase not in self.phases:
+            self.phases.append(phase)
+        self.phase = self.phases.index(phase)
+        self.micro = micro
+
+    def at(self, operator: str) -> None:
+        """The events that follow belong to this operator."""
+        self.marks.append((len(self.actions), self.phase, self.micro, self.layer, operator))
+
+    # storages
+
+    def alloc(self, nbytes: int, category: int | None = None) -> int:
+        """A new storage of so many bytes, with one reference; its number. No bytes make no request."""
+        storage = len(self.bytes)
+        self.bytes.append(nbytes)
+        self.references.append(1)
+        self.category.append(self.default_category if category is None else category)
+        self.owner.append(self.layer)
+        if nbytes:
+            self.actions.append(Action.ALLOC)
+            self.events.append(storage)
+        return storage
+
+    def retain(self, storage: int) -> None:
+        """One more reference."""
+        self.references[storage] += 1
+
+    def release(self, *storages: int) -> None:
+        """One reference fewer to each, in order; the last one frees."""
+        for storage in storages:
+            self.references[storage] -= 1
+            if self.references[storage] == 0:
+                if storage in self.attached:
+                    self.release(self.attached.pop(storage))
+                if self.bytes[storage]:
+                    self.actions.append(Action.FREE)
+                    self.events.append(storage)
+
+    def scratch(self, *sizes: int) -> None:
+        """Temporaries of one operator: allocated in order, freed in reverse."""
+        self.release(*reversed([self.alloc(size, self.scratch_category) for size in sizes]))
+
+    # gradients
+
+    def grad(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, view: bool = False, parameter: bool = False) -> Grad:
+        """A new gradient tensor."""
+        n = ITEMSIZE[dtype]
+        for size in shape:
+            n *= size
+        return Grad(self.alloc(n, int(Category.GRADIENTS) if parameter else self.scratch_category), shape, strides, dtype, view)
+
+    def like(self, grad: Grad, dtype: str | None = None) -> Grad:
+        """A new tensor with the shape and the dimension order of another."""
+        return self.grad(grad.shape, like(grad.shape, (grad.shape, grad.strides)), dtype or grad.dtype)
+
+    def same(self, grad: Grad) -> Grad:
+        """The same tensor, passed on."""
+        self.retain(grad.storage)
+        return Grad(grad.storage, grad.shape, grad.strides, grad.dtype, grad.view)
+
+    def view(self, grad: Grad, shape: tuple[int, ...], strides: tuple[int, ...]) -> Grad:
+        """A view of it."""
+        self.retain(grad.storage)
+        return Grad(grad.storage, shape, strides, grad.dtype, view=True)
+
+    def reshape(self, grad: Grad, shape: tuple[int, ...]) -> Grad:
+        """grad.reshape(shape): a view where the layout allows it, else a copy."""
+        strides = view_strides(grad.shape, grad.strides, shape)
+        if strides is not None:
+            return self.view(grad, shape, strides)
+        return self.grad(shape, contiguous(shape), grad.dtype)
+
+    def discard(self, *grads: Grad) -> None:
+        """Lets go of temporaries, in order."""
+        self.release(*(grad.storage for grad in grads))
+
+    def sum_to(self, grad: Grad, shape: tuple[int, ...]) -> Grad:
+        """at::sum_to(grad, shape): reduces broadcast dimensions; lets go of `grad`."""
+        if grad.shape == shape:
+            return grad
+        lead = len(grad.shape) - len(shape)
+        dims = (*range(lead), *(d for d in range(lead, len(grad.shape)) if shape[d - lead] == 1 and grad.shape[d] != 1))
+        reduced = self.grad(shape, contiguous(shape), grad.dtype, view=lead > 0)
+        self.reduction_scratch(grad.shape, grad.strides, dims, grad.dtype)
+        self.release(grad.storage)
+        return reduced
+
+    def cast(self, grad: Grad, dtype: str) -> Grad:
+        """grad.to(dtype); lets go of `grad` where it copies."""
+        if grad.dtype == dtype:
+            return grad
+        result = self.like(grad, dtype)
+        self.release(grad.storage)
+        return result
+
+    # scratch of the framework's libraries
+
+    def workspace(self, lt: bool = False) -> None:
+        """What a matrix product asks for besides its result: the workspace of cuBLAS, or of cuBLASLt."""
+        size = self.stack.cublaslt_workspace if lt else self.stack.cublas_workspace
+        self.scratch(size)
+
+    def reduction_scratch(self, shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], dtype: str) -> None:
+        """The staging buffer and semaphores of a reduction that is split over thread blocks."""
+        staging, semaphores = reduction_scratch(shape, strides, dims, ITEMSIZE[dtype], self.stack.processors, self.stack.threads_per_processor)
+        if staging:
+            self.scratch(staging, semaphores)
+
+    def scan_scratch(self, shape: tuple[int, ...]) -> None:
+        """CUB's scan over a tensor that is one row; several rows are scanned without scratch."""
+        n = 1
+        for size in shape:
+            n *= size
+        if n == shape[-1]:
+            self.scratch(self.stack.scan_bytes(n))
+
+    def embedding_scratch(self, indices: int) -> None:
+        """Sorting the indices of an embedding's gradient, where there are more than 3072 (EmbeddingBackwardKernel.cu)."""
+        for sizes in self.stack.embedding_sort(indices):
+            self.scratch(*sizes)

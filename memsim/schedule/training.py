@@ -1,0 +1,177 @@
+"""Training steps: load, then forward, backward and optimizer, for a model small enough to execute operator by operator in Python.
+
+`record` executes a few layers only; `tile` repeats the middle one (schedule/tile.py), so that an 80-layer model costs what five layers cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from memsim.builder import rewrite
+from memsim.dtypes import ITEMSIZE
+from memsim.graph import LayerGraph, Operator, TensorSpec
+from memsim.models.model import Model, Parameter
+from memsim.schedule.autograd import Autograd, Frame, Leaf
+from memsim.schedule.machine import NO_LAYER, Machine
+from memsim.schedule.optimizers import Optimizer
+from memsim.tape import Category
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a Run decides the schedule."""
+
+    steps: int
+    accumulation: int
+    clip_grad_norm: float | None
+    optimizer: Optimizer
+
+
+@dataclass(eq=False)
+class Training:
+    """A training process: the machine, the loaded parameters, and what they have accumulated."""
+
+    model: Model
+    plan: Plan
+    machine: Machine
+    parameters: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)  # (layer, name) → (storage, autograd value)
+    leaves: dict[int, Leaf] = field(default_factory=dict)  # by autograd value
+    order: list[tuple[int, Parameter, Leaf]] = field(default_factory=list)  # trainable, as model.parameters() gives them
+    state: dict[int, list[int]] = field(default_factory=dict)  # optimizer state by parameter storage
+    graphs: dict[tuple[int, bool], LayerGraph] = field(default_factory=dict)
+
+    def load(self) -> None:
+        """Moves the model to the device a parameter at a time, in module order; adapters follow when the model is wrapped."""
+        machine = self.machine
+        machine.enter("load")
+        rows = self.model.in_order()
+        for layer, p in rows:
+            if not p.adapter:
+                self.place(layer, p, p.dtype)
+        adapters = [(layer, p) for layer, p in rows if p.adapter]
+        for layer, p in adapters:
+            self.place(layer, p, p.created_dtype or p.dtype)
+        for layer, p in adapters:  # PEFT's cast_adapter_dtype
+            if p.created_dtype not in ("", p.dtype):
+                first, _ = self.parameters[layer, p.name]
+                self.place(layer, p, p.dtype)
+                machine.release(first)
+        for layer, p in rows:
+            if p.trainable and not p.buffer:
+                storage, value = self.parameters[layer, p.name]
+                spec = TensorSpec(0, 0, p.shape, (), p.dtype, True)
+                leaf = Leaf(storage, spec)
+                self.leaves[value] = leaf
+                self.order.append((layer, p, leaf))
+        machine.layer = NO_LAYER
+
+    def place(self, layer: int, p: Parameter, dtype: str) -> None:
+        """Allocates a parameter."""
+        machine = self.machine
+        machine.layer = layer
+        machine.at(p.name)
+        category = Category.INPUTS if p.buffer else Category.ADAPTERS if p.adapter else Category.WEIGHTS
+        storage = machine.alloc(p.elements * ITEMSIZE[dtype], int(category))
+        self.parameters[layer, p.name] = storage, -1 - storage
+
+    def step(self, number: int) -> None:
+        """One training step."""
+        machine = self.machine
+        for micro in range(self.plan.accumulation):
+            machine.enter(f"{number}/forward", micro)
+            self.micro_batch(number, micro)
+        machine.enter(f"{number}/optimizer")
+        machine.layer = NO_LAYER
+        if self.plan.clip_grad_norm:
+            self.plan.optimizer.clip(machine, self.order)
+        self.plan.optimizer.step(machine, self.order, self.state)
+        for layer, p, leaf in self.order:
+            if leaf.grad is not None:
+                machine.layer = layer
+                machine.at("zero_grad")
+                machine.release(leaf.grad.storage)
+                leaf.grad = None
+        machine.layer = NO_LAYER
+
+    def micro_batch(self, number: int, micro: int) -> None:
+        """Token ids, forward with labels, backward, and what the training loop lets go of."""
+        machine, settings = self.machine, self.model.settings
+        machine.layer = NO_LAYER
+        machine.at("tokens")
+        tokens = machine.alloc(8 * settings.batch * settings.sequence, int(Category.INPUTS))
+        autograd = Autograd(machine, dict(self.leaves))
+        outer = self.model.outer
+        bound = {name: (tokens, -(10**9)) for name in outer.inputs}
+        bound |= {name: self.parameters[-1, name] for name in outer.parameters}
+        instance = autograd.instance(outer, bound, NO_LAYER, "")
+        head = False
+        for op in outer.operators:
+            if op.kind == "layers":
+                self.run_layers(autograd, instance.storages, instance.values, op)
+                head = True
+            else:
+                machine.default_category = int(Category.INPUTS if op.attrs.get("no_grad") or op.kind == "create" else Category.LOGITS_AND_LOSS if head else Category.ACTIVATIONS)
+                autograd.execute(instance, op)
+                if op.kind == "embedding" and self.model.inputs_require_grad:
+                    out = op.outputs[0]
+                    autograd.leaves[instance.values[out.value]] = Leaf(instance.storages[out.storage], out, attach=True)
+        machine.default_category = int(Category.ACTIVATIONS)
+        loss = outer.outputs[0]
+        machine.enter(f"{number}/backward", micro)
+        machine.at("loss.backward")
+        machine.scratch_category = int(Category.LOGITS_AND_LOSS)
+        one = machine.grad(loss.shape, loss.strides, loss.dtype)
+        machine.scratch_category = int(Category.SCRATCH)
+        autograd.backward([(instance.values[loss.value], machine.same(one))])
+        machine.layer = NO_LAYER
+        machine.at("loss.backward")
+        machine.release(one.storage)
+        machine.at("del loss, tokens")
+        machine.release(instance.storages[loss.storage])
+        machine.release(tokens)
+
+    def layer_graph(self, kind: int, requires_grad: bool) -> LayerGraph:
+        """The graph of a kind of layer for hidden states that do or do not require a gradient."""
+        graph = self.model.layer_graphs[kind]
+        hidden = graph.inputs["hidden_states"]
+        if hidden.requires_grad == requires_grad:
+            return graph
+        key = kind, requires_grad
+        if key not in self.graphs:
+            inputs = dict(graph.inputs)
+            inputs["hidden_states"] = TensorSpec(hidden.value, hidden.storage, hidden.shape, hidden.strides, hidden.dtype, requires_grad)
+            self.graphs[key] = rewrite(graph, lambda b, op, tensors: None, inputs=inputs)
+        return self.graphs[key]
+
+    def run_layers(self, autograd: Autograd, storages: list[int], values: list[int], op: Operator) -> None:
+        """The loop over decoder layers: `hidden_states = decoder_layer(hidden_states, …)`."""
+        machine, model = self.machine, self.model
+        names = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")
+        given = {name: (storages[spec.storage], values[spec.value]) for name, spec in zip(names, op.inputs, strict=False)}
+        hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad or model.inputs_require_grad
+        for layer, kind in enumerate(model.pattern):
+            machine.layer = layer
+            graph = self.layer_graph(kind, requires_grad)
+            bound = {name: given[name] for name in graph.inputs}
+            bound["hidden_states"] = hidden
+            bound |= {name: self.parameters[layer, name] for name in graph.parameters}
+            instance = autograd.instance(graph, bound, layer, "")
+            frame = None
+            if model.checkpointed:
+                held = tuple(bound[name][0] for name in model.hold_inputs if name in bound)
+                for storage in held:
+                    machine.retain(storage)
+                frame = Frame(instance, held)
+            for inner in graph.operators:
+                autograd.execute(instance, inner, frame)
+            out = graph.outputs[0]
+            if layer > 0 or op.inputs[0].storage in op.drops:
+                machine.release(hidden[0])
+            hidden, requires_grad = (instance.storages[out.storage], instance.values[out.value]), out.requires_grad
+        machine.layer = NO_LAYER
+        storages[op.outputs[0].storage], values[op.outputs[0].value] = hidden
+        for storage in op.drops:
+            if storage != op.inputs[0].storage:
+                machine.release(storages[storage])
+
+
