@@ -89,7 +89,7 @@ def cross_entropy(b: Builder, source: Tensor, target: Tensor) -> Tensor:
 
 
 @module_call
-def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, norm: Norm) -> Tensor:
+def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, norm: Norm, mask_arguments: bool) -> Tensor:
     """LlamaModel.forward; returns last_hidden_state [B, S, H]."""
     weight = b.parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
     inputs_embeds = b.op("embedding", input_ids, weight, label="embed_tokens")
@@ -101,16 +101,16 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
     position_embeddings = rotary_embedding(b, hidden_states, position_ids, config.head_dim)
     hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True)
     hidden_states = norm(b, hidden_states, "norm")
-    # Locals die in the order of LlamaModel.forward's: keyword arguments for the mask last.
-    del inputs_embeds
+    if mask_arguments:  # mask_kwargs holds both, and lets go of them in its own order
+        del inputs_embeds
     del position_ids
     return hidden_states
 
 
 @module_call
-def causal_lm(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, labels: Tensor, norm: Norm) -> Tensor:
+def causal_lm(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, labels: Tensor, norm: Norm, mask_arguments: bool) -> Tensor:
     """LlamaForCausalLM.forward with labels; returns the loss."""
-    hidden_states = decoder_model(b, config, settings, input_ids, norm)
+    hidden_states = decoder_model(b, config, settings, input_ids, norm, mask_arguments)
     head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     weight = b.parameter(head, (config.vocab_size, config.hidden_size), settings.dtype, True)
     logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")

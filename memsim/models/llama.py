@@ -18,6 +18,10 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "qwen3": {"head_dim": 128},
 }
 
+# Keyword arguments of a decoder layer in the order of the call, as torch.utils.checkpoint lets go of them; a tuple goes from its end.
+HOLD = ("attention_mask", "sin", "cos", "position_ids", "hidden_states")
+HOLD_MISTRAL = ("attention_mask", "position_ids", "sin", "cos", "hidden_states")
+
 
 def biases(config: DecoderConfig) -> tuple[bool, bool]:
     """Whether q, k, v and whether o has a bias."""
@@ -141,7 +145,8 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     config = decoder_config(fields, **DEFAULTS[str(fields["model_type"])])
     b = Builder("outer")
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
-    loss = causal_lm(b, config, settings, ids, ids, lambda b, x, name: rms_norm(b, x, name, settings.dtype))
+    mask_arguments = config.model_type in ("qwen2", "qwen3")  # a dict that lives as long as the model's forward
+    loss = causal_lm(b, config, settings, ids, ids, lambda b, x, name: rms_norm(b, x, name, settings.dtype), mask_arguments)
     outer = b.finish(loss)
     call = next(op for op in outer.operators if op.kind == "layers")
     names = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")
@@ -164,5 +169,5 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         outer=outer,
         layer_graphs=(graph,),
         settings=settings,
-        hold_inputs=("cos", "sin", "position_ids", "attention_mask", "hidden_states"),
+        hold_inputs=HOLD_MISTRAL if config.model_type == "mistral" else HOLD,
     )

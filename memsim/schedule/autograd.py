@@ -24,7 +24,6 @@ class Leaf:
     expected: int = 0  # gradients still to come in this backward pass
     buffer: Grad | None = None
     grad: Grad | None = None
-    attach: bool = False  # .grad goes away with the tensor itself, not with zero_grad
 
 
 @dataclass(eq=False, slots=True)
@@ -165,6 +164,10 @@ class Autograd:
                 self.recompute(frame)
             machine.at(node.instance.prefix + op.name + ".backward")
             edges = KINDS[op.kind].backward(machine, op.inputs, op.outputs, op.attrs, grads)
+            for i, grad in edges:  # kernels that make every gradient make those that nobody asked for, too
+                if not op.inputs[i].requires_grad:
+                    machine.release(grad.storage)
+            edges = [(i, grad) for i, grad in edges if op.inputs[i].requires_grad]
             if frame is not None:
                 assert frame.saved is not None
                 machine.release(*reversed(frame.saved.pop(op.index)))
@@ -213,5 +216,3 @@ class Autograd:
                 total = copy
             leaf.grad = total
             machine.category[total.storage] = int(Category.GRADIENTS)
-            if leaf.attach:
-                machine.attached[leaf.storage] = total.storage

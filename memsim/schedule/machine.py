@@ -40,7 +40,6 @@ class Machine:
         self.references: list[int] = []
         self.category: list[int] = []
         self.owner: list[int] = []  # layer in which it was allocated
-        self.attached: dict[int, int] = {}  # storage → the storage of the .grad that goes with its tensor
         self.phases: list[str] = []
         self.phase = 0
         self.micro = 0
@@ -84,8 +83,6 @@ class Machine:
         for storage in storages:
             self.references[storage] -= 1
             if self.references[storage] == 0:
-                if storage in self.attached:
-                    self.release(self.attached.pop(storage))
                 if self.bytes[storage]:
                     self.actions.append(Action.FREE)
                     self.events.append(storage)

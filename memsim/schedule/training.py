@@ -104,7 +104,7 @@ class Training:
         bound = {name: (tokens, -(10**9)) for name in outer.inputs}
         bound |= {name: self.parameters[-1, name] for name in outer.parameters}
         instance = autograd.instance(outer, bound, NO_LAYER, "")
-        head = False
+        head, embedded = False, None
         for op in outer.operators:
             if op.kind == "layers":
                 self.run_layers(autograd, instance.storages, instance.values, op)
@@ -114,7 +114,9 @@ class Training:
                 autograd.execute(instance, op)
                 if op.kind == "embedding" and self.model.inputs_require_grad:
                     out = op.outputs[0]
-                    autograd.leaves[instance.values[out.value]] = Leaf(instance.storages[out.storage], out, attach=True)
+                    embedded = Leaf(instance.storages[out.storage], out)
+                    machine.retain(embedded.storage)  # by its AccumulateGrad, which the graph keeps
+                    autograd.leaves[instance.values[out.value]] = embedded
         machine.default_category = int(Category.ACTIVATIONS)
         loss = outer.outputs[0]
         machine.enter(f"{number}/backward", micro)
@@ -127,6 +129,10 @@ class Training:
         machine.at("loss.backward")
         machine.release(one.storage)
         machine.at("del loss, tokens")
+        if embedded is not None:
+            if embedded.grad is not None:
+                machine.release(embedded.grad.storage)
+            machine.release(embedded.storage)
         machine.release(instance.storages[loss.storage])
         machine.release(tokens)
 
