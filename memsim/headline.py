@@ -1,0 +1,89 @@
+"""The answer in a sentence: how much, whether it fits, on what it would, and what holds the memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memsim.allocator.answer import OutOfMemory
+from memsim.words import CATEGORY_NAMES, UNSPLIT, gib, phase_words, share, size, torch_size
+
+if TYPE_CHECKING:
+    from memsim.tape import Tape
+    from memsim.timeline import Timeline
+
+
+def headline(timeline: Timeline) -> str:
+    """One or two sentences for the top of a report and the last line of a terminal."""
+    about, oom = timeline.about, timeline.answer.out_of_memory
+    if oom is not None and timeline.unlimited is None:
+        first = f"Out of memory in {place(timeline.tape, oom.event)}: {_missing(oom)}"
+    else:
+        first = f"Peak {gib(timeline.peak_reserved)} reserved ({gib(timeline.peak_allocated, unit=False)} allocated)"
+        verdict = _verdict(timeline)
+        first = f"{first}: {verdict}" if verdict else first
+        others = _others(timeline.peak_reserved, about.devices) if oom is not None or not about.device_memory else ""
+        first = f"{first}; {others}" if others else first
+    return " ".join(sentence for sentence in (f"{first}.", dominant(timeline)) if sentence)
+
+
+def _verdict(timeline: Timeline) -> str:
+    about, oom = timeline.about, timeline.answer.out_of_memory
+    if not about.device_memory:
+        return ""
+    device = f"one {about.device}" if about.device else f"{gib(about.device_memory)} of device memory"
+    if oom is not None:
+        return f"does not fit {device}, which is out of memory in {place(timeline.tape, oom.event)}"
+    retries = int(timeline.answer.retries[timeline.answer.processed - 1]) if timeline.answer.processed else 0
+    if retries:
+        return f"fits {device}, but only by giving back its cache {retries} {'time' if retries == 1 else 'times'}"
+    return f"fits {device} with {gib(about.device_memory - timeline.peak_reserved)} to spare"
+
+
+def _others(peak: int, devices: tuple[tuple[str, int], ...]) -> str:
+    """The two smallest devices that hold the peak, by name."""
+    fitting = sorted((memory, name) for name, memory in devices if memory >= peak)
+    if not devices:
+        return ""
+    if not fitting:
+        memory, name = max((memory, name) for name, memory in devices)
+        return f"no single device of the catalogue holds it (the largest, {name}, has {gib(memory)})"
+    names = " and ".join(f"{name} ({gib(memory)})" for memory, name in fitting[:2])
+    return f"the smallest that hold it: {names}" if len(fitting) > 1 else f"only {names} holds it"
+
+
+def _missing(oom: OutOfMemory) -> str:
+    if oom.tried > oom.device_free:
+        return f"{size(oom.tried)} asked for, {size(oom.device_free)} free, {size(oom.tried - oom.device_free)} missing"
+    return f"{size(oom.tried)} asked for, with {size(oom.reserved)} reserved of {size(oom.device_memory)}"
+
+
+def dominant(timeline: Timeline) -> str:
+    """What holds most of the memory at the peak of allocated, as a sentence; empty where the Tape does not say."""
+    peak = timeline.at_peak(largest=0)
+    parts = {CATEGORY_NAMES[kind]: count for kind, count in peak.by_category.items()} | {UNSPLIT: peak.unsplit}
+    if not peak.allocated or parts.get("unattributed", 0) * 2 > peak.allocated:
+        return ""
+    ranked = sorted(parts.items(), key=lambda item: -item[1])
+    (first, most), (second, more) = ranked[0], ranked[1]
+    sentence = f"{first.capitalize()} {'holds' if first in ('scratch', 'recomputation', 'optimizer state', UNSPLIT) else 'hold'} {share(most, peak.allocated)} of it"
+    return f"{sentence}, {second} {share(more, peak.allocated)}." if more * 20 >= peak.allocated else f"{sentence}."
+
+
+def place(tape: Tape, event: int) -> str:
+    """Where an event happens: "step 1 forward, layer 3, self_attn.q_proj"."""
+    words = [phase_words(tape.phases[tape.phase[event]])]
+    if tape.layer[event] >= 0:
+        words.append(f"layer {tape.layer[event]}")
+    operator = tape.operators[tape.operator[event]] if tape.operators else ""
+    return ", ".join([*words, operator] if operator else words)
+
+
+def out_of_memory_message(oom: OutOfMemory | None) -> str | None:
+    """The message as PyTorch words it, up to its advice; None where there was enough."""
+    if oom is None:
+        return None
+    return (
+        f"CUDA out of memory. Tried to allocate {torch_size(oom.tried)}. GPU 0 has a total capacity of {torch_size(oom.device_memory)} "
+        f"of which {torch_size(oom.device_free)} is free. Of the allocated memory {torch_size(oom.allocated)} is allocated by PyTorch, "
+        f"and {torch_size(oom.reserved - oom.allocated)} is reserved by PyTorch but unallocated."
+    )

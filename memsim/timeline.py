@@ -1,0 +1,180 @@
+"""The Timeline: what a Tape and an allocator's answer to it say about a training job, event by event."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memsim.allocator.answer import Answer
+from memsim.blockmap import BlockMap, Fragmentation, block_map, fragmentation
+from memsim.headline import headline, out_of_memory_message
+from memsim.lifetimes import Lifetimes, curves, lifetimes
+from memsim.moment import Moment, moment
+from memsim.steps import Span, Step, spans, steps
+from memsim.tape import Category, Tape
+from memsim.words import version
+
+
+@dataclass(frozen=True)
+class About:
+    """What a Timeline is of. Everything may be unknown, as for a recording that names nothing."""
+
+    name: str = ""  # of the run or the file: "qwen2.5-72b-lora"
+    facts: tuple[tuple[str, str], ...] = ()  # what a reader needs first, in order: ("model", "qwen2.5-72b"), ("method", "LoRA rank 16") …
+    run: Mapping[str, object] | None = None  # the Run as plain data
+    yaml: str = ""  # the Run as its file
+    command: str = ""  # what repeats this Timeline
+    device: str = ""  # "A100-80GB"
+    device_memory: int | None = None  # bytes
+    parameters: int | None = None
+    trainable_parameters: int | None = None
+    layers: int | None = None
+    loaded_event: int | None = None  # the last event of building the model; by default of the phase "load"
+    devices: tuple[tuple[str, int], ...] = ()  # names and bytes of the devices that the headline may suggest
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the stack that is simulated or was recorded
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """A Tape, the answer to it, and what follows from the two. Counters are bytes after each event.
+
+    `unlimited` is the answer of the same allocator without a memory limit: where `answer` ends at out of memory, it says what would have been needed.
+    """
+
+    tape: Tape
+    answer: Answer
+    about: About = field(default_factory=About)
+    unlimited: Answer | None = None
+
+    @cached_property
+    def whole(self) -> Answer:
+        """The answer that goes furthest: what curves, peaks and the report show."""
+        return self.answer if self.unlimited is None else self.unlimited
+
+    @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        """The Tape's phases in order, as far as they were answered."""
+        return tuple(Span(s.phase, s.start, min(s.stop, self.whole.processed)) for s in spans(self.tape) if s.start < self.whole.processed)
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps that the device completes."""
+        return steps(self.answer, spans(self.tape))
+
+    @cached_property
+    def steps_needed(self) -> tuple[Step, ...]:
+        """The steps as they would be without a memory limit, where that is known."""
+        return steps(self.whole, spans(self.tape))
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the device ran out of memory."""
+        return self.answer.out_of_memory is not None
+
+    @property
+    def peak_reserved(self) -> int:
+        """The largest reserved bytes."""
+        return _peak(self.whole.reserved)
+
+    @property
+    def peak_allocated(self) -> int:
+        """The largest allocated bytes."""
+        return _peak(self.whole.allocated)
+
+    @property
+    def peak_requested(self) -> int:
+        """The largest requested bytes."""
+        return _peak(self.whole.requested)
+
+    @cached_property
+    def loaded_allocated(self) -> int:
+        """Bytes allocated once the model is loaded."""
+        event = self.about.loaded_event
+        if event is None:
+            loads = [span.stop - 1 for span in self.spans if span.phase == "load"]
+            event = loads[-1] if loads else -1
+        return int(self.whole.allocated[event]) if event >= 0 else 0
+
+    @cached_property
+    def lifetimes(self) -> Lifetimes:
+        """When each storage lived."""
+        return lifetimes(self.tape, self.whole)
+
+    @cached_property
+    def curves(self) -> dict[Category, NDArray[np.int64]]:
+        """[n] bytes requested by category after each event; with `unsplit` they add up to allocated."""
+        return curves(self.tape, self.whole, self.lifetimes)
+
+    @cached_property
+    def unsplit(self) -> NDArray[np.int64]:
+        """[n] bytes that blocks hold beyond what was requested of them, from rounding and from remainders too small to split off."""
+        total = np.zeros(len(self.tape), np.int64)
+        for curve in self.curves.values():
+            total += curve
+        return self.whole.allocated - total
+
+    def peak_event(self, metric: str = "allocated") -> int:
+        """The first event at which `metric` (requested, allocated, active or reserved) is largest."""
+        counter: NDArray[np.int64] = getattr(self.whole, metric)
+        return int(np.argmax(counter)) if len(counter) else 0
+
+    def at_peak(self, metric: str = "allocated", largest: int = 20) -> Moment:
+        """What was alive when `metric` was largest."""
+        return self.alive_at(self.peak_event(metric), largest)
+
+    def alive_at(self, event: int, largest: int = 20) -> Moment:
+        """What was alive just after `event`, with the `largest` storages by name."""
+        if not 0 <= event < self.whole.processed:
+            raise IndexError(f"event {event} is not among the {self.whole.processed} events of this Timeline")
+        return moment(self.tape, self.whole, self.lifetimes, event, largest)
+
+    def block_map(self, event: int) -> BlockMap:
+        """Segments and blocks just after `event`."""
+        return block_map(self.whole, self.lifetimes, event)
+
+    def fragmentation(self, metric: str = "reserved") -> Fragmentation:
+        """How reserved memory fails to be allocated, when `metric` was largest."""
+        return self.fragmentation_at(self.peak_event(metric))
+
+    def fragmentation_at(self, event: int) -> Fragmentation:
+        """How reserved memory fails to be allocated just after `event`."""
+        return fragmentation(self.whole, self.block_map(event), event)
+
+    def headline(self) -> str:
+        """The answer in one or two sentences."""
+        return headline(self)
+
+    def to_json(self) -> dict[str, object]:
+        """The keys of a recorded run's result, in bytes."""
+        data: dict[str, object] = {} if self.about.run is None else {"run": dict(self.about.run)}
+        return data | {
+            "versions": {"memsim": version(), **self.about.versions},
+            "parameters": self.about.parameters,
+            "trainable_parameters": self.about.trainable_parameters,
+            "loaded_allocated": self.loaded_allocated,
+            "steps": [step.to_json() for step in self.steps],
+            "oom": out_of_memory_message(self.answer.out_of_memory),
+            "peak_allocated": self.peak_allocated,
+            "peak_reserved": self.peak_reserved,
+            "peak_requested": self.peak_requested,
+        }
+
+    def write_html(self, path: str | Path) -> None:
+        """Writes the report, one file that works offline. Raises InputError where the path cannot be written."""
+        from memsim.report.page import write_html  # only a caller who wants the page pays for its assets
+
+        write_html(self, Path(path))
+
+    def _repr_html_(self) -> str:
+        from memsim.report.page import notebook_html
+
+        return notebook_html(self)
+
+
+def _peak(counter: NDArray[np.int64]) -> int:
+    return int(counter.max()) if len(counter) else 0
