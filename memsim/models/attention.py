@@ -37,7 +37,7 @@ def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
     attn_weights = b.op("mul_scalar", b.op("matmul", query, F.transpose(b, key_states, 2, 3)))
     if mask is not None:
         attn_weights = b.op("add", attn_weights, mask)
-    attn_weights = F.to(b, b.op("softmax", attn_weights, dtype="fp32"), query.dtype)
+    attn_weights = F.to(b, F.softmax(b, attn_weights, "fp32"), query.dtype)
     attn_output = b.op("matmul", attn_weights, value_states)
     attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
     return attn_output

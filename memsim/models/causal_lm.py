@@ -68,8 +68,32 @@ def causal_mask(b: Builder, settings: Settings, dtype: str, position_ids: Tensor
 
 
 def eager_mask(b: Builder, settings: Settings, dtype: str) -> Tensor:
-    """masking_utils.eager_mask over sdpa_mask."""
-    raise NotImplementedError
+    """masking_utils.eager_mask: the boolean mask of sdpa_mask, turned into zeros and the dtype's minimum."""
+    mask = boolean_mask(b, settings)
+    zero = F.create(b, "zeros", (), dtype)
+    minimum = F.create(b, "minimum", (), dtype)
+    mask, before = F.create(b, "where", (settings.batch, 1, settings.sequence, settings.sequence), dtype), mask
+    del minimum
+    del zero
+    del before
+    return mask
+
+
+def boolean_mask(b: Builder, settings: Settings) -> Tensor:
+    """masking_utils.sdpa_mask without vmap: one comparison of broadcast indices, expanded over the batch (a view)."""
+    sequence = settings.sequence
+    batch_arange = F.create(b, "batch_arange", (settings.batch,), "int64")
+    head_arange = F.create(b, "head_arange", (1,), "int64")
+    q_arange = F.create(b, "q_arange", (sequence,), "int64")
+    q_arange = F.create(b, "q_arange", (sequence,), "int64")
+    kv_arange = F.create(b, "kv_arange", (sequence,), "int64")
+    kv_arange = F.create(b, "kv_arange", (sequence,), "int64")
+    mask = F.create(b, "causal", (1, 1, sequence, sequence), "bool")
+    del batch_arange
+    del head_arange
+    del q_arange
+    del kv_arange
+    return mask
 
 
 def causal_lm_loss(b: Builder, logits: Tensor, labels: Tensor) -> Tensor:
@@ -101,7 +125,8 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
     position_embeddings = rotary_embedding(b, hidden_states, position_ids, config.head_dim)
     hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True)
     hidden_states = norm(b, hidden_states, "norm")
-    if mask_arguments:  # mask_kwargs holds both, and lets go of them in its own order
+    if mask_arguments:  # causal_mask_mapping dies before mask_kwargs, which holds the other two in its own order
+        del mask
         del inputs_embeds
     del position_ids
     return hidden_states

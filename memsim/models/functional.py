@@ -47,3 +47,10 @@ def linear(b: Builder, x: Tensor, name: str, out_features: int, dtype: str, bias
 def create(b: Builder, label: str, shape: tuple[int, ...], dtype: str) -> Tensor:
     """A new tensor: arange, full, ones …."""
     return b.op("create", shape=shape, dtype=dtype, label=label)
+
+
+def softmax(b: Builder, x: Tensor, dtype: str) -> Tensor:
+    """F.softmax(x, -1, dtype=dtype): converts first, but for fp16 to fp32, where one kernel does both."""
+    if x.dtype == "fp16" and dtype == "fp32":
+        return b.op("softmax", x, dtype=dtype)
+    return b.op("softmax", to(b, x, dtype))

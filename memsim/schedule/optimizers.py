@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memsim.dtypes import ITEMSIZE
 from memsim.models.model import Parameter
 from memsim.schedule.autograd import Leaf
 from memsim.schedule.machine import NO_LAYER, Machine
@@ -44,6 +45,8 @@ def init_state(name: str, m: Machine, rows: Rows, state: dict[int, list[int]]) -
             sizes = [4, p.nbytes, p.nbytes]
         elif name in ("adamw", "adamw-for-loop"):
             sizes = [p.nbytes, p.nbytes]
+        elif name == "sgd-momentum":
+            sizes = [p.nbytes]
         else:
             sizes = []
         state[leaf.storage] = [m.alloc(size, STATE) for size in sizes]
@@ -75,9 +78,58 @@ def by_dtype(rows: Rows) -> list[list[tuple[int, Parameter, Leaf]]]:
     return list(groups.values())
 
 
+def adamw_for_loop(m: Machine, rows: Rows) -> None:
+    """_single_tensor_adam: each parameter's denominator lives until the next one's replaces it."""
+    held = None
+    for layer, p, _ in rows:
+        m.layer = layer
+        m.at("adamw.denominator")
+        root = m.alloc(p.nbytes, int(Category.SCRATCH))
+        denominator = m.alloc(p.nbytes, int(Category.SCRATCH))
+        m.release(root)
+        if held is not None:
+            m.release(held)
+        held = denominator
+    if held is not None:
+        m.release(held)
+
+
+NORM_CHUNK = 65536  # elements that one block of a multi-tensor kernel takes (ATen/native/cuda/MultiTensorApply.cuh)
+
+
 def clip_grad_norm(m: Machine, rows: Rows) -> None:
-    """A norm for each gradient, stacked; the total; the clipping coefficient."""
-    raise NotImplementedError
+    """_get_total_norm and _clip_grads_with_norm_: a norm for each gradient, stacked; the total; the clipping coefficient."""
+    norms: list[tuple[int, int]] = []
+    for group in by_dtype(rows):
+        item = ITEMSIZE[group[0][1].dtype]
+        m.layer = NO_LAYER
+        m.at("clip_grad_norm._foreach_norm")
+        offsets = m.alloc(8 * (len(group) + 1), int(Category.SCRATCH))
+        partial = m.alloc(4 * sum(-(-p.elements // NORM_CHUNK) for _, p, _ in group), int(Category.SCRATCH))
+        for layer, _, _ in group:
+            m.layer = layer
+            m.at("clip_grad_norm._foreach_norm")
+            norms.append((layer, m.alloc(item, int(Category.SCRATCH))))
+        m.layer = NO_LAYER
+        m.at("clip_grad_norm._foreach_norm")
+        m.release(partial, offsets)
+    m.at("clip_grad_norm.stack")
+    item = ITEMSIZE[rows[0][1].dtype]
+    stacked = m.alloc(item * len(norms), int(Category.SCRATCH))
+    total = m.alloc(item, int(Category.SCRATCH))
+    m.release(stacked)
+    for layer, norm in reversed(norms):
+        m.layer = layer
+        m.at("clip_grad_norm.norms")
+        m.release(norm)
+    m.layer = NO_LAYER
+    m.at("clip_grad_norm.coefficient")
+    shifted = m.alloc(item, int(Category.SCRATCH))
+    reciprocal = m.alloc(item, int(Category.SCRATCH))
+    coefficient = m.alloc(item, int(Category.SCRATCH))
+    m.release(reciprocal, shifted)
+    clamped = m.alloc(item, int(Category.SCRATCH))
+    m.release(coefficient, clamped, total)
 
 
-TEMPORARIES = {"adamw": adamw_foreach}
+TEMPORARIES = {"adamw": adamw_foreach, "adamw-for-loop": adamw_for_loop}
