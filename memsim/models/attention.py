@@ -7,11 +7,11 @@ from memsim.models import functional as F
 from memsim.models.model import Settings
 
 
-def attention(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> Tensor:
-    """q [B, H, S, D], k and v [B, K, S, D] → [B, S, H, D]."""
+def attention(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> tuple[Tensor, Tensor | None]:
+    """q [B, H, S, D], k and v [B, K, S, D] → [B, S, H, D], and the attention weights where they exist."""
     if settings.attention == "eager":
         return eager(b, query, key, value, mask, groups)
-    return sdpa(b, settings, query, key, value, mask, groups)
+    return sdpa(b, settings, query, key, value, mask, groups), None
 
 
 def repeat_kv(b: Builder, hidden_states: Tensor, groups: int) -> Tensor:
@@ -30,14 +30,14 @@ def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tens
     return F.contiguous(b, F.transpose(b, attn_output, 1, 2))
 
 
-def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> Tensor:
+def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> tuple[Tensor, Tensor]:
     """eager_attention_forward."""
     key_states = repeat_kv(b, key, groups)
     value_states = repeat_kv(b, value, groups)
-    attn_weights = b.op("mul_scalar", b.op("matmul", query, F.transpose(b, key_states, 2, 3)))
+    attn_weights = b.op("mul_scalar", F.matmul(b, query, F.transpose(b, key_states, 2, 3)))
     if mask is not None:
         attn_weights = b.op("add", attn_weights, mask)
     attn_weights = F.to(b, F.softmax(b, attn_weights, "fp32"), query.dtype)
-    attn_output = b.op("matmul", attn_weights, value_states)
+    attn_output = F.matmul(b, attn_weights, value_states)
     attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
-    return attn_output
+    return attn_output, attn_weights

@@ -54,3 +54,15 @@ def softmax(b: Builder, x: Tensor, dtype: str) -> Tensor:
     if x.dtype == "fp16" and dtype == "fp32":
         return b.op("softmax", x, dtype=dtype)
     return b.op("softmax", to(b, x, dtype))
+
+
+def matmul(b: Builder, x: Tensor, y: Tensor) -> Tensor:
+    """torch.matmul of [B, H, M, K] and [B, H, K, N]: a bmm over B·H, of copies where the operands' layouts do not fold."""
+    batch, heads, m, k = x.shape
+    n = y.shape[-1]
+    x_folded = reshape(b, x, batch * heads, m, k)
+    y_folded = reshape(b, y, batch * heads, k, n)
+    result = b.op("view", b.op("matmul", x_folded, y_folded), shape=(batch, heads, m, n))
+    del y_folded
+    del x_folded
+    return result

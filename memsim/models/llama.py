@@ -50,8 +50,8 @@ def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Ten
 
 
 @module_call
-def self_attention(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-    """LlamaAttention.forward."""
+def self_attention(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """LlamaAttention.forward; the weights that it returns live in the layer's `_`."""
     with b.module("self_attn"):
         batch, sequence, _ = hidden_states.shape
         bias, bias_o = biases(config)
@@ -67,10 +67,10 @@ def self_attention(b: Builder, config: DecoderConfig, settings: Settings, hidden
         key_states = heads("k_proj", config.num_key_value_heads)
         value_states = heads("v_proj", config.num_key_value_heads)
         query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
-        attn_output = attention(b, settings, query_states, key_states, value_states, mask, config.groups)
+        attn_output, attn_weights = attention(b, settings, query_states, key_states, value_states, mask, config.groups)
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, config.num_attention_heads * config.head_dim))
         attn_output = F.linear(b, attn_output, "o_proj", config.hidden_size, settings.dtype, bias_o)
-        return attn_output
+        return attn_output, attn_weights
 
 
 @module_call
@@ -100,7 +100,7 @@ def decoder_layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_
     """LlamaDecoderLayer.forward."""
     residual = hidden_states
     hidden_states = rms_norm(b, hidden_states, "input_layernorm", settings.dtype)
-    hidden_states = self_attention(b, config, settings, hidden_states, cos, sin, mask)
+    hidden_states, _ = self_attention(b, config, settings, hidden_states, cos, sin, mask)
     hidden_states = b.op("add", residual, hidden_states, label="residual")
     residual = hidden_states
     hidden_states = rms_norm(b, hidden_states, "post_attention_layernorm", settings.dtype)

@@ -6,9 +6,9 @@ from memsim.operators.attention import FlashAttention
 from memsim.operators.base import Kind
 from memsim.operators.creation import Compare, Create, CumulativeSum
 from memsim.operators.elementwise import Add, AddScalar, Cast, Clone, Mul, Rsqrt, SavesInput, SavesResult, Square, Unary
-from memsim.operators.loss import LogSoftmax, NllLoss
+from memsim.operators.loss import NllLoss
 from memsim.operators.matmul import BatchedMatmul, Linear
-from memsim.operators.reductions import MeanLast, Softmax
+from memsim.operators.reductions import LogSoftmax, MeanLast, Softmax
 from memsim.operators.shapes import Cat, Embedding, Expand, Layers, Reshape, Slice, Transpose, View
 
 KINDS: dict[str, Kind] = {

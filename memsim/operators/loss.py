@@ -1,4 +1,4 @@
-"""Cross entropy: log-softmax in fp32 and negative log likelihood (aten/src/ATen/native/LossNLL.cpp)."""
+"""Negative log likelihood (aten/src/ATen/native/LossNLL.cpp)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ from typing import TYPE_CHECKING
 
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
-from memsim.operators.reductions import Softmax
 
 if TYPE_CHECKING:
     from memsim.schedule.machine import Machine
-
-
-class LogSoftmax(Softmax):
-    """log_softmax over the last dimension; keeps its result; backward makes one tensor of x's shape."""
 
 
 class NllLoss(Kind):

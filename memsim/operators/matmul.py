@@ -62,7 +62,7 @@ class Linear(Kind):
 
 
 class BatchedMatmul(Kind):
-    """torch.matmul of [B, H, M, K] and [B, H, K, N], executed as bmm; operands that are not dense in their last two dimensions are copied first."""
+    """torch.bmm of [B, M, K] and [B, K, N]."""
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         a, b = inputs

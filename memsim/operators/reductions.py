@@ -92,8 +92,8 @@ class MeanLast(Kind):
         return [(0, m.grad(inputs[0].shape, like(inputs[0].shape), inputs[0].dtype))]
 
 
-class Softmax(Kind):
-    """softmax over the last dimension, in `dtype` if given; keeps its result."""
+class LogSoftmax(Kind):
+    """log_softmax over the last dimension; keeps its result; backward makes one tensor of x's shape."""
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         (x,) = inputs
@@ -106,9 +106,10 @@ class Softmax(Kind):
         return [(0, m.grad(inputs[0].shape, like(inputs[0].shape), inputs[0].dtype))]
 
 
-def sum_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Bytes of a tensor."""
-    n = ITEMSIZE[dtype]
-    for size in shape:
-        n *= size
-    return n
+class Softmax(LogSoftmax):
+    """softmax over the last dimension; its backward first multiplies gradient and result (ATen/native/cuda/SoftMax.cu)."""
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        edges = super().backward(m, inputs, outputs, attrs, grads)
+        m.scratch(outputs[0].nbytes)
+        return edges
