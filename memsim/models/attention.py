@@ -26,7 +26,8 @@ def repeat_kv(b: Builder, hidden_states: Tensor, groups: int) -> Tensor:
 
 def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> Tensor:
     """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them."""
-    attn_output = b.op("flash_attention", query, key, value)
+    kernel = "flash_attention" if query.dtype in ("bf16", "fp16") and mask is None else "efficient_attention"
+    attn_output = b.op(kernel, query, key, value)
     return F.contiguous(b, F.transpose(b, attn_output, 1, 2))
 
 

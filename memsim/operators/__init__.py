@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from memsim.operators.attention import FlashAttention
+from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
 from memsim.operators.creation import Compare, Create, CumulativeSum
-from memsim.operators.elementwise import Add, AddScalar, Cast, Clone, Mul, Rsqrt, SavesInput, SavesResult, Square, Unary
+from memsim.operators.elementwise import Add, AddScalar, Cast, Clone, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Unary
 from memsim.operators.loss import NllLoss
 from memsim.operators.matmul import BatchedMatmul, Linear
 from memsim.operators.reductions import LogSoftmax, MeanLast, Softmax
@@ -22,6 +22,8 @@ KINDS: dict[str, Kind] = {
     "cos": SavesInput(),
     "create": Create(),
     "cumsum": CumulativeSum(),
+    "dropout": Dropout(),
+    "efficient_attention": EfficientAttention(),
     "embedding": Embedding(),
     "expand": Expand(),
     "flash_attention": FlashAttention(),

@@ -47,3 +47,44 @@ class FlashAttention(Kind):
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         b, h, s, d = inputs[0].shape
         return 4.0 * b * h * s * inputs[1].shape[2] * d / (2 if attrs.get("causal", True) else 1)
+
+
+class EfficientAttention(Kind):
+    """The memory-efficient kernel (ATen/native/transformers/cuda/attention.cu, attention_backward.cu), which fp32 and masks need.
+
+    Keeps q, k, v, the result, the log-sum-exp padded to 32 queries, and a seed and offset.
+    """
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        q = inputs[0]
+        b, h, s, d = q.shape
+        lse = (b, h, _round(s, 32))
+        scalar = Inferred((), (), "int64", differentiable=False)
+        return (Inferred(q.shape, (s * h * d, d, h * d, 1), q.dtype), Inferred(lse, like(lse), "fp32", differentiable=False), scalar, scalar)
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        q, k, v = inputs[:3]
+        out, lse, seed, offset = outputs
+        return (k.storage, q.storage, v.storage, lse.storage, out.storage, offset.storage, seed.storage)
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        seed, offset = m.alloc(8), m.alloc(8)
+        into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes), seed, offset]
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        q, k, v = inputs[:3]
+        b, h, s, d = q.shape
+        dq, dk, dv = (m.grad(x.shape, (x.shape[2] * x.shape[1] * d, d, x.shape[1] * d, 1), x.dtype, view=True) for x in (q, k, v))
+        expanded = [m.like(dq) for _ in range(2)] if k.shape[1] != h else []
+        product = m.alloc(4 * q.elements)  # delta = (grad * out).sum(-1).transpose(1, 2).contiguous()
+        summed = m.alloc(4 * b * h * s)
+        delta = m.alloc(4 * b * h * s)
+        m.release(summed, product)
+        workspace = m.alloc(b * h * _round(s, 64) // 64 * _round(d, 64) // 64 * (64 * 64 * 4 + 16))
+        m.release(delta, workspace)
+        m.discard(*reversed(expanded))
+        return [(0, dq), (1, dk), (2, dv)]
+
+    def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
+        b, h, s, d = inputs[0].shape
+        return 4.0 * b * h * s * inputs[1].shape[2] * d / (2 if attrs.get("causal", True) else 1)

@@ -134,3 +134,21 @@ class Rsqrt(Kind):
         result = m.like(grads[0])
         m.discard(cube, scaled)
         return [(0, result)]
+
+
+class Dropout(Kind):
+    """native_dropout: a bool mask, kept, and the result; backward multiplies in one kernel."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        out = pointwise(inputs)[0]
+        return (out, Inferred(out.shape, out.strides, "bool", differentiable=False))
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        return (outputs[1].storage,)
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        mask = m.alloc(outputs[1].nbytes)
+        into += [m.alloc(outputs[0].nbytes), mask]
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.like(grads[0]))]
