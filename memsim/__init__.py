@@ -1,0 +1,24 @@
+"""memsim: what one training step will do to GPU memory, event by event, before the job is launched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memsim.run import Run as Run
+    from memsim.simulate import simulate as simulate
+    from memsim.timeline import Timeline as Timeline
+
+_HOMES = {"Run": "memsim.run", "simulate": "memsim.simulate", "Timeline": "memsim.timeline"}
+__all__ = ["Run", "Timeline", "simulate"]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name when it is first asked for, so that `import memsim` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'memsim' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

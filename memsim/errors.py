@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints the line on stderr and exits with code 2.
     """
+
+
+class Unsupported(InputError):
+    """Valid input that memsim cannot simulate yet."""

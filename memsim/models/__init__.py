@@ -1,0 +1,24 @@
+"""Model families: Hugging Face config fields → parameters and layer graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from memsim.errors import Unsupported
+from memsim.models import llama
+from memsim.models.model import Model, Settings
+
+FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
+    "llama": llama.build,
+    "mistral": llama.build,
+    "qwen2": llama.build,
+    "qwen3": llama.build,
+}
+
+
+def build(fields: Mapping[str, object], settings: Settings) -> Model:
+    """The model of these config fields. Raises Unsupported for a model_type that memsim does not know."""
+    family = FAMILIES.get(str(fields.get("model_type")))
+    if family is None:
+        raise Unsupported(f"model: model_type {fields.get('model_type')!r} is not supported yet; there are {', '.join(FAMILIES)}")
+    return family(fields, settings)

@@ -80,7 +80,9 @@ class EfficientAttention(Kind):
         summed = m.alloc(4 * b * h * s)
         delta = m.alloc(4 * b * h * s)
         m.release(summed, product)
-        workspace = m.alloc(b * h * _round(s, 64) // 64 * _round(d, 64) // 64 * (64 * 64 * 4 + 16))
+        rows = 64 if d <= 64 else 128  # kBlockSizeI of the fp32 kernels that are compiled for sm80
+        tiles = -(-s // rows) * -(-d // 64)
+        workspace = m.alloc(b * h * tiles * (rows * 64 * 4 + 16))
         m.release(delta, workspace)
         m.discard(*reversed(expanded))
         return [(0, dq), (1, dk), (2, dv)]

@@ -1,0 +1,101 @@
+"""Run → Timeline: the whole hourglass in one call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memsim.allocator import Settings as AllocatorSettings
+from memsim.allocator import allocate
+from memsim.errors import Unsupported
+from memsim.models import build
+from memsim.models.model import Model, Settings
+from memsim.passes.checkpoint import checkpoint_every_layer, require_input_grads
+from memsim.passes.lora import Lora, apply_lora
+from memsim.schedule import record
+from memsim.schedule.optimizers import Optimizer
+from memsim.schedule.stack import stack_for
+from memsim.schedule.training import Plan
+from memsim.tape import Tape
+from memsim.timeline import About, Timeline
+
+if TYPE_CHECKING:
+    from memsim.run import Run
+
+PRECISIONS = ("bf16", "fp32")
+OPTIMIZERS = ("adamw", "adamw-fused", "adamw-for-loop", "sgd", "sgd-momentum")
+UNLIMITED = 1 << 60  # bytes
+
+
+def model_of(run: Run) -> Model:
+    """The Run's model after every pass. Raises InputError, and Unsupported for what memsim cannot simulate yet."""
+    check_supported(run)
+    settings = Settings(run.batch.size, run.batch.sequence, run.precision, run.attention, run.sm)
+    model = build(run.config, settings)
+    method = run.method
+    if method.kind == "lora":
+        model = apply_lora(model, Lora(method.rank, method.targets, method.dropout))
+    if run.checkpointing == "full":
+        model = checkpoint_every_layer(model)
+        if method.kind == "lora":
+            model = require_input_grads(model)
+    return model
+
+
+def check_supported(run: Run) -> None:
+    """Raises Unsupported for a Run that is valid but not modelled yet, naming the key."""
+    if run.method.kind == "qlora":
+        raise Unsupported("method.kind: qlora is not supported yet; full and lora are")
+    for key, value, known in (("precision", run.precision, PRECISIONS), ("optimizer", run.optimizer, OPTIMIZERS)):
+        if value not in known:
+            raise Unsupported(f"{key}: {value} is not supported yet; {', '.join(known)} are")
+    if run.fsdp > 1:
+        raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
+    if run.stack != "golden":
+        raise Unsupported(f"stack: {run.stack!r} is not supported yet; golden is")
+
+
+def tape_of_run(run: Run, model: Model | None = None) -> Tape:
+    """Every allocator request of the Run: its load and its steps."""
+    model = model or model_of(run)
+    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer))
+    return record(model, plan, stack_for(run.sm))
+
+
+def simulate(run: Run) -> Timeline:
+    """What the Run's training steps do to GPU memory, event by event."""
+    settings = AllocatorSettings.parse(run.allocator)
+    model = model_of(run)
+    tape = tape_of_run(run, model)
+    answer = allocate(tape, settings, run.device_bytes)
+    unlimited = allocate(tape, settings, UNLIMITED) if answer.out_of_memory else None
+    return Timeline(tape, answer, about(run, model), unlimited)
+
+
+def about(run: Run, model: Model) -> About:
+    """What the Timeline is of, for its reader."""
+    from memsim.catalog import devices
+
+    method = run.method.kind if run.method.kind == "full" else f"LoRA rank {run.method.rank}"
+    facts = (
+        ("model", run.model_name),
+        ("method", method),
+        ("batch", f"{run.batch.size} × {run.batch.sequence} tokens" + (f" × {run.batch.accumulation} micro-batches" if run.batch.accumulation > 1 else "")),
+        ("precision", run.precision),
+        ("checkpointing", run.checkpointing),
+        ("optimizer", run.optimizer),
+    )
+    catalogue = devices()
+    return About(
+        name=run.name,
+        facts=facts,
+        run=run.plain(),
+        yaml=run.to_yaml(),
+        command=f"memsim simulate {run.name} -o report.html",
+        device=catalogue[run.device].name if run.device else "",
+        device_memory=run.device_bytes,
+        parameters=model.count(),
+        trainable_parameters=model.count(trainable=True),
+        layers=len(model.pattern),
+        devices=tuple((device.name, device.memory_bytes) for device in catalogue.values()),
+        versions={"torch": "2.15.0", "transformers": "5.23.0", "peft": "0.21.2"},
+    )
