@@ -1,0 +1,83 @@
+"""The first event at which a simulation and a recording part, with what surrounds it on both sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from memsim import events as ev
+from memsim.events import EventSequence
+from memsim.timeline import Timeline
+from memsim.traces import recorder
+from memsim.words import size
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two event sequences and the first event at which they differ."""
+
+    simulated: EventSequence
+    recorded: EventSequence
+    first: int | None  # None: equal to the last event
+
+    @property
+    def equal(self) -> bool:
+        """Whether every event is equal."""
+        return self.first is None
+
+
+def compare(timeline: Timeline, trace: str | Path, addresses: bool = False, last_step: int | None = None) -> Comparison:
+    """Compares events up to the end of the recording, the first out of memory, or the end of step `last_step`. Raises InputError for a bad trace."""
+    recorded = ev.until_out_of_memory(ev.of_recording(recorder.load(trace)))
+    simulated = ev.until_out_of_memory(ev.of_simulation(timeline.tape, timeline.answer))
+    if last_step is not None:
+        recorded, simulated = ev.until_step(recorded, last_step), ev.until_step(simulated, last_step)
+    return Comparison(simulated, recorded, ev.first_difference(simulated, recorded, addresses))
+
+
+def summary(comparison: Comparison) -> str:
+    """The outcome in a sentence."""
+    ours, theirs = comparison.simulated, comparison.recorded
+    if comparison.first is None:
+        return f"Equal: all {len(theirs):,} events."
+    first = comparison.first
+    if first >= len(ours) or first >= len(theirs):
+        shorter, longer = ("simulation", "recording") if len(ours) < len(theirs) else ("recording", "simulation")
+        return f"The first {first:,} events are equal; there the {shorter} ends, and the {longer} goes on for {abs(len(ours) - len(theirs)):,} more."
+    return f"Event {first:,} differs, the first of {len(theirs):,} recorded and {len(ours):,} simulated; in {theirs.place(first) or ours.place(first)}."
+
+
+def table(comparison: Comparison, context: int = 8, addresses: bool = False) -> Group:
+    """Both sides around the first difference: `context` events before it, and as many after."""
+    if comparison.first is None:
+        return Group(Text(summary(comparison)))
+    grid = Table(title_justify="left", pad_edge=False, header_style="bold")
+    grid.add_column("event", justify="right")
+    for side in ("simulated", "recorded"):
+        grid.add_column(side, overflow="fold")
+        grid.add_column("bytes", justify="right", no_wrap=True)
+        if addresses:
+            grid.add_column("address", justify="right", no_wrap=True)
+    grid.add_column("where", overflow="fold")
+    stop = max(len(comparison.simulated), len(comparison.recorded))
+    for event in range(max(comparison.first - context, 0), min(comparison.first + context + 1, stop)):
+        row = [f"{event:,}"]
+        for side_events in (comparison.simulated, comparison.recorded):
+            row += _side(side_events, event, addresses)
+        where = comparison.simulated if event < len(comparison.simulated) else comparison.recorded
+        row.append(where.place(event))
+        here = event == comparison.first
+        grid.add_row(*[Text(cell) for cell in ([f"> {row[0]}", *row[1:]] if here else row)], style="bold red" if here else "")
+    return Group(Text(summary(comparison)), grid)
+
+
+def _side(events: EventSequence, event: int, addresses: bool) -> list[str]:
+    if event >= len(events):
+        return ["(end)" if event == len(events) else "", ""] + ([""] if addresses else [])
+    count = int(events.bytes[event])
+    cells = [events.describe(event), f"{count:,} ({size(count)})" if count >= 2**20 else f"{count:,}"]
+    return cells + ([f"{int(events.address[event]):#x}"] if addresses else [])

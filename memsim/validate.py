@@ -1,0 +1,227 @@
+"""Simulated against recorded runs: the errors of the peaks, and whether every number of every step is equal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from memsim.errors import InputError
+from memsim.timeline import Timeline
+from memsim.words import gib
+
+METRICS = ("peak_requested", "peak_allocated", "peak_reserved")
+LAST_STEP = 1  # event sequences are compared to the end of the second step, from which on steps repeat
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A peak, the largest over the steps that both sides finished, in bytes; None where no step was."""
+
+    recorded: int | None
+    simulated: int | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether both are equal to the byte."""
+        return self.recorded == self.simulated
+
+    @property
+    def error(self) -> float:
+        """Simulated over recorded, less one, in percent."""
+        return 0.0 if not self.recorded or self.simulated is None else 100 * (self.simulated / self.recorded - 1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Whether each side ran out of memory."""
+
+    recorded: bool
+    simulated: bool | None  # None where the run is not supported
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recorded run and its simulation."""
+
+    name: str
+    supported: bool
+    reason: str | None  # why it is not supported
+    oom: Outcome
+    peaks: Mapping[str, Peak] = field(default_factory=dict)  # by METRICS
+    steps_exact: bool | None = None  # every value of every step that both finished
+    difference: str | None = None  # the first value of a step that is not equal
+    events_equal: bool | None = None  # None where they were not compared
+    events_difference: str | None = None
+
+    def within(self, tolerance: float) -> bool:
+        """Whether both sides agree on out of memory, every peak is within so many percent, and events are equal where they were compared."""
+        agree = self.oom.recorded == self.oom.simulated and self.events_equal is not False
+        return not self.supported or (agree and all(abs(peak.error) <= tolerance for peak in self.peaks.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """The row's keys, in bytes."""
+        data: dict[str, Any] = {"name": self.name, "supported": self.supported, "reason": self.reason, "oom": asdict(self.oom)}
+        data |= {metric: asdict(peak) for metric, peak in self.peaks.items()}
+        data |= {"steps_exact": self.steps_exact, "difference": self.difference}
+        return data | ({} if self.events_equal is None else {"events_equal": self.events_equal, "events_difference": self.events_difference})
+
+
+def files(folder: Path, pattern: str = "*") -> list[Path]:
+    """The recorded runs of a folder whose names match. Raises InputError where there is none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is not a folder; give one with recorded runs (*.json)")
+    found = sorted(path for path in folder.glob("*.json") if fnmatch(path.stem, pattern))
+    if not found:
+        raise InputError(f"{folder}: holds no recorded run (*.json) that matches {pattern!r}")
+    return found
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """A recorded run's result. Raises InputError where the file is not one."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not JSON: {str(error)[:160]}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("run"), dict) or not isinstance(data.get("steps"), list):
+        raise InputError(f"{path}: is not a recorded run: it needs the keys run (a mapping) and steps (a list)")
+    for at, step in enumerate(data["steps"]):
+        if not isinstance(step, dict) or not all(isinstance(step.get(metric), int) for metric in METRICS):
+            raise InputError(f"{path}: steps[{at}]: needs the whole numbers {', '.join(METRICS)}")
+    return data
+
+
+def run_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The Run that was recorded, with the model's config inline: a recording says what it was made of, whatever the catalogue says today."""
+    return {**data["run"], **({"model": data["model_config"]} if data.get("model_config") else {})}
+
+
+def check(path: Path, simulate: Callable[[Mapping[str, Any], str], Timeline], events: bool = False) -> Row:
+    """Simulates the run of one recording and compares. With `events`, the event sequences of the .npz beside it too."""
+    data = recorded(path)
+    name, ran_out = path.stem, bool(data.get("oom"))
+    try:
+        timeline = simulate(run_of(data), name)
+    except InputError as error:
+        return Row(name, False, str(error), Outcome(ran_out, None))
+    row = compare(name, data, timeline.to_json())
+    trace = path.with_suffix(".npz")
+    if not events or not trace.exists():
+        return row
+    from memsim.diff import compare as compare_events, summary  # only those who ask for events read traces
+
+    found = compare_events(timeline, trace, last_step=LAST_STEP)
+    return Row(**{**vars(row), "events_equal": found.equal, "events_difference": None if found.equal else summary(found)})
+
+
+def compare(name: str, data: Mapping[str, Any], simulated: Mapping[str, Any]) -> Row:
+    """A recorded result against a simulated one of the same keys."""
+    pairs = list(zip(data["steps"], simulated["steps"], strict=False))
+    peaks = {}
+    for metric in METRICS:
+        sides = [max((step[metric] for step in side), default=None) for side in zip(*pairs, strict=True)] or [None, None]
+        peaks[metric] = Peak(sides[0], sides[1])
+    differences = list(_differences(data, simulated))
+    return Row(
+        name=name,
+        supported=True,
+        reason=None,
+        oom=Outcome(bool(data.get("oom")), bool(simulated.get("oom"))),
+        peaks=peaks,
+        steps_exact=not differences,
+        difference=differences[0] if differences else None,
+    )
+
+
+def _differences(data: Mapping[str, Any], simulated: Mapping[str, Any]) -> Iterator[str]:
+    """Every value of a step that is not equal, in words."""
+    ours, theirs = simulated["steps"], data["steps"]
+    if len(ours) != len(theirs):
+        yield f"{len(theirs)} steps recorded, {len(ours)} simulated"
+    for left, right in zip(theirs, ours, strict=False):
+        for key, value in left.items():
+            if key in right and right[key] != value:
+                yield f"step {left.get('step', '?')} {key}: recorded {value}, simulated {right[key]}"
+
+
+def summarize(rows: list[Row], tolerance: float) -> dict[str, Any]:
+    """Counts and worst errors over the rows."""
+    done = [row for row in rows if row.supported]
+    worst: dict[str, dict[str, Any]] = {}
+    for metric in METRICS:
+        row = max(done, key=lambda row: abs(row.peaks[metric].error), default=None)
+        worst[metric] = {"percent": row.peaks[metric].error if row else 0.0, "name": row.name if row and row.peaks[metric].error else None}
+    compared = [row for row in done if row.events_equal is not None]
+    return {
+        "runs": len(rows),
+        "supported": len(done),
+        "unsupported": len(rows) - len(done),
+        "oom_agrees": sum(row.oom.recorded == row.oom.simulated for row in done),
+        "exact": {metric: sum(row.peaks[metric].exact for row in done) for metric in METRICS},
+        "steps_exact": sum(bool(row.steps_exact) for row in done),
+        "worst_error": worst,
+        "tolerance_percent": tolerance,
+        "past_tolerance": [row.name for row in done if not row.within(tolerance)],
+    } | ({"events_compared": len(compared), "events_equal": sum(bool(row.events_equal) for row in compared)} if compared else {})
+
+
+def passed(rows: list[Row], tolerance: float) -> bool:
+    """Whether something was compared and all of it is within the tolerance."""
+    return any(row.supported for row in rows) and all(row.within(tolerance) for row in rows)
+
+
+def table(rows: list[Row], tolerance: float) -> Table:
+    """A row a run that is supported: recorded peaks in GiB, errors in percent ("=": equal to the byte)."""
+    with_events = any(row.events_equal is not None for row in rows)
+    grid = Table(header_style="bold", pad_edge=False)
+    grid.add_column("run", overflow="fold")
+    for title in ("reserved GiB", "requested", "allocated", "reserved", "steps"):
+        grid.add_column(title, justify="right", no_wrap=True)
+    grid.add_column("out of memory", no_wrap=True)
+    if with_events:
+        grid.add_column("events", no_wrap=True)
+    for row in rows:
+        if not row.supported:
+            continue
+        recorded_peak = row.peaks["peak_reserved"].recorded
+        cells = [row.name, "–" if recorded_peak is None else gib(recorded_peak, unit=False)]
+        cells += [_error(row.peaks[metric]) for metric in METRICS]
+        cells += ["=" if row.steps_exact else "differ", _oom(row.oom)]
+        cells += [{True: "=", False: "differ", None: "–"}[row.events_equal]] if with_events else []
+        grid.add_row(*[Text(cell) for cell in cells], style="" if row.within(tolerance) else "bold red")
+    return grid
+
+
+def summary_lines(rows: list[Row], tolerance: float) -> list[str]:
+    """The summary for people."""
+    found = summarize(rows, tolerance)
+    lines = [f"{found['supported']} of {found['runs']} runs supported, {found['oom_agrees']} of them agree on out of memory."]
+    for metric in METRICS:
+        worst = found["worst_error"][metric]
+        tail = f"worst {worst['percent']:+.3f} % ({worst['name']})" if worst["name"] else "worst 0 %"
+        lines.append(f"{metric}: {found['exact'][metric]} of {found['supported']} equal to the byte, {tail}")
+    lines.append(f"every value of every step: {found['steps_exact']} of {found['supported']} runs equal")
+    if "events_compared" in found:
+        lines.append(f"events of steps 0 and 1: {found['events_equal']} of {found['events_compared']} runs equal")
+    if found["past_tolerance"]:
+        lines.append(f"past the tolerance of {tolerance:g} %, or not agreeing: {', '.join(found['past_tolerance'])}")
+    return lines
+
+
+def _error(peak: Peak) -> str:
+    if peak.recorded is None:
+        return "–"
+    return "=" if peak.exact else f"{peak.error:+.3f} %"
+
+
+def _oom(outcome: Outcome) -> str:
+    words = {True: "yes", False: "no"}
+    return words[outcome.recorded] if outcome.recorded == outcome.simulated else f"{words[outcome.recorded]}, simulated {words[bool(outcome.simulated)]}"
