@@ -103,7 +103,8 @@ class Cat(Kind):
 
 
 class Embedding(Kind):
-    """F.embedding(ids, weight): ids [B, S] int64, weight [V, H] → [B, S, H]; backward makes a dense gradient of the weight."""
+    """F.embedding(ids, weight): ids [B, S] int64, weight [V, H] → [B, S, H]; backward makes a dense gradient of the weight, by sorting
+    the ids where there are many (ATen/native/cuda/Embedding.cu, EmbeddingBackwardKernel.cu)."""
 
     flops_per_element = 0.0
 
@@ -117,8 +118,21 @@ class Embedding(Kind):
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         ids, weight = inputs
+        n = ids.elements
+        temporary = m.stack.embedding_sort(n, *weight.shape)
+        if temporary is None:
+            return [(1, m.grad(weight.shape, weight.strides, weight.dtype, parameter=True))]
+        sorted_ids, original, positions = m.alloc(8 * n), m.alloc(8 * n), m.alloc(8 * n)
+        m.scratch(temporary.sort)
+        m.release(positions)
         edge = m.grad(weight.shape, weight.strides, weight.dtype, parameter=True)
-        m.embedding_scratch(ids.elements)
+        offsets, count, positions = m.alloc(8 * n), m.alloc(8), m.alloc(8 * n)
+        m.scratch(temporary.unique)
+        m.release(positions)
+        per_segment, starts = m.alloc(temporary.segments), m.alloc(temporary.segments)
+        m.scratch(temporary.scan)
+        m.scratch(8, temporary.partial, temporary.sums)
+        m.release(starts, per_segment, count, offsets, original, sorted_ids)
         return [(1, edge)]
 
 

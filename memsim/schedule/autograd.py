@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.operators import KINDS
-from memsim.schedule.machine import Grad, Machine
+from memsim.schedule.machine import NO_LAYER, Grad, Machine
 from memsim.tape import Category
 
 
@@ -150,6 +150,8 @@ class Autograd:
         """loss.backward(): every node in reverse order; fills the leaves' gradients."""
         machine = self.machine
         buffers: dict[int, Grad] = dict(roots)
+        before = machine.default_category, machine.scratch_category
+        machine.default_category = machine.scratch_category = int(Category.LOGITS_AND_LOSS)  # until the first layer's backward
         while self.nodes:
             node = self.nodes.pop()
             op, values = node.op, node.instance.values
@@ -159,6 +161,8 @@ class Autograd:
                 machine.release(*node.saved)
                 continue
             machine.layer = node.instance.layer
+            if machine.layer != NO_LAYER:
+                machine.default_category = machine.scratch_category = int(Category.SCRATCH)
             frame = node.frame
             if frame is not None and frame.saved is None:
                 self.recompute(frame)
@@ -186,6 +190,7 @@ class Autograd:
                     self._arrive(leaf, grad)
                 else:
                     buffers[value] = self._accumulate(buffers.get(value), grad)
+        machine.default_category, machine.scratch_category = before
 
     def _accumulate(self, held: Grad | None, grad: Grad) -> Grad:
         """InputBuffer::add: in place where nobody else can see the sum so far, into a new tensor otherwise."""

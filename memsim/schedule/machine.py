@@ -164,8 +164,3 @@ class Machine:
             n *= size
         if n == shape[-1]:
             self.scratch(self.stack.scan_bytes(n))
-
-    def embedding_scratch(self, indices: int) -> None:
-        """Sorting the indices of an embedding's gradient, where there are more than 3072 (EmbeddingBackwardKernel.cu)."""
-        for sizes in self.stack.embedding_sort(indices):
-            self.scratch(*sizes)

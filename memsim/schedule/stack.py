@@ -28,17 +28,60 @@ class Stack:
         return CUBLASLT_WORKSPACE
 
     def scan_bytes(self, n: int) -> int:
-        """Temporary storage of cub::DeviceScan over n items of 8 bytes."""
-        return 1279
+        """Temporary storage of cub::DeviceScan over n items of 8 bytes: a 16-byte descriptor for each tile of 128 threads × 7 items."""
+        return _aliased(256, 16 * (-(-n // 896) + CUB_PADDING))
 
-    def embedding_sort(self, indices: int) -> tuple[tuple[int, ...], ...]:
-        """Groups of temporaries of an embedding's backward."""
-        return ()
+    def unique_bytes(self, n: int) -> int:
+        """Temporary storage of cub::DeviceSelect::UniqueByKey over n pairs of 8-byte keys and values, in tiles of 1344."""
+        return _aliased(256, 16 * (-(-n // 1344) + CUB_PADDING))
+
+    def sort_bytes(self, n: int, bits: int) -> int:
+        """Temporary storage of cub::DeviceRadixSort over n pairs of 8-byte keys and values: two buffers, a histogram of 256 8-byte
+        counters for each pass over 8 bits, a 4-byte look-back for each tile of 3840 items, and the passes' own counters."""
+        passes = -(-bits // 8)
+        return _aliased(8 * n, 8 * n, passes * 256 * 8, -(-n // 3840) * 256 * 4, passes * 8)
+
+    def embedding_sort(self, indices: int, rows: int, width: int) -> EmbeddingSort | None:
+        """What embedding_dense_backward_cuda allocates beside the gradient; None where one kernel does it all, up to 3072 indices."""
+        if indices <= 3072:
+            return None
+        segments = min(indices, rows)
+        partial = indices // 10 + segments
+        return EmbeddingSort(
+            sort=self.sort_bytes(indices, rows.bit_length()),
+            unique=self.unique_bytes(indices),
+            segments=8 * segments,
+            scan=self.scan_bytes(segments),
+            partial=8 * partial,
+            sums=4 * partial * width,
+        )
 
 
-def stack_for(sm: int) -> Stack:
-    """The golden stack on a device of compute capability sm / 10."""
-    return Stack(sm=sm, **DEVICES.get(sm, {}))
+@dataclass(frozen=True)
+class EmbeddingSort:
+    """Bytes of the temporaries of an embedding's sorted backward (ATen/native/cuda/EmbeddingBackwardKernel.cu)."""
+
+    sort: int
+    unique: int
+    segments: int
+    scan: int
+    partial: int
+    sums: int
 
 
-DEVICES: dict[int, dict[str, int]] = {80: {"processors": 108, "threads_per_processor": 2048}}
+CUB_PADDING = 32  # tile descriptors ahead of the first
+
+
+def _aliased(*sizes: int) -> int:
+    """cub::detail::AliasTemporaries: parts aligned to 256 bytes, and room to align the whole."""
+    return sum(-(-size // 256) * 256 for size in sizes) + 255
+
+
+# (multiprocessors, threads on each) by compute capability: V100, T4, A100, A6000, 4090, H100, B200, B300, RTX 5090
+DEVICES = {70: (80, 2048), 75: (40, 1024), 80: (108, 2048), 86: (84, 1536), 89: (128, 1536), 90: (132, 2048), 100: (148, 2048), 103: (148, 2048), 120: (170, 1536)}
+
+
+def stack_for(sm: int, processors: int | None = None) -> Stack:
+    """The golden stack on a device of compute capability sm / 10, with so many multiprocessors (of the best-known such device)."""
+    known, threads = DEVICES.get(sm, DEVICES[80])
+    return Stack(sm, processors or known, threads)
