@@ -13,17 +13,22 @@ if TYPE_CHECKING:
 
 
 def headline(timeline: Timeline) -> str:
-    """One or two sentences for the top of a report and the last line of a terminal."""
+    """The answer in a few sentences, for the last lines in a terminal."""
+    return " ".join(sentences(timeline))
+
+
+def sentences(timeline: Timeline) -> tuple[str, ...]:
+    """The sentences of the headline; the first is the answer."""
     about, oom = timeline.about, timeline.answer.out_of_memory
+    where = f"Out of memory in {place(timeline.tape, oom.event)}: {missing(oom)}." if oom is not None else ""
     if oom is not None and timeline.unlimited is None:
-        first = f"Out of memory in {place(timeline.tape, oom.event)}: {_missing(oom)}"
-    else:
-        first = f"Peak {gib(timeline.peak_reserved)} reserved ({gib(timeline.peak_allocated, unit=False)} allocated)"
-        verdict = _verdict(timeline)
-        first = f"{first}: {verdict}" if verdict else first
-        others = _others(timeline.peak_reserved, about.devices) if oom is not None or not about.device_memory else ""
-        first = f"{first}; {others}" if others else first
-    return " ".join(sentence for sentence in (f"{first}.", dominant(timeline)) if sentence)
+        return tuple(sentence for sentence in (where, dominant(timeline)) if sentence)
+    answer = f"Peak {gib(timeline.peak_reserved)} reserved ({gib(timeline.peak_allocated, unit=False)} allocated)"
+    verdict = _verdict(timeline)
+    answer = f"{answer}: {verdict}" if verdict else answer
+    others = _others(timeline.peak_reserved, about.devices) if oom is not None or not about.device_memory else ""
+    answer = f"{answer}; {others}" if others else answer
+    return tuple(sentence for sentence in (f"{answer}.", where, dominant(timeline)) if sentence)
 
 
 def _verdict(timeline: Timeline) -> str:
@@ -32,7 +37,7 @@ def _verdict(timeline: Timeline) -> str:
         return ""
     device = f"one {about.device}" if about.device else f"{gib(about.device_memory)} of device memory"
     if oom is not None:
-        return f"does not fit {device}, which is out of memory in {place(timeline.tape, oom.event)}"
+        return f"does not fit {device}"
     retries = int(timeline.answer.retries[timeline.answer.processed - 1]) if timeline.answer.processed else 0
     if retries:
         return f"fits {device}, but only by giving back its cache {retries} {'time' if retries == 1 else 'times'}"
@@ -48,10 +53,11 @@ def _others(peak: int, devices: tuple[tuple[str, int], ...]) -> str:
         memory, name = max((memory, name) for name, memory in devices)
         return f"no single device of the catalogue holds it (the largest, {name}, has {gib(memory)})"
     names = " and ".join(f"{name} ({gib(memory)})" for memory, name in fitting[:2])
-    return f"the smallest that hold it: {names}" if len(fitting) > 1 else f"only {names} holds it"
+    return f"the smallest devices that hold it are {names}" if len(fitting) > 1 else f"only {names} holds it"
 
 
-def _missing(oom: OutOfMemory) -> str:
+def missing(oom: OutOfMemory) -> str:
+    """How much was asked for, and how much was not there."""
     if oom.tried > oom.device_free:
         return f"{size(oom.tried)} asked for, {size(oom.device_free)} free, {size(oom.tried - oom.device_free)} missing"
     return f"{size(oom.tried)} asked for, with {size(oom.reserved)} reserved of {size(oom.device_memory)}"
@@ -65,7 +71,7 @@ def dominant(timeline: Timeline) -> str:
         return ""
     ranked = sorted(parts.items(), key=lambda item: -item[1])
     (first, most), (second, more) = ranked[0], ranked[1]
-    sentence = f"{first.capitalize()} {'holds' if first in ('scratch', 'recomputation', 'optimizer state', UNSPLIT) else 'hold'} {share(most, peak.allocated)} of it"
+    sentence = f"{first.capitalize()} {'holds' if first in ('scratch', 'recomputation', 'optimizer state', UNSPLIT) else 'hold'} {share(most, peak.allocated)} of the peak"
     return f"{sentence}, {second} {share(more, peak.allocated)}." if more * 20 >= peak.allocated else f"{sentence}."
 
 

@@ -1,0 +1,180 @@
+// The two timelines: the whole run from zero, and a part of it up close. Both draw the same traces over a range of events.
+"use strict";
+
+const SHORT = { forward: "fwd", backward: "bwd", optimizer: "opt" };
+
+class Charts {
+  constructor(timeline, figures, theme, onPin) {
+    Object.assign(this, { timeline, figures, theme, onPin });
+    this.whole = document.getElementById("overview");
+    this.close = document.getElementById("closeup");
+    this.pinned = timeline.meta.moments[0].event;
+    this.home = timeline.meta.home;
+    this.view = this.home;
+    this.leaveOut = null; // null: decide by what the view shows
+  }
+
+  async start() {
+    await this.draw();
+    this.whole.on("plotly_relayout", (change) => this.follow(change, this.whole));
+    this.close.on("plotly_relayout", (change) => this.follow(change, this.close));
+    for (const div of [this.whole, this.close]) div.on("plotly_click", (click) => this.onPin(click.points[0].x));
+  }
+
+  // A range dragged in either chart is what the close-up shows.
+  follow(change, div) {
+    const low = change["xaxis.range[0]"], high = change["xaxis.range[1]"];
+    if (low === undefined || this.busy) return;
+    this.show(low, high);
+    if (div === this.whole) this.close.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  }
+
+  show(low, high) {
+    const n = this.timeline.n, least = Math.min(20, n);
+    let lo = Math.floor(Math.max(0, low)), hi = Math.ceil(Math.min(n, high));
+    if (hi - lo < least) {
+      lo = Math.max(0, Math.min(Math.floor((lo + hi - least) / 2), n - least));
+      hi = lo + least;
+    }
+    this.view = { lo, hi };
+    document.dispatchEvent(new CustomEvent("viewchange", { detail: this.view }));
+    return this.draw();
+  }
+
+  zoom(factor) {
+    const { lo, hi } = this.view, middle = this.pinned >= lo && this.pinned < hi ? this.pinned : (lo + hi) / 2;
+    return this.show(middle - (middle - lo) * factor, middle + (hi - middle) * factor);
+  }
+
+  pan(fraction) {
+    const { lo, hi } = this.view, width = hi - lo;
+    const from = Math.min(Math.max(0, lo + width * fraction), this.timeline.n - width);
+    return this.show(from, from + width);
+  }
+
+  pin(event) {
+    this.pinned = event;
+    return this.draw();
+  }
+
+  async draw() {
+    this.busy = true;
+    const { lo, hi } = this.view;
+    const base = this.base(lo, hi);
+    await Plotly.react(this.whole, ...this.figure(this.whole, 0, this.timeline.n, null, this.view));
+    await Plotly.react(this.close, ...this.figure(this.close, lo, hi, base, null));
+    this.busy = false;
+    document.getElementById("closeup-note").textContent = base.total
+      ? `Left out: ${gib(base.total)} that is held from the first to the last event shown (${base.words}). The vertical axis counts what comes on top.`
+      : "The vertical axis starts at zero.";
+    document.getElementById("leave-out").checked = base.total > 0;
+  }
+
+  // What is held throughout [lo, hi), by category; nothing where that is asked for, or where it is little beside the rest.
+  base(lo, hi) {
+    const least = {}, { curves, allocated } = this.timeline;
+    let total = 0, top = 0;
+    for (const key of Object.keys(curves)) {
+      let low = Infinity;
+      for (let event = lo; event < hi; event++) if (curves[key][event] < low) low = curves[key][event];
+      total += least[key] = low;
+    }
+    for (let event = lo; event < hi; event++) if (allocated[event] > top) top = allocated[event];
+    if (!(this.leaveOut ?? total > 0.6 * top)) return { least: {}, total: 0, words: "" };
+    const names = Object.fromEntries(this.timeline.meta.categories.map((category) => [category.key, category.name]));
+    const words = Object.entries(least).filter(([, bytes]) => bytes >= 0.01 * total).sort((a, b) => b[1] - a[1]);
+    return { least, total, words: words.map(([key, bytes]) => `${names[key] || "unsplit remainder"} ${gib(bytes)}`).join(", ") };
+  }
+
+  figure(div, lo, hi, base, selection) {
+    const { timeline } = this, spec = this.figures[this.theme].timeline, narrow = div.clientWidth < 560;
+    const events = timeline.sample(lo, hi, Math.max(150, Math.round(div.clientWidth / 2.5)));
+    const x = Array.from(events), least = base ? base.least : {}, total = base ? base.total : 0;
+    const values = (curve, floor) => x.map((event) => (curve[event] - floor) / GIB);
+    const traces = spec.traces.map((trace) => {
+      const key = trace.meta.key;
+      if (key === "reserved") return { ...trace, x, y: values(timeline.reserved, total) };
+      if (key === "allocated") return { ...trace, x, y: values(timeline.allocated, total), text: x.map((event) => this.label(event)) };
+      return { ...trace, x, y: values(timeline.curves[key], least[key] || 0) };
+    });
+    const layout = structuredClone(spec.layout);
+    layout.dragmode = narrow ? false : "zoom"; // on a phone a finger scrolls the page; the buttons zoom
+    layout.xaxis.range = [lo, Math.max(hi - 1, lo + 1)];
+    let top = 0;
+    for (const event of events) top = Math.max(top, timeline.reserved[event]);
+    const marks = this.marks(lo, hi, top, total, spec.ink, div, selection);
+    layout.yaxis.range = [0, (1.06 * (marks.top - total)) / GIB];
+    layout.yaxis.title.text = total ? `GiB above ${gib(total, false)}` : "GiB";
+    layout.shapes = marks.shapes;
+    layout.annotations = marks.annotations;
+    layout.margin.l = narrow ? 46 : 56;
+    layout.margin.r = narrow ? 6 : 14;
+    return [traces, layout, this.timeline.meta.config];
+  }
+
+  label(event) {
+    const { timeline } = this, size = (curve) => gib(curve[event]);
+    return `<b>event ${count(event)}</b>: ${timeline.place(event)}<br>${timeline.deed(event)}<br>allocated ${size(timeline.allocated)}, reserved ${size(timeline.reserved)}`;
+  }
+
+  // Phases as a ribbon above the plot, the device's capacity, out of memory, the pinned moment, and the part that the close-up shows.
+  marks(lo, hi, top, floor, ink, div, selection) {
+    const shapes = [], annotations = [], { meta } = this.timeline, width = Math.max(div.clientWidth - 76, 100);
+    const pixels = (a, b) => ((b - a) / Math.max(hi - lo, 1)) * width;
+    const text = (x, y, words, more = {}) => annotations.push({ x, y, xref: "x", yref: "paper", text: words, showarrow: false, font: { size: 11, color: ink.soft }, ...more });
+    const bar = (a, b, y0, y1, fill) => shapes.push({ type: "rect", xref: "x", yref: "paper", x0: a, x1: b, y0, y1, fillcolor: fill, line: { width: 0 }, layer: "above" });
+    const unit = 1 / (div.clientHeight - 78 || 200); // of the plot's height a pixel
+    let shade = 0;
+    for (const step of this.steps(lo, hi)) {
+      bar(step.start, step.stop, 1 + 17 * unit, 1 + 31 * unit, shade++ % 2 ? ink.band2 : ink.band);
+      const room = pixels(step.start, step.stop);
+      if (room > 14) text((step.start + step.stop) / 2, 1 + 24 * unit, room > 52 ? step.name : step.name.replace("step ", ""), { yanchor: "middle", font: { size: 11, color: ink.ink } });
+      if (step.start > lo) shapes.push({ type: "line", xref: "x", yref: "paper", x0: step.start, x1: step.start, y0: 0, y1: 1 + 31 * unit, line: { color: ink.soft, width: 1, dash: "1px,3px" } });
+    }
+    shade = 0;
+    for (const span of meta.spans) {
+      const a = Math.max(span.start, lo), b = Math.min(span.stop, hi), kind = span.phase.split("/").pop();
+      if (a >= b || !span.phase.includes("/")) continue;
+      bar(a, b, 1 + 2 * unit, 1 + 16 * unit, shade++ % 2 ? ink.band2 : ink.band);
+      const room = pixels(a, b), words = room > 9 * kind.length ? kind : SHORT[kind] || kind.slice(0, 3);
+      if (room > 7.5 * words.length) text((a + b) / 2, 1 + 9 * unit, words, { yanchor: "middle" });
+    }
+    const seen = meta.capacity && (selection || meta.capacity <= floor + 1.6 * (top - floor));
+    if (seen) {
+      top = Math.max(top, meta.capacity);
+      const y = (meta.capacity - floor) / GIB;
+      if (y > 0) {
+        shapes.push({ type: "line", xref: "paper", yref: "y", x0: 0, x1: 1, y0: y, y1: y, line: { color: ink.alarm, width: 1.5, dash: "8px,4px" } });
+        const words = `${meta.device || "device memory"} ${gib(meta.capacity)}`;
+        annotations.push({ x: 0, xref: "paper", xanchor: "left", y, yref: "y", yanchor: "bottom", text: words, showarrow: false, bgcolor: ink.paper, opacity: 0.9, font: { size: 11.5, color: ink.alarm } });
+      }
+    }
+    const { oom } = meta;
+    if (oom && oom.event >= lo && oom.event < hi) {
+      shapes.push({ type: "line", xref: "x", yref: "paper", x0: oom.event, x1: oom.event, y0: 0, y1: 1, line: { color: ink.alarm, width: 2 } });
+      const left = oom.event > (lo + hi) / 2, words = selection ? "out of memory" : oom.words;
+      annotations.push({ x: oom.event, xref: "x", xanchor: left ? "right" : "left", y: 0.98, yref: "paper", yanchor: "top", align: "left", text: words, showarrow: false, bgcolor: ink.paper, bordercolor: ink.alarm, borderpad: 4, xshift: left ? -5 : 5, font: { size: 12, color: ink.alarm } });
+    }
+    if (this.pinned >= lo && this.pinned < hi) {
+      const y = (this.timeline.allocated[this.pinned] - floor) / GIB;
+      shapes.push({ type: "line", xref: "x", yref: "paper", x0: this.pinned, x1: this.pinned, y0: 0, y1: 1, line: { color: ink.mark, width: 1 } });
+      const right = this.pinned > (lo + hi) / 2;
+      annotations.push({ x: this.pinned, xref: "x", y, yref: "y", text: `${gib(this.timeline.allocated[this.pinned])}`, showarrow: true, arrowhead: 0, arrowcolor: ink.mark, ax: right ? -44 : 44, ay: -18, bgcolor: ink.paper, bordercolor: ink.mark, borderpad: 3, font: { size: 11.5, color: ink.ink } });
+    }
+    if (selection && (selection.lo > 0 || selection.hi < this.timeline.n)) {
+      shapes.push({ type: "rect", xref: "x", yref: "paper", x0: selection.lo, x1: selection.hi, y0: 0, y1: 1, fillcolor: "rgba(128,140,160,0.14)", line: { color: ink.soft, width: 1.5 } });
+    }
+    return { shapes, annotations, top };
+  }
+
+  // Steps (and what lies outside of them) within [lo, hi).
+  steps(lo, hi) {
+    const found = [];
+    for (const span of this.timeline.meta.spans) {
+      const name = span.phase.includes("/") ? `step ${span.phase.split("/")[0]}` : span.phase, last = found[found.length - 1];
+      if (last && last.name === name) last.stop = span.stop;
+      else found.push({ name, start: span.start, stop: span.stop });
+    }
+    return found.map((step) => ({ ...step, start: Math.max(step.start, lo), stop: Math.min(step.stop, hi) })).filter((step) => step.start < step.stop);
+  }
+}

@@ -1,0 +1,59 @@
+"""What would change the peak: statements that follow from the Timeline alone, and nothing that it does not show."""
+
+from __future__ import annotations
+
+from memsim.tape import Category
+from memsim.timeline import Timeline
+from memsim.words import gib, share, size
+
+# These depend on the model, the method and the optimizer, not on how many tokens a step sees.
+FIXED = (Category.WEIGHTS, Category.ADAPTERS, Category.GRADIENTS, Category.OPTIMIZER_STATE)
+
+
+def hints(timeline: Timeline) -> tuple[str, ...]:
+    """Sentences, the most useful first."""
+    return tuple(hint for hint in (_tokens(timeline), _phases(timeline), _allocator(timeline), _first_step(timeline), _retries(timeline)) if hint)
+
+
+def _tokens(timeline: Timeline) -> str:
+    peak = timeline.at_peak(largest=0)
+    if peak.by_category.get(Category.UNATTRIBUTED, 0) * 2 > peak.allocated or not peak.allocated:
+        return ""
+    fixed = sum(peak.by_category.get(kind, 0) for kind in FIXED)
+    return (
+        f"{gib(fixed)} of the peak ({share(fixed, peak.allocated)}) are weights, adapters, gradients and optimizer state: a smaller batch or a shorter sequence "
+        f"leaves them as they are, and can lower only the other {size(peak.allocated - fixed)}."
+    )
+
+
+def _phases(timeline: Timeline) -> str:
+    peaks: dict[str, int] = {}
+    for span in timeline.spans:
+        peaks[span.kind] = max(peaks.get(span.kind, 0), int(timeline.whole.allocated[span.start : span.stop].max()))
+    ranked = sorted(peaks.items(), key=lambda item: -item[1])
+    if len(ranked) < 2:
+        return ""
+    (first, most), (second, next_most) = ranked[0], ranked[1]
+    gain = size(most - next_most) if most > next_most else "nothing"
+    return f"The peak of allocated lies in {first} ({gib(most)}). Making {first} cheaper gains {gain} at most: then {second}, at {gib(next_most)}, sets the peak."
+
+
+def _allocator(timeline: Timeline) -> str:
+    spare = timeline.peak_reserved - timeline.peak_requested
+    return f"The largest amount ever requested at once is {gib(timeline.peak_requested)}; no allocator setting can save more than the {size(spare)} that is reserved beyond that."
+
+
+def _first_step(timeline: Timeline) -> str:
+    steps = timeline.steps_needed
+    if len(steps) < 2 or steps[1].peak_allocated <= steps[0].peak_allocated:
+        return ""
+    more = steps[1].peak_allocated - steps[0].peak_allocated
+    return f"Step 1 needs {size(more)} more than step 0: a first step that fits does not show that training fits."
+
+
+def _retries(timeline: Timeline) -> str:
+    answer = timeline.answer
+    count = int(answer.retries[answer.processed - 1]) if answer.processed else 0
+    if not count:
+        return ""
+    return f"The allocator gave back its cache {count} {'time' if count == 1 else 'times'} to make room; each costs a wait for the device."

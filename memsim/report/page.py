@@ -1,0 +1,138 @@
+"""Pages from one template: one self-contained file that needs neither network nor server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import tempfile
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from memsim.errors import InputError
+from memsim.headline import missing, place
+from memsim.report import parts
+from memsim.report.figures import FONT, INK, STACK, config, figures, slug
+from memsim.report.pack import columns, pack
+from memsim.tape import Category
+from memsim.timeline import Timeline
+from memsim.words import CATEGORY_NAMES, UNSPLIT, version
+
+ASSETS = files("memsim.report") / "assets"
+SCRIPTS = ("data.js", "chart.js", "moment.js", "map.js", "page.js")
+# Beside the figures' inks: the page's ground, lines of controls, edges of swatches, free memory, and the bars of devices.
+EXTRA = {
+    "light": {"ground": "#f5f7f9", "line": "#c4ccd6", "edge": "rgba(0,0,0,.18)", "free": "#e4e9ef", "focus": "#0b57d0", "fit": "#3f8f6b", "unfit": "#c9d0d9"},
+    "dark": {"ground": "#0d1116", "line": "#434d5a", "edge": "rgba(255,255,255,.22)", "free": "#2c343f", "focus": "#8ab4ff", "fit": "#3f8f6b", "unfit": "#39424e"},
+}
+
+
+def write_html(timeline: Timeline, path: Path) -> None:
+    """Writes the report beside `path` and renames it, so that there is never half a report. Raises InputError where that cannot be."""
+    write(report_html(timeline), path)
+
+
+def report_html(timeline: Timeline) -> str:
+    """The report of one Timeline as a page."""
+    present = tuple(kind for kind in STACK if kind in timeline.curves)
+    versions = ", ".join([f"memsim {version()}", *(f"{name} {number}" for name, number in timeline.about.versions.items())])
+    return render(
+        kind="memory report",
+        title=" ".join(filter(None, ("memsim", timeline.about.name))),
+        main=parts.body(timeline, present),
+        footer=f"{escape(versions)}. One file, complete in itself: it makes no network request.",
+        script=SCRIPTS,
+        start="report()",
+        data={"data": pack(columns(timeline)), "plotly": plotly()},
+        meta=_meta(timeline, present),
+    )
+
+
+def render(*, kind: str, title: str, main: str, footer: str, script: tuple[str, ...], start: str, data: dict[str, str], meta: dict[str, Any]) -> str:
+    """Any page: `main` is its HTML, `script` its assets, `start` the call that begins, `data` base64 blobs by id, `meta` plain data for the script."""
+    blobs = [f'<script type="application/json" id="meta">{_json(meta)}</script>']
+    blobs += [f'<script type="text/plain" id="{name}">{blob}</script>' for name, blob in data.items()]
+    template = Template((files("memsim.report") / "template.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        kind=escape(kind),
+        title=escape(title),
+        version=escape(version()),
+        style=_style(),
+        main=main,
+        footer=footer,
+        data="\n".join(blobs),
+        script="\n".join(_asset(name).replace('"use strict";\n', "") for name in script),
+        start=start,
+    )
+
+
+def write(html: str, path: Path) -> None:
+    """Writes a page beside `path` and renames it. Raises InputError where the path cannot be written."""
+    try:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            file.write(html)
+        try:
+            os.chmod(file.name, 0o666 & ~_umask())
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the report: {error.strerror or error}; name a file in a folder that exists and is writable") from None
+
+
+def notebook_html(timeline: Timeline) -> str:
+    """The report inside a notebook's cell, walled off in a frame."""
+    return f'<iframe srcdoc="{escape(report_html(timeline))}" style="width:100%;height:860px;border:0" title="memsim report"></iframe>'
+
+
+def plotly() -> str:
+    """plotly.js, its basic bundle (scatter, bar): a quarter of the whole, and 0.4 MB compressed. The Python package ships only the whole, 4.8 MB."""
+    return base64.b64encode((ASSETS / "plotly-basic.min.js.gz").read_bytes()).decode()
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _style() -> str:
+    def block(theme: str) -> str:
+        return "".join(f"--{key}:{value};" for key, value in (INK[theme] | EXTRA[theme]).items()) + parts.variables(theme)
+
+    return f':root{{--font:{FONT};{block("light")}color-scheme:light}}\n:root[data-theme="dark"]{{{block("dark")}color-scheme:dark}}\n{_asset("page.css")}'
+
+
+def _json(value: Any) -> str:
+    # "<" would end the script element that carries it
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _meta(timeline: Timeline, present: tuple[Category, ...]) -> dict[str, Any]:
+    oom = timeline.answer.out_of_memory
+    step = parts.home_step(timeline)
+    mine = [span for span in timeline.spans if step is not None and span.step == step]
+    home = {"lo": mine[0].start, "hi": mine[-1].stop} if mine else {"lo": 0, "hi": timeline.whole.processed}
+    words = "" if oom is None else f"<b>out of memory</b><br>{escape(place(timeline.tape, oom.event))}<br>{escape(missing(oom)).replace(', ', '<br>', 1)}"
+    return {
+        "categories": [{"number": int(kind), "key": slug(kind), "name": CATEGORY_NAMES[kind]} for kind in present],
+        "stack": [*({"key": slug(kind), "name": CATEGORY_NAMES[kind]} for kind in present), {"key": slug(UNSPLIT), "name": UNSPLIT}],
+        "spans": [{"phase": span.phase, "start": span.start, "stop": span.stop} for span in timeline.spans],
+        "operators": list(timeline.tape.operators),
+        "capacity": timeline.about.device_memory,
+        "device": timeline.about.device,
+        "oom": None if oom is None else {"event": oom.event, "words": words},
+        "moments": parts.moments(timeline),
+        "home": home,
+        "homeStep": "" if step is None else str(step),
+        "figures": figures(present),
+        "config": config(),
+    }
