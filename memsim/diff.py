@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Group
 from rich.table import Table
@@ -12,7 +11,7 @@ from rich.text import Text
 from memsim import events as ev
 from memsim.events import EventSequence
 from memsim.timeline import Timeline
-from memsim.traces import recorder
+from memsim.traces.recorder import Recording
 from memsim.words import size
 
 
@@ -30,9 +29,9 @@ class Comparison:
         return self.first is None
 
 
-def compare(timeline: Timeline, trace: str | Path, addresses: bool = False, last_step: int | None = None) -> Comparison:
-    """Compares events up to the end of the recording, the first out of memory, or the end of step `last_step`. Raises InputError for a bad trace."""
-    recorded = ev.until_out_of_memory(ev.of_recording(recorder.load(trace)))
+def compare(timeline: Timeline, recording: Recording, addresses: bool = False, last_step: int | None = None) -> Comparison:
+    """Compares all events up to the first out of memory or the end of step `last_step`. Raises InputError where the recording contradicts itself."""
+    recorded = ev.until_out_of_memory(ev.of_recording(recording))
     simulated = ev.until_out_of_memory(ev.of_simulation(timeline.tape, timeline.answer))
     if last_step is not None:
         recorded, simulated = ev.until_step(recorded, last_step), ev.until_step(simulated, last_step)

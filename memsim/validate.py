@@ -12,8 +12,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from memsim import diff
 from memsim.errors import InputError
 from memsim.timeline import Timeline
+from memsim.traces import recorder
 from memsim.words import gib
 
 METRICS = ("peak_requested", "peak_allocated", "peak_reserved")
@@ -104,22 +106,20 @@ def run_of(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data["run"], **({"model": data["model_config"]} if data.get("model_config") else {})}
 
 
-def check(path: Path, simulate: Callable[[Mapping[str, Any], str], Timeline], events: bool = False) -> Row:
+def check(path: Path, simulate: Callable[[Mapping[str, Any]], Timeline], events: bool = False) -> Row:
     """Simulates the run of one recording and compares. With `events`, the event sequences of the .npz beside it too."""
     data = recorded(path)
     name, ran_out = path.stem, bool(data.get("oom"))
     try:
-        timeline = simulate(run_of(data), name)
+        timeline = simulate(run_of(data))
     except InputError as error:
         return Row(name, False, str(error), Outcome(ran_out, None))
     row = compare(name, data, timeline.to_json())
     trace = path.with_suffix(".npz")
     if not events or not trace.exists():
         return row
-    from memsim.diff import compare as compare_events, summary  # only those who ask for events read traces
-
-    found = compare_events(timeline, trace, last_step=LAST_STEP)
-    return Row(**{**vars(row), "events_equal": found.equal, "events_difference": None if found.equal else summary(found)})
+    found = diff.compare(timeline, recorder.load(trace), last_step=LAST_STEP)
+    return Row(**{**vars(row), "events_equal": found.equal, "events_difference": None if found.equal else diff.summary(found)})
 
 
 def compare(name: str, data: Mapping[str, Any], simulated: Mapping[str, Any]) -> Row:
@@ -197,6 +197,19 @@ def table(rows: list[Row], tolerance: float) -> Table:
         cells += ["=" if row.steps_exact else "differ", _oom(row.oom)]
         cells += [{True: "=", False: "differ", None: "–"}[row.events_equal]] if with_events else []
         grid.add_row(*[Text(cell) for cell in cells], style="" if row.within(tolerance) else "bold red")
+    return grid
+
+
+def unsupported_table(rows: list[Row]) -> Table | None:
+    """The runs that are not supported, each with the reason; None where there is none."""
+    refused = [row for row in rows if not row.supported]
+    if not refused:
+        return None
+    grid = Table(header_style="bold", pad_edge=False)
+    grid.add_column("not supported", overflow="fold")
+    grid.add_column("reason", overflow="fold")
+    for row in refused:
+        grid.add_row(Text(row.name), Text(row.reason or ""))
     return grid
 
 

@@ -64,18 +64,20 @@ def load(path: str | Path) -> Recording:
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays by name, of the right number of dimensions and kind; nothing in the file is executed."""
     found: dict[str, NDArray[Any]] = {}
+    needed = ", ".join([*NUMBERS, "actions", "phases"])
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InputError(f"{path}: is a single array; a recording is an .npz with {', '.join([*NUMBERS, 'actions', 'phases'])}")
-            sizes = {info.filename: info.file_size for info in file.zip.infolist()} if file.zip is not None else {}
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile) or file.zip is None:
+            raise InputError(f"{path}: is a single array; a recording is an .npz with {needed}")
+        with file:
+            sizes = {info.filename.removesuffix(".npy"): info.file_size for info in file.zip.infolist()}
             for key in (*NUMBERS, "actions", "phases"):
-                if key not in file:
-                    raise InputError(f"{path}: {key}: missing; a recording has {', '.join([*NUMBERS, 'actions', 'phases'])}")
-                if sizes.get(f"{key}.npy", 0) > LARGEST:
+                if key not in sizes:
+                    raise InputError(f"{path}: {key}: missing; a recording has {needed}")
+                if sizes[key] > LARGEST:
                     raise InputError(f"{path}: {key}: larger than {LARGEST} bytes, which no recording is")
                 array = file[key]
-                if array.ndim != 1 or array.dtype.kind not in ("iu" if key in NUMBERS else "U"):
+                if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in ("iu" if key in NUMBERS else "U"):
                     raise InputError(f"{path}: {key}: is not a list of {'whole numbers' if key in NUMBERS else 'names'}")
                 found[key] = array
     except InputError:

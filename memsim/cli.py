@@ -1,0 +1,205 @@
+"""The command line: parse, call, print. Exit codes: 0 done, 1 the answer is no, 2 the input is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memsim import console
+from memsim.errors import InputError
+
+if TYPE_CHECKING:
+    from memsim.run import Run
+    from memsim.timeline import Timeline
+
+DONE, NO, WRONG = 0, 1, 2
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's; newer typer carries its own click and names it nowhere public
+
+app = typer.Typer(
+    name="memsim",
+    help="What a training step will do to GPU memory, event by event, before it is launched.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A YAML file or a name (see `memsim models`).")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the run, such as batch.sequence=4096. May be repeated.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+
+
+@app.command()
+def simulate(
+    run: RunArgument,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the report, one HTML file that works offline.")] = None,
+    as_json: JsonOption = False,
+    settings: SetOption = None,
+) -> None:
+    """Simulate a run's training steps. Exits with 1 where they run out of memory."""
+    if output is not None:
+        console.writable(output)
+    timeline = _simulate(_load(run, settings))
+    if output is not None:
+        with console.written(output) as path:
+            timeline.write_html(path)
+    if as_json:
+        _print_json(timeline.to_json())
+    else:
+        from memsim import tables
+
+        screen = console.out()
+        screen.print(timeline.headline(), markup=False)
+        if timeline.steps_needed:
+            screen.print(tables.steps(timeline))
+    if output is not None:
+        console.note(f"memsim: wrote {output}")
+    if timeline.out_of_memory:
+        raise typer.Exit(NO)
+
+
+@app.command()
+def validate(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Recorded runs: NAME.json, and NAME.npz with their events.")],
+    as_json: JsonOption = False,
+    tolerance: Annotated[float, typer.Option(metavar="PERCENT", min=0.0, help="The largest error of a peak that passes.")] = 0.5,
+    pattern: Annotated[str, typer.Option("--filter", metavar="GLOB", help="Only runs whose name matches, such as 'qwen*'.")] = "*",
+    events: Annotated[bool, typer.Option("--events", help="Compare the events of steps 0 and 1 with NAME.npz too.")] = False,
+) -> None:
+    """Compare simulated with recorded runs. Exits with 1 where one is past the tolerance."""
+    from memsim import validate as checks
+
+    found = checks.files(folder, pattern)
+    console.say_if_cold()
+    with console.progress("comparing", len(found)) as advance:
+        rows = [advance(checks.check(path, _simulate_recorded, events)) for path in found]
+    if as_json:
+        _print_json({"runs": [row.to_json() for row in rows], "summary": checks.summarize(rows, tolerance)})
+    else:
+        screen = console.out()
+        screen.print(checks.table(rows, tolerance))
+        refused = checks.unsupported_table(rows)
+        if refused is not None:
+            screen.print(refused)
+        for line in checks.summary_lines(rows, tolerance):
+            screen.print(line, markup=False)
+    if not checks.passed(rows, tolerance):
+        raise typer.Exit(NO)
+
+
+@app.command()
+def diff(
+    run: RunArgument,
+    trace: Annotated[Path, typer.Argument(metavar="TRACE.npz", help="A recording of the same run.")],
+    settings: SetOption = None,
+    context: Annotated[int, typer.Option(metavar="N", min=0, help="Events to show before and after the difference.")] = 8,
+    addresses: Annotated[bool, typer.Option("--addresses", help="Compare addresses too.")] = False,
+) -> None:
+    """Show the first event at which a simulation and a recording part. Exits with 1 where they do."""
+    from memsim import diff as differences
+    from memsim.traces import recorder
+
+    recording = recorder.load(trace)  # before the simulation: a bad file should not have to wait for it
+    found = differences.compare(_simulate(_load(run, settings)), recording, addresses)
+    console.out().print(differences.table(found, context, addresses))
+    if not found.equal:
+        raise typer.Exit(NO)
+
+
+@app.command()
+def graph(
+    run: RunArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The HTML file to write.")],
+    settings: SetOption = None,
+) -> None:
+    """Draw the layer graph of a run's decoder layer, with the bytes of each operator."""
+    console.writable(output)
+    loaded = _load(run, settings)
+    from memsim.report.graph_page import write_graph_html
+    from memsim.simulate import model_of
+
+    model = model_of(loaded)
+    with console.written(output) as path:
+        write_graph_html(model, path)
+    console.note(f"memsim: wrote {output}")
+
+
+@app.command()
+def models(as_json: JsonOption = False) -> None:
+    """List the models of the catalogue."""
+    from memsim import catalog, tables
+
+    listed = catalog.models()
+    if as_json:
+        _print_json(tables.plain(listed))
+    else:
+        console.out().print(tables.models(listed))
+
+
+@app.command()
+def devices(as_json: JsonOption = False) -> None:
+    """List the devices of the catalogue."""
+    from memsim import catalog, tables
+
+    listed = catalog.devices()
+    if as_json:
+        _print_json(tables.plain(listed))
+    else:
+        console.out().print(tables.devices(listed))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code; no traceback for what a user or a full disk can cause."""
+    chosen = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        code = app(args=chosen, prog_name="memsim", standalone_mode=False)
+        sys.stdout.flush()
+    except InputError as error:
+        return _wrong(str(error))
+    except UsageError as error:
+        return _wrong(f"{error.format_message()} (see `memsim --help`)" if hasattr(error, "format_message") else str(error))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except OSError as error:
+        return _wrong(f"{error.filename or 'output'}: {error.strerror or error}")
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    return code if isinstance(code, int) else DONE
+
+
+def _load(source: str | Mapping[str, Any], settings: Sequence[str] | None = None) -> Run:
+    from memsim.run import Run  # pydantic is slow to import, and not every command needs it
+
+    return Run.load(source, settings=tuple(settings or ()))
+
+
+def _simulate(run: Run) -> Timeline:
+    from memsim.simulate import simulate as simulated
+
+    console.say_if_cold()
+    return simulated(run)
+
+
+def _simulate_recorded(data: Mapping[str, Any]) -> Timeline:
+    from memsim.simulate import simulate as simulated
+
+    return simulated(_load(data))
+
+
+def _print_json(data: object) -> None:
+    print(json.dumps(data, indent=1))
+
+
+def _wrong(line: str) -> int:
+    console.note(f"memsim: {' '.join(line.split())}")
+    return WRONG
+
+
+if __name__ == "__main__":
+    sys.exit(main())
