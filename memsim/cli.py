@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -138,7 +139,10 @@ def models(as_json: JsonOption = False) -> None:
     if as_json:
         _print_json(tables.plain(listed))
     else:
-        console.out().print(tables.models(listed))
+        screen = console.out()
+        screen.print(tables.models(listed))
+        if catalog.examples():
+            screen.print(f"Runs that ship with memsim: {', '.join(catalog.examples())}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -164,9 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _wrong(f"{error.format_message()} (see `memsim --help`)" if hasattr(error, "format_message") else str(error))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return DONE
     except OSError as error:
+        _discard_stdout()
         return _wrong(f"{error.filename or 'output'}: {error.strerror or error}")
     except (KeyboardInterrupt, typer.Abort):
         return 130
@@ -194,6 +199,12 @@ def _simulate_recorded(data: Mapping[str, Any]) -> Timeline:
 
 def _print_json(data: object) -> None:
     print(json.dumps(data, indent=1))
+
+
+def _discard_stdout() -> None:
+    """Lets what is still buffered go nowhere: Python would try again at exit, and complain."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _wrong(line: str) -> int:

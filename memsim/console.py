@@ -32,7 +32,7 @@ def say_if_cold() -> None:
     """Says what the first run on a machine waits for: the compilation of the allocator."""
     from memsim.allocator import caching  # numba is slow to import, and not every command needs it
 
-    source = Path(caching.__file__)
+    source = Path(caching.__file__ or "")
     folder = Path(caching.replay.stats.cache_path)
     compiled = [index.stat().st_mtime for index in folder.glob(f"{source.stem}.replay-*.nbi")]
     if not compiled or max(compiled) < source.stat().st_mtime:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
-from memsim import events as ev
+from memsim import events as ev, tables
 from memsim.events import EventSequence
 from memsim.timeline import Timeline
 from memsim.traces.recorder import Recording
@@ -54,13 +53,13 @@ def table(comparison: Comparison, context: int = 8, addresses: bool = False) -> 
     """Both sides around the first difference: `context` events before it, and as many after."""
     if comparison.first is None:
         return Group(Text(summary(comparison)))
-    grid = Table(title_justify="left", pad_edge=False, header_style="bold")
+    grid = tables.table()
     grid.add_column("event", justify="right")
     for side in ("simulated", "recorded"):
         grid.add_column(side, overflow="fold")
-        grid.add_column("bytes", justify="right", no_wrap=True)
+        grid.add_column("bytes", justify="right", overflow="fold")
         if addresses:
-            grid.add_column("address", justify="right", no_wrap=True)
+            grid.add_column("address", justify="right", overflow="fold")
     grid.add_column("where", overflow="fold")
     stop = max(len(comparison.simulated), len(comparison.recorded))
     for event in range(max(comparison.first - context, 0), min(comparison.first + context + 1, stop)):

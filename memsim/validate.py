@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from memsim import diff
+from memsim import diff, tables
 from memsim.errors import InputError
 from memsim.timeline import Timeline
 from memsim.traces import recorder
@@ -181,13 +181,8 @@ def passed(rows: list[Row], tolerance: float) -> bool:
 def table(rows: list[Row], tolerance: float) -> Table:
     """A row a run that is supported: recorded peaks in GiB, errors in percent ("=": equal to the byte)."""
     with_events = any(row.events_equal is not None for row in rows)
-    grid = Table(header_style="bold", pad_edge=False)
-    grid.add_column("run", overflow="fold")
-    for title in ("reserved GiB", "requested", "allocated", "reserved", "steps"):
-        grid.add_column(title, justify="right", no_wrap=True)
-    grid.add_column("out of memory", no_wrap=True)
-    if with_events:
-        grid.add_column("events", no_wrap=True)
+    columns = ["run", "reserved GiB", "requested", "allocated", "reserved", "steps", "out of memory"]
+    grid = tables.table(*columns, *(["events"] if with_events else []))
     for row in rows:
         if not row.supported:
             continue
@@ -205,9 +200,7 @@ def unsupported_table(rows: list[Row]) -> Table | None:
     refused = [row for row in rows if not row.supported]
     if not refused:
         return None
-    grid = Table(header_style="bold", pad_edge=False)
-    grid.add_column("not supported", overflow="fold")
-    grid.add_column("reason", overflow="fold")
+    grid = tables.table("not supported", "reason", left=2)
     for row in refused:
         grid.add_row(Text(row.name), Text(row.reason or ""))
     return grid
