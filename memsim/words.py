@@ -42,11 +42,11 @@ def size(count: int) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """A part of a whole in percent: "97 %", "<1 %"."""
+    """A part of a whole in percent: "97 %", "1.4 %", "<0.1 %"."""
     if whole <= 0 or part <= 0:
         return "0 %"
     percent = 100 * part / whole
-    return "<1 %" if percent < 1 else f"{percent:.0f} %"
+    return "<0.1 %" if percent < 0.1 else f"{percent:.1f} %" if percent < 9.95 else f"{percent:.0f} %"
 
 
 def phase_words(phase: str) -> str:

@@ -99,7 +99,7 @@ def _timeline(theme: str, kinds: list[Category | str]) -> Figure:
     ink, layout = INK[theme], _base(theme)
     layout["hovermode"] = "x"
     layout["hoverdistance"] = -1
-    layout["xaxis"] |= {"tickformat": ",d", "nticks": 8, "showspikes": True, "spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikecolor": ink["soft"]}
+    layout["xaxis"] |= {"tickformat": ",d", "nticks": 8, "tickangle": 0, "showspikes": True, "spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikecolor": ink["soft"]}
     layout["yaxis"]["title"] = layout["yaxis"]["title"] | {"text": "GiB"}
     layout["xaxis"]["title"] = layout["xaxis"]["title"] | {"text": "allocator requests, in order"}
     areas = [
@@ -124,7 +124,7 @@ def _timeline(theme: str, kinds: list[Category | str]) -> Figure:
             "hoverinfo": "skip" if key == "reserved" else "text",
             "meta": {"key": key},
         }
-        for key, name, width, dash in (("reserved", "reserved", 1.5, "4px,2px"), ("allocated", "allocated", 1.3, "solid"))
+        for key, name, width, dash in (("reserved", "reserved", 1.5, "4px,2px"), ("allocated", "allocated", 0.7, "solid"))
     ]
     return {"traces": areas + lines, "layout": layout, "ink": ink}
 

@@ -12,7 +12,25 @@ FIXED = (Category.WEIGHTS, Category.ADAPTERS, Category.GRADIENTS, Category.OPTIM
 
 def hints(timeline: Timeline) -> tuple[str, ...]:
     """Sentences, the most useful first."""
-    return tuple(hint for hint in (_tokens(timeline), _phases(timeline), _allocator(timeline), _first_step(timeline), _retries(timeline)) if hint)
+    found: tuple[str, ...]
+    if timeline.out_of_memory and timeline.unlimited is None:
+        found = (_in_pieces(timeline), _tokens(timeline))  # the peak is not known: only what the moment itself shows
+    else:
+        found = (_tokens(timeline), _in_pieces(timeline), _phases(timeline), _allocator(timeline), _first_step(timeline), _retries(timeline))
+    return tuple(hint for hint in found if hint)
+
+
+def _in_pieces(timeline: Timeline) -> str:
+    oom = timeline.answer.out_of_memory
+    if oom is None:
+        return ""
+    unused = oom.reserved - oom.allocated
+    if oom.device_free + unused >= oom.tried:
+        return (
+            f"When memory ran out, {size(oom.device_free)} were free on the device and {size(unused)} in blocks that the allocator held: enough for the {size(oom.tried)}, "
+            "but not in one piece. It is fragmentation that fails this run."
+        )
+    return f"When memory ran out, even all free memory in one piece, {size(oom.device_free + unused)}, would not have held the {size(oom.tried)}: no allocator setting helps here."
 
 
 def _tokens(timeline: Timeline) -> str:
@@ -54,6 +72,6 @@ def _first_step(timeline: Timeline) -> str:
 def _retries(timeline: Timeline) -> str:
     answer = timeline.answer
     count = int(answer.retries[answer.processed - 1]) if answer.processed else 0
-    if not count:
+    if not count or timeline.out_of_memory:
         return ""
     return f"The allocator gave back its cache {count} {'time' if count == 1 else 'times'} to make room; each costs a wait for the device."

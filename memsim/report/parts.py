@@ -10,7 +10,7 @@ from memsim.report.figures import COLOURS, STACK, slug
 from memsim.report.hints import hints
 from memsim.tape import Category
 from memsim.timeline import Timeline
-from memsim.words import CATEGORY_NAMES, UNSPLIT, gib, share, size
+from memsim.words import CATEGORY_NAMES, GIB, UNSPLIT, gib, share, size
 
 
 def body(timeline: Timeline, present: tuple[Category, ...]) -> str:
@@ -134,7 +134,7 @@ def moment(timeline: Timeline) -> str:
 </div>
 <h3 style="margin-top:20px">The largest</h3>
 <div class="scroll" tabindex="0" role="region" aria-label="The largest storages alive"><table>
-<thead><tr><th scope="col">allocated by</th><th scope="col" class="number">together</th><th scope="col" class="number">each</th><th scope="col">layers</th><th scope="col">since</th></tr></thead>
+<thead><tr><th scope="col">allocated by</th><th scope="col" class="number">together</th><th scope="col" class="number wide">each</th><th scope="col">layers</th><th scope="col" class="wide">since</th></tr></thead>
 <tbody id="moment-largest"></tbody></table></div>
 <p class="note" id="moment-rest"></p>
 </section>"""
@@ -157,12 +157,14 @@ def address_map() -> str:
 def change(timeline: Timeline) -> str:
     """What follows for someone who wants the peak lower."""
     rows = "".join(f"<li>{escape(hint)}</li>" for hint in hints(timeline))
+    if not rows:
+        return ""
     return f'<section aria-labelledby="change-title"><h2 id="change-title">What would change it</h2><ul class="hints">{rows}</ul></section>'
 
 
 def devices(timeline: Timeline) -> str:
     """The catalogue's devices against the peak, where the run names them."""
-    if not timeline.about.devices:
+    if not timeline.about.devices or (timeline.out_of_memory and timeline.unlimited is None):
         return ""
     peak, rows = timeline.peak_reserved, []
     ordered = sorted(timeline.about.devices, key=lambda device: device[1])
@@ -189,7 +191,7 @@ def steps(timeline: Timeline) -> str:
         ("peak_requested", "peak requested", "wide"),
         ("peak_allocated", "peak allocated", ""),
         ("peak_reserved", "peak reserved", ""),
-        ("end_allocated", "allocated at the end", ""),
+        ("end_allocated", "allocated at the end", "wide"),
         ("end_reserved", "reserved at the end", "wide"),
     )
     head = "".join(f'<th scope="col" class="number {wide}">{name}</th>' for _, name, wide in shown)
@@ -199,7 +201,7 @@ def steps(timeline: Timeline) -> str:
         for key, _, wide in shown:
             value = getattr(step, key)
             top = key in ("peak_allocated", "peak_reserved", "peak_requested") and value == most[key]
-            cells.append(f'<td class="number {wide}{" peak" if top else ""}">{"–" if value is None else gib(value, unit=False)}</td>')
+            cells.append(f'<td class="number {wide}{" peak" if top else ""}">{"–" if value is None else f"{value / GIB:.2f}"}</td>')
         lines.append(f'<tr><th scope="row">{step.step}</th>{"".join(cells)}<td class="number wide">{step.peak_segments:,}</td><td class="number">{step.retries}</td></tr>')
     without = " As they would be with enough memory." if timeline.unlimited is not None else ""
     return f"""<section aria-labelledby="steps-title"><h2 id="steps-title">Steps</h2>

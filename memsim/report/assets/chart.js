@@ -107,6 +107,7 @@ class Charts {
     layout.yaxis.title.text = total ? `GiB above ${gib(total, false)}` : "GiB";
     layout.shapes = marks.shapes;
     layout.annotations = marks.annotations;
+    if (narrow) layout.xaxis.nticks = 4;
     layout.margin.l = narrow ? 46 : 56;
     layout.margin.r = narrow ? 6 : 14;
     return [traces, layout, this.timeline.meta.config];
@@ -128,7 +129,7 @@ class Charts {
     for (const step of this.steps(lo, hi)) {
       bar(step.start, step.stop, 1 + 17 * unit, 1 + 31 * unit, shade++ % 2 ? ink.band2 : ink.band);
       const room = pixels(step.start, step.stop);
-      if (room > 14) text((step.start + step.stop) / 2, 1 + 24 * unit, room > 52 ? step.name : step.name.replace("step ", ""), { yanchor: "middle", font: { size: 11, color: ink.ink } });
+      if (room > 18) text((step.start + step.stop) / 2, 1 + 24 * unit, room > 7 * step.name.length ? step.name : step.name.replace(/^step /, "").slice(0, Math.floor(room / 7.5)), { yanchor: "middle", font: { size: 11, color: ink.ink } });
       if (step.start > lo) shapes.push({ type: "line", xref: "x", yref: "paper", x0: step.start, x1: step.start, y0: 0, y1: 1 + 31 * unit, line: { color: ink.soft, width: 1, dash: "1px,3px" } });
     }
     shade = 0;
@@ -144,7 +145,8 @@ class Charts {
       top = Math.max(top, meta.capacity);
       const y = (meta.capacity - floor) / GIB;
       if (y > 0) {
-        shapes.push({ type: "line", xref: "paper", yref: "y", x0: 0, x1: 1, y0: y, y1: y, line: { color: ink.alarm, width: 1.5, dash: "8px,4px" } });
+        const line = { type: "line", xref: "paper", yref: "y", x0: 0, x1: 1, y0: y, y1: y };
+        shapes.push({ ...line, line: { color: ink.paper, width: 4.5 } }, { ...line, line: { color: ink.alarm, width: 2, dash: "8px,3px" } });
         const words = `${meta.device || "device memory"} ${gib(meta.capacity)}`;
         annotations.push({ x: 0, xref: "paper", xanchor: "left", y, yref: "y", yanchor: "bottom", text: words, showarrow: false, bgcolor: ink.paper, opacity: 0.9, font: { size: 11.5, color: ink.alarm } });
       }
@@ -158,8 +160,8 @@ class Charts {
     if (this.pinned >= lo && this.pinned < hi) {
       const y = (this.timeline.allocated[this.pinned] - floor) / GIB;
       shapes.push({ type: "line", xref: "x", yref: "paper", x0: this.pinned, x1: this.pinned, y0: 0, y1: 1, line: { color: ink.mark, width: 1 } });
-      const right = this.pinned > (lo + hi) / 2;
-      annotations.push({ x: this.pinned, xref: "x", y, yref: "y", text: `${gib(this.timeline.allocated[this.pinned])}`, showarrow: true, arrowhead: 0, arrowcolor: ink.mark, ax: right ? -44 : 44, ay: -18, bgcolor: ink.paper, bordercolor: ink.mark, borderpad: 3, font: { size: 11.5, color: ink.ink } });
+      const right = this.pinned > (lo + hi) / 2, crowded = oom && Math.abs(pixels(oom.event, this.pinned)) < 320 && !selection;
+      annotations.push({ x: this.pinned, xref: "x", y, yref: "y", text: `${gib(this.timeline.allocated[this.pinned])}`, showarrow: true, arrowhead: 0, arrowcolor: ink.mark, ax: right ? -48 : 48, ay: selection ? 26 : crowded ? 60 : -18, bgcolor: ink.paper, bordercolor: ink.mark, borderpad: 3, font: { size: 11.5, color: ink.ink } });
     }
     if (selection && (selection.lo > 0 || selection.hi < this.timeline.n)) {
       shapes.push({ type: "rect", xref: "x", yref: "paper", x0: selection.lo, x1: selection.hi, y0: 0, y1: 1, fillcolor: "rgba(128,140,160,0.14)", line: { color: ink.soft, width: 1.5 } });

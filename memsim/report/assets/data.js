@@ -20,7 +20,7 @@ function sizeText(bytes) {
 function shareText(part, whole) {
   if (whole <= 0 || part <= 0) return "0 %";
   const percent = (100 * part) / whole;
-  return percent < 1 ? "<1 %" : `${percent.toFixed(0)} %`;
+  return percent < 0.1 ? "<0.1 %" : `${percent.toFixed(percent < 9.95 ? 1 : 0)} %`;
 }
 
 const count = (number) => number.toLocaleString("en-US");
@@ -155,11 +155,11 @@ class Timeline {
     const byLayer = new Map(), groups = new Map();
     for (let storage = 0; storage < this.storages && this.born[storage] <= event; storage++) {
       if (this.died[storage] <= event) continue;
-      const birth = this.born[storage], layer = this.columns.layer[birth], kind = this.columns.kind[storage];
+      const birth = this.born[storage], layer = this.columns.layer[birth];
       const key = this.category(storage).key, bytes = this.bytes(storage);
       if (!byLayer.has(layer)) byLayer.set(layer, {});
       byLayer.get(layer)[key] = (byLayer.get(layer)[key] || 0) + bytes;
-      const name = `${this.columns.operator[birth]}/${this.span(birth).phase}/${kind}`;
+      const name = `${this.columns.operator[birth]}/${this.span(birth).phase}/${key}/${bytes}`;
       let group = groups.get(name);
       if (!group) groups.set(name, (group = { birth, storage, bytes, count: 0, layers: new Set() }));
       group.count += 1;

@@ -91,8 +91,17 @@ class AddressMap {
     };
     for (const segment of segments) {
       this.places.push({ start, segment });
-      const last = segment.blocks.length - 1;
-      segment.blocks.forEach((block, at) => paint(start + block.offset, block.bytes, this.fill(context, block, segment, colours), at === last));
+      // Neighbours of one colour are painted as one: seams narrower than a pixel would only fade them.
+      let run = null;
+      for (const block of segment.blocks) {
+        const colour = this.fill(context, block, segment, colours);
+        if (run && run.colour === colour) run.bytes += block.bytes;
+        else {
+          if (run) paint(start + run.offset, run.bytes, run.colour, false);
+          run = { offset: block.offset, bytes: block.bytes, colour };
+        }
+      }
+      paint(start + run.offset, run.bytes, run.colour, true);
       start += segment.bytes;
     }
     this.total = total;

@@ -20,7 +20,7 @@ function layerText(layers) {
 class MomentPanel {
   constructor(timeline, figures, theme) {
     Object.assign(this, { timeline, figures, theme });
-    this.withoutWeights = false;
+    this.withoutWeights = null; // null: decide by how much they are
   }
 
   show(event) {
@@ -45,7 +45,7 @@ class MomentPanel {
     document.getElementById("moment-strip").innerHTML = rows.filter((row) => row.bytes > 0).map((row) => `<span style="flex:${row.bytes} 0 0;background:var(--${row.key})" title="${row.name} ${sizeText(row.bytes)}"></span>`).join("");
     document.getElementById("moment-categories").innerHTML = present
       .map((row) => `<tr><th scope="row">${swatch(row.key)}${row.name}</th><td class="number">${sizeText(row.bytes)}</td><td class="number soft">${shareText(row.bytes, moment.allocated)}</td><td class="bar"><span style="width:${(100 * row.bytes) / most}%;background:var(--${row.key})"></span></td></tr>`)
-      .join("") + `<tr class="total"><th scope="row">allocated</th><td class="number">${sizeText(moment.allocated)}</td><td class="number soft">of ${sizeText(moment.reserved)} reserved</td><td></td></tr>`;
+      .join("") + `<tr class="total"><th scope="row">allocated</th><td class="number">${sizeText(moment.allocated)}</td><td class="soft" colspan="2">of ${sizeText(moment.reserved)} reserved</td></tr>`;
   }
 
   largest() {
@@ -53,7 +53,7 @@ class MomentPanel {
     document.getElementById("moment-largest").innerHTML = moment.largest.slice(0, 15).map((group) => {
       const category = timeline.category(group.storage), operator = timeline.meta.operators[timeline.columns.operator[group.birth]];
       const each = group.count > 1 ? `${count(group.count)} × ${sizeText(group.bytes)}` : sizeText(group.bytes);
-      return `<tr><th scope="row">${swatch(category.key)}${escape(operator || category.name)}</th><td class="number">${sizeText(group.bytes * group.count)}</td><td class="number soft">${each}</td><td>${layerText(group.layers)}</td><td>${phaseText(timeline.span(group.birth).phase)}</td></tr>`;
+      return `<tr><th scope="row">${swatch(category.key)}${escape(operator || category.name)}</th><td class="number">${sizeText(group.bytes * group.count)}</td><td class="number soft wide">${each}</td><td>${layerText(group.layers)}</td><td class="wide">${phaseText(timeline.span(group.birth).phase)}</td></tr>`;
     }).join("");
     const rest = moment.largest.slice(15).reduce((sum, group) => sum + group.bytes * group.count, 0);
     document.getElementById("moment-rest").textContent = rest ? `${count(moment.largest.length - 15)} other kinds hold ${sizeText(rest)} together.` : "";
@@ -64,7 +64,9 @@ class MomentPanel {
     const layers = [...this.moment.byLayer.keys()].sort((a, b) => a - b);
     document.getElementById("layers-figure").hidden = !layers.some((layer) => layer >= 0);
     if (document.getElementById("layers-figure").hidden) return Promise.resolve();
-    const x = layers.map((layer) => (layer < 0 ? "outside" : `${layer}`)), kept = spec.traces.filter((trace) => !(this.withoutWeights && trace.meta.key === "weights"));
+    const without = this.withoutWeights ?? this.moment.byCategory.weights > 0.6 * this.moment.allocated;
+    document.getElementById("without-weights").checked = without;
+    const x = layers.map((layer) => (layer < 0 ? "outside" : `${layer}`)), kept = spec.traces.filter((trace) => !(without && trace.meta.key === "weights"));
     const traces = kept.map((trace) => {
       const bytes = layers.map((layer) => this.moment.byLayer.get(layer)[trace.meta.key] || 0);
       return { ...trace, x, y: bytes.map((value) => (value ? value / GIB : null)), customdata: bytes.map(sizeText) };
@@ -73,6 +75,7 @@ class MomentPanel {
     layout.margin.l = narrow ? 46 : 56;
     layout.margin.r = narrow ? 6 : 14;
     if (narrow) layout.xaxis.nticks = 7;
+    if (layers.length > 40) layout.bargap = 0; // gaps of a fraction of a pixel would show as stripes
     const top = Math.max(...layers.filter((l) => l >= 0).map((layer) => kept.reduce((sum, trace) => sum + (this.moment.byLayer.get(layer)[trace.meta.key] || 0), 0)));
     const outside = kept.reduce((sum, trace) => sum + ((this.moment.byLayer.get(-1) || {})[trace.meta.key] || 0), 0);
     // What lies outside the layers can dwarf them: then its bar is cut and says so.
