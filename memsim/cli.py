@@ -55,7 +55,7 @@ def simulate(
         from memsim import tables
 
         screen = console.out()
-        screen.print(timeline.headline(), markup=False)
+        screen.print(timeline.headline(), markup=False, soft_wrap=not screen.is_terminal)
         if timeline.steps_needed:
             screen.print(tables.steps(timeline))
     if output is not None:
@@ -83,12 +83,12 @@ def validate(
         _print_json({"runs": [row.to_json() for row in rows], "summary": checks.summarize(rows, tolerance)})
     else:
         screen = console.out()
-        screen.print(checks.table(rows, tolerance))
+        screen.print(checks.table(rows, tolerance), "")
         refused = checks.unsupported_table(rows)
         if refused is not None:
-            screen.print(refused)
+            screen.print(refused, "")
         for line in checks.summary_lines(rows, tolerance):
-            screen.print(line, markup=False)
+            screen.print(line, markup=False, soft_wrap=not screen.is_terminal)
     if not checks.passed(rows, tolerance):
         raise typer.Exit(NO)
 
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _load(source: str | Mapping[str, Any], settings: Sequence[str] | None = None) -> Run:
     from memsim.run import Run  # pydantic is slow to import, and not every command needs it
 
-    return Run.load(source, settings=tuple(settings or ()))
+    return Run.load(source, set=tuple(settings or ()))
 
 
 def _simulate(run: Run) -> Timeline:

@@ -1,4 +1,4 @@
-"""What every command needs of a terminal and of files: consoles, one waiting line, output that appears whole or not at all."""
+"""What every command needs of a terminal and of files: consoles, one waiting line, paths that can be written to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from rich.console import Console
@@ -54,20 +55,16 @@ def writable(path: Path) -> Path:
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A path to write to: a file beside the target that takes its place at the end, so that no half of a report is ever left.
-
-    What is not a file, such as /dev/stdout, is written to as it is.
-    """
+    """A path for a page to be written to. Pages are written beside their path and renamed, so what is not a file, such as /dev/stdout, gets a copy."""
     target = writable(path)
-    if target.exists() and not target.is_file():
+    if target.is_file() or not target.exists():
         yield target
         return
-    beside = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
-    try:
-        yield beside
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+    with TemporaryDirectory() as folder:
+        page = Path(folder) / "page.html"
+        yield page
+        with target.open("wb") as file:
+            file.write(page.read_bytes())
 
 
 @contextmanager

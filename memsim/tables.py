@@ -16,7 +16,7 @@ from memsim.words import gib
 
 def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
     """An empty table whose first `left` columns hold words and the others numbers. A narrow terminal folds cells and never cuts them."""
-    made = Table(title=title, title_justify="left", title_style="dim", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=title, title_justify="left", title_style="dim", header_style="bold", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for at, column in enumerate(columns):
         made.add_column(column, justify="left" if at < left else "right", overflow="fold")
     return made
@@ -26,7 +26,7 @@ def steps(timeline: Timeline) -> Table:
     """Peaks and what is held at the end of each step, in GiB. Where memory runs out, the steps as they would be with enough of it."""
     finished = len(timeline.steps)
     title = "GiB, as if there were enough memory" if timeline.out_of_memory and timeline.unlimited else "GiB"
-    columns = ("step", "peak requested", "peak allocated", "peak reserved", "held after", "reserved after", "segments", "retries")
+    columns = ("step", "peak requested", "peak allocated", "peak reserved", "end allocated", "end reserved", "segments", "retries")
     grid = table(*columns, left=0, title=title)
     for at, step in enumerate(timeline.steps_needed):
         values = (step.peak_requested, step.peak_allocated, step.peak_reserved, step.end_allocated, step.end_reserved)

@@ -37,7 +37,7 @@ class Peak:
     @property
     def error(self) -> float:
         """Simulated over recorded, less one, in percent."""
-        return 0.0 if not self.recorded or self.simulated is None else 100 * (self.simulated / self.recorded - 1)
+        return 0.0 if not self.recorded or self.simulated is None else 100 * (self.simulated - self.recorded) / self.recorded
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def files(folder: Path, pattern: str = "*") -> list[Path]:
     """The recorded runs of a folder whose names match. Raises InputError where there is none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: is not a folder; give one with recorded runs (*.json)")
-    found = sorted(path for path in folder.glob("*.json") if fnmatch(path.stem, pattern))
+    found = sorted((path for path in folder.glob("*.json") if fnmatch(path.stem, pattern)), key=lambda path: path.stem)
     if not found:
         raise InputError(f"{folder}: holds no recorded run (*.json) that matches {pattern!r}")
     return found
