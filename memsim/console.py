@@ -34,7 +34,7 @@ def say_if_cold() -> None:
     from memsim.allocator import caching  # numba is slow to import, and not every command needs it
 
     source = Path(caching.__file__ or "")
-    folder = Path(caching.replay.stats.cache_path)
+    folder = Path(caching.replay.stats.cache_path or "")
     compiled = [index.stat().st_mtime for index in folder.glob(f"{source.stem}.replay-*.nbi")]
     if not compiled or max(compiled) < source.stat().st_mtime:
         note("memsim: compiling the allocator, once on this machine (about ten seconds) …")

@@ -1,0 +1,218 @@
+"""The command line: what goes to stdout and stderr, exit codes, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memsim import console, events
+from memsim.cli import main
+from memsim.errors import InputError
+from memsim.run import Run
+from memsim.simulate import simulate
+from memsim.traces.recorder import ACTIONS
+
+TINY = """\
+model: {model_type: llama, hidden_size: 256, intermediate_size: 512, num_hidden_layers: 4, num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 1000}
+batch: {size: 1, sequence: 64}
+steps: 2
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A run file of a small model."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def record(folder: Path, run: Path, name: str = "tiny", **changes: object) -> Path:
+    """Writes a simulation down as the recorder would, and gives the path of its .npz."""
+    loaded = Run.load(run)
+    timeline = simulate(loaded)
+    data = {**timeline.to_json(), "run": {k: v for k, v in loaded.plain().items() if k != "model"}, "model_config": dict(loaded.config), **changes}
+    (folder / f"{name}.json").write_text(json.dumps(data))
+    made = events.of_simulation(timeline.tape, timeline.answer)
+    arrays = {"action": made.action, "address": made.address, "bytes": made.bytes, "stream": np.zeros(len(made), np.uint64), "phase": made.phase}
+    np.savez(folder / f"{name}.npz", actions=np.array(ACTIONS), phases=np.array(made.phases), **arrays)
+    return folder / f"{name}.npz"
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The single line that a mistake leaves on stderr, nothing being on stdout."""
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("memsim: ") and err.count("\n") == 1 and err.endswith("\n"), (out, err)
+    return err
+
+
+def test_simulate_prints_the_headline_and_the_steps(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", str(tiny)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Peak ") and " reserved (" in out.splitlines()[0]
+    assert [line.split()[0] for line in out.splitlines() if line.strip()[:1].isdigit()] == ["0", "1"]
+    assert "\x1b" not in out + err
+
+
+def test_simulate_json_is_all_there_is_on_stdout(tiny: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["simulate", str(tiny), "--json", "-o", str(tmp_path / "r.html"), "--set", "steps=3", "--set", "batch.size=2"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert len(data["steps"]) == 3 and data["oom"] is None and data["run"]["batch"]["size"] == 2
+    assert {"peak_allocated", "peak_reserved", "peak_requested", "end_allocated", "end_reserved", "peak_segments", "retries", "ooms"} <= set(data["steps"][0])
+
+
+def test_simulate_exits_with_1_where_memory_runs_out(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", str(tiny), "--set", "device_memory_gib=8MiB"]) == 1
+    assert "does not fit" in capsys.readouterr().out
+    assert main(["simulate", str(tiny), "--set", "device_memory_gib=8MiB", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["oom"].startswith("CUDA out of memory. Tried to allocate ")
+
+
+def test_a_report_is_written_whole_and_said_on_stderr(tiny: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    report = tmp_path / "out" / "report.html"
+    report.parent.mkdir()
+    assert main(["simulate", str(tiny), "-o", str(report)]) == 0
+    assert f"wrote {report}" in capsys.readouterr().err
+    assert report.read_text().rstrip().endswith("</html>") and [path.name for path in report.parent.iterdir()] == ["report.html"]
+
+
+def test_a_link_stays_a_link(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.html").symlink_to(tmp_path / "target.html")
+    assert main(["simulate", str(tiny), "-o", str(tmp_path / "link.html")]) == 0
+    assert (tmp_path / "link.html").is_symlink() and (tmp_path / "target.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("output", ["absent/report.html", "."])
+def test_an_output_that_cannot_be_is_refused_before_anything_is_simulated(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    monkeypatch.setattr("memsim.cli._simulate", lambda run: pytest.fail("was simulated"))
+    assert main(["simulate", str(tiny), "-o", str(tmp_path / output)]) == 2
+    assert str(tmp_path) in one_line(capsys)
+    assert main(["graph", str(tiny), "-o", str(tmp_path / output)]) == 2
+    one_line(capsys)
+
+
+def test_a_folder_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match="no permission to write"):
+        console.writable(tmp_path / "report.html")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line_and_a_device_file_stays_one(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", str(tiny), "-o", "/dev/full"]) == 2
+    assert capfd.readouterr().err.splitlines()[-1].startswith("memsim: ")
+    assert Path("/dev/full").is_char_device()
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "memsim.cli", "devices"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2 and done.stderr == "memsim: output: No space left on device\n"
+
+
+def test_a_reader_that_leaves_early_is_no_mistake() -> None:
+    command = f"{sys.executable} -m memsim.cli devices --json | head -n 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout == "{\n" and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["simulate"], "Missing argument"),
+        (["simulate", "tiny", "--jsn"], "--jsn"),
+        (["simualte", "tiny"], "simualte"),
+        (["validate", "x", "--tolerance", "much"], "--tolerance"),
+        (["validate", "x", "--tolerance", "-1"], "--tolerance"),
+        (["diff", "tiny"], "Missing argument"),
+        (["graph", "tiny"], "Missing option"),
+        (["validate", "no-such-folder"], "no-such-folder: is not a folder"),
+        (["simulate", "no-such-run"], "no-such-run"),
+        (["simulate", "qwen2.5-0.5b", "--set", "batch.sise=4"], "did you mean"),
+        (["simulate", "qwen2.5-0.5b", "--set", "batch.size=-4"], "batch.size"),
+        (["diff", "qwen2.5-0.5b", "no-such.npz"], "no-such.npz: cannot be read"),
+    ],
+)
+def test_every_mistake_is_one_line_and_exit_code_2(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert says in one_line(capsys)
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0 and main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for command in ("simulate", "validate", "diff", "graph", "models", "devices"):
+        assert f"\n  {command} " in out
+
+
+def test_models_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0 and "qwen2.5-72b" in capsys.readouterr().out
+    assert main(["models", "--json"]) == 0 and json.loads(capsys.readouterr().out)["qwen2.5-72b"]["num_hidden_layers"] == 80
+    assert main(["devices"]) == 0 and "a100-80gb" in capsys.readouterr().out
+    assert main(["devices", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["a100-80gb"]["memory"] == 80 * 2**30 and listed["h100"]["datasheet"]
+
+
+def test_diff_of_a_run_with_its_own_recording_is_equal(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = record(tmp_path, tiny)
+    assert main(["diff", str(tiny), str(trace), "--addresses"]) == 0
+    assert capsys.readouterr().out.startswith("Equal: all ")
+    assert main(["diff", str(tiny), str(trace), "--set", "batch.sequence=65", "--context", "2"]) == 1
+    out = capsys.readouterr().out
+    assert "differs, the first of" in out and sum(line.lstrip().startswith(">") for line in out.splitlines()) == 1
+
+
+def test_validate_compares_lists_and_judges(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    record(folder, tiny)
+    record(folder, tiny, "unknown", model_config={"model_type": "unheard-of"})
+    assert main(["validate", str(folder), "--events", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row for row in data["runs"]}
+    assert rows["tiny"]["supported"] and rows["tiny"]["steps_exact"] and rows["tiny"]["events_equal"]
+    assert rows["tiny"]["oom"] == {"recorded": False, "simulated": False}
+    assert rows["tiny"]["peak_reserved"]["recorded"] == rows["tiny"]["peak_reserved"]["simulated"] > 0
+    assert not rows["unknown"]["supported"] and "unheard-of" in rows["unknown"]["reason"]
+    assert data["summary"]["supported"] == 1 and data["summary"]["unsupported"] == 1
+
+    recorded = json.loads((folder / "tiny.json").read_text())
+    recorded["steps"][1]["peak_reserved"] *= 2
+    (folder / "doubled.json").write_text(json.dumps(recorded))
+    assert main(["validate", str(folder)]) == 1
+    out = capsys.readouterr().out
+    assert "peak_reserved: 1 of 2 equal to the byte, worst -50.000 % (doubled)" in out and "unheard-of" in out
+    assert main(["validate", str(folder), "--filter", "tin*"]) == 0
+    assert main(["validate", str(folder), "--tolerance", "50"]) == 0
+    assert main(["validate", str(folder), "--filter", "unknown"]) == 1
+
+
+def test_the_first_run_on_a_machine_says_what_it_waits_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from memsim.allocator import caching
+
+    class Cold:
+        cache_path = str(tmp_path)
+
+    class Kernel:
+        stats = Cold()
+
+    monkeypatch.setattr(caching, "replay", Kernel())
+    console.say_if_cold()
+    assert one_line(capsys) == "memsim: compiling the allocator, once on this machine (about ten seconds) …\n"
+    (tmp_path / "caching.replay-72.py311.nbi").touch()
+    console.say_if_cold()
+    assert capsys.readouterr().err == ""
+
+
+def test_golden_runs_agree(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(golden), "--filter", "qwen2.5-0.5b-full*", "--events", "--tolerance", "0", "--json"]) in (0, 1)
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["runs"]}
+    for name in ("qwen2.5-0.5b-full", "qwen2.5-0.5b-full-ckpt", "qwen2.5-0.5b-full-oom"):
+        assert rows[name]["supported"] and rows[name]["steps_exact"] and rows[name]["events_equal"], name
+    assert rows["qwen2.5-0.5b-full-oom"]["oom"] == {"recorded": True, "simulated": True}
