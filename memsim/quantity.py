@@ -1,0 +1,43 @@
+"""Sizes as people write them: 24GiB, 80GB, or a number of GiB."""
+
+from __future__ import annotations
+
+import math
+import re
+
+GIB = 2**30
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+LARGEST = 2**50  # 1 PiB; sums of what fits stay far within 64 bits
+
+_SIZE = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)")
+_BY_LOWER = {unit.lower(): unit for unit in UNITS}
+
+
+def read_bytes(value: object) -> int:
+    """Bytes from a size with a unit ("24GiB", "80GB", "24576 MiB"), or from a plain number, which counts GiB.
+
+    Raises ValueError, in words that fit after the name of a key.
+    """
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value.strip())
+        if match is None:
+            raise ValueError(f"{value!r} is not a size; write 24GiB, 80GB or a number of GiB")
+        number, unit = float(match[1]), match[2]
+        if unit and unit.lower() not in _BY_LOWER:
+            raise ValueError(f"{value!r} has an unknown unit{_nearest(unit)} (units: {', '.join(UNITS)})")
+        count = number * (UNITS[_BY_LOWER[unit.lower()]] if unit else GIB)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        count = float(value) * GIB
+    else:
+        raise ValueError(f"{value!r} is not a size; write 24GiB, 80GB or a number of GiB")
+    if not math.isfinite(count) or count < 1:
+        raise ValueError(f"{value!r} is not a positive size; write 24GiB, 80GB or a number of GiB")
+    if count > LARGEST:
+        raise ValueError(f"{value!r} is more than {LARGEST // 2**40} TiB")
+    return int(count)
+
+
+def _nearest(unit: str) -> str:
+    letter = unit[0].upper()
+    candidates = [known for known in UNITS if known[0] == letter and known != "B"]
+    return f"; did you mean {' or '.join(reversed(candidates))}?" if candidates else ""

@@ -1,0 +1,286 @@
+"""The Run: what a person says about a training job, validated, with an error message that names the file and the key.
+
+Units: sequence in tokens, device_memory_gib in GiB. The keys are those of the recordings (`run` in their results).
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
+
+from memsim import catalog, yamlfile
+from memsim.errors import InputError
+from memsim.explain import explain, nearest, show
+from memsim.modelref import Resolved, resolve
+from memsim.quantity import GIB, read_bytes
+
+KEYWORDS = "keyword arguments"
+LARGEST_BATCH = 2**28  # tokens; beyond it byte counts would no longer fit 64 bits
+
+
+def _whole(least: int, most: int) -> BeforeValidator:
+    def check(value: object) -> object:
+        number = int(value) if isinstance(value, float) and value.is_integer() else value
+        if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
+            raise ValueError(f"{show(value)} is not a whole number from {least} to {most}")
+        return number
+
+    return BeforeValidator(check)
+
+
+def _number(test: Callable[[float], bool], words: str) -> BeforeValidator:
+    def check(value: object) -> object:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or not test(value):
+            raise ValueError(f"{show(value)} is not {words}")
+        return float(value)
+
+    return BeforeValidator(check)
+
+
+def _flag(value: object) -> object:
+    if not isinstance(value, bool):
+        raise ValueError(f"{show(value)} is not true or false")
+    return value
+
+
+def _targets(value: object) -> object:
+    if value == "all-linear":
+        return value
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"{show(value)} is not all-linear or a list of module names such as [q_proj, v_proj]")
+    return tuple(name.strip() for name in names)
+
+
+def _memory(value: object) -> object:
+    return read_bytes(value) / GIB
+
+
+def _device(value: object) -> object:
+    known = catalog.devices()
+    if value is not None and (not isinstance(value, str) or value not in known):
+        raise ValueError(f"{show(value)} is not in the catalogue{nearest(str(value), known)} (devices: {', '.join(known)})")
+    return value
+
+
+def _text(value: object) -> object:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{show(value)} is not text")
+    return value or ""
+
+
+def _model(value: object) -> object:
+    if not isinstance(value, Mapping) and not (isinstance(value, str) and value):
+        raise ValueError(f"{show(value)} is not a model; give a name, the path of a Hugging Face config.json, or its fields")
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+class Part(BaseModel):
+    """What all parts of a Run share: no key beyond those declared, and no change after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Method(Part):
+    """How the model is trained."""
+
+    kind: Literal["full", "lora", "qlora"] = "full"
+    rank: Annotated[int, _whole(1, 2**16)] = 8
+    targets: Annotated[str | tuple[str, ...], BeforeValidator(_targets)] = "all-linear"  # or names of modules
+    dropout: Annotated[float, _number(lambda p: 0 <= p < 1, "a probability from 0 to below 1")] = 0.0
+    double_quant: Annotated[bool, BeforeValidator(_flag)] = True
+
+
+class Batch(Part):
+    """Sequences in a micro-batch, tokens in a sequence, micro-batches in a step."""
+
+    size: Annotated[int, _whole(1, 2**20)] = 1
+    sequence: Annotated[int, _whole(1, 2**24)] = 512
+    accumulation: Annotated[int, _whole(1, 2**12)] = 1
+
+
+class Run(Part):
+    """A training job. `Run(model="qwen2.5-7b", method={"kind": "lora"})`, or `Run.load`; both raise InputError."""
+
+    model: Annotated[str | dict[str, Any], BeforeValidator(_model)]  # a name, a path to a config.json, or its fields
+    method: Method = Method()
+    batch: Batch = Batch()
+    precision: Literal["bf16", "amp-bf16", "amp-fp16", "fp32", "fp16"] = "bf16"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    checkpointing: Literal["none", "full"] = "none"
+    optimizer: Literal[
+        "adamw",
+        "adamw-fused",
+        "adamw-for-loop",
+        "sgd",
+        "sgd-momentum",
+        "adafactor",
+        "adamw-8bit",
+        "paged-adamw-8bit",
+        "paged-adamw",
+        "lion-8bit",
+    ] = "adamw"
+    clip_grad_norm: Annotated[float, _number(lambda norm: norm > 0, "a positive number or null")] | None = None
+    fsdp: Annotated[int, _whole(1, 2**16)] = 1
+    allocator: Annotated[str, BeforeValidator(_text)] = ""
+    device: Annotated[str | None, BeforeValidator(_device)] = None  # a catalogue name: sets the next two where they are not given
+    device_memory_gib: Annotated[float, BeforeValidator(_memory)] = 80.0
+    sm: Annotated[int, _whole(30, 200)] = 80  # compute capability times ten
+    steps: Annotated[int, _whole(1, 10_000)] = 3
+    stack: Annotated[str, BeforeValidator(_text)] = "golden"
+
+    _resolved: Resolved = PrivateAttr()
+    _name: str = PrivateAttr("")
+    _argument: str = PrivateAttr("")
+
+    def __init__(self, **data: Any) -> None:
+        _fill(self, data, KEYWORDS, Path(), ())
+
+    @classmethod
+    def load(cls, source: str | Path | Mapping[str, object] | Run, *, set: Sequence[str] = ()) -> Run:
+        """A Run from a YAML file, a name (an example run, or a model for a run with defaults), a mapping, or another Run.
+
+        `set` changes keys: "batch.sequence=4096". A model's path is relative to the YAML file. Raises InputError.
+        """
+        if isinstance(source, Run):
+            data, name, where, folder, argument = source.plain(), source.name, "run", Path(), source._argument
+        elif isinstance(source, Mapping):
+            data, name, where, folder, argument = yamlfile.mapping(source, "run"), "", "run", Path(), ""
+        else:
+            data, name, where, folder = _read(source)
+            argument = shlex.quote(str(source))
+        changes = tuple(_change(text) for text in set)
+        data = _changed(data, changes)
+        run = cls.__new__(cls)
+        _fill(run, data, where, folder, tuple(key for key, _ in changes))
+        run._name = name
+        run._argument = " ".join([argument, *(f"--set {shlex.quote(text)}" for text in set)]) if argument else ""
+        return run
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """The model's Hugging Face config fields."""
+        return self._resolved.config
+
+    @property
+    def model_name(self) -> str:
+        """The model in a word: its catalogue name, or what its config calls it."""
+        return self._resolved.name
+
+    @property
+    def name(self) -> str:
+        """The run in a word: its file's or its example's name, or its model and method."""
+        return self._name or f"{self.model_name}-{self.method.kind}"
+
+    @property
+    def argument(self) -> str:
+        """What names this Run on a command line, its --set included; empty where it came from no file or name."""
+        return self._argument
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of the device in bytes."""
+        return int(self.device_memory_gib * GIB)
+
+    def plain(self) -> dict[str, object]:
+        """Every key as plain data. A model that was read from a file is written out, so that the Run stands for itself."""
+        data = self.model_dump(mode="json")
+        data["model"] = dict(self.config) if self._resolved.from_file else data["model"]
+        for key in ("device_memory_gib", "clip_grad_norm"):
+            value = data[key]
+            data[key] = int(value) if isinstance(value, float) and value.is_integer() else value
+        return data
+
+    def to_yaml(self) -> str:
+        """The Run as a YAML file with every key, except those that follow from `device`."""
+        data = self.plain()
+        given = _of_device(self.device)
+        return yamlfile.dump({key: value for key, value in data.items() if key not in given or given[key] != value})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and self.plain() == other.plain()
+
+    def __hash__(self) -> int:
+        return hash(self.to_yaml())
+
+
+def _fill(run: Run, data: Mapping[str, Any], where: str, folder: Path, changed: tuple[str, ...]) -> None:
+    """Validates `data` into `run`. `changed` are the keys that came from --set, and are named so in errors."""
+
+    def fail(key: str, reason: str) -> InputError:
+        place = "--set" if any(key == k or key.startswith(f"{k}.") for k in changed) else where
+        return InputError(f"{place}: {key}: {reason}" if key else f"{place}: {reason}")
+
+    given = _of_device(data.get("device"))
+    try:
+        BaseModel.__init__(run, **{**given, **data})
+    except ValidationError as error:
+        raise fail(*explain(error, Run)) from None
+    if run.batch.size * run.batch.sequence > LARGEST_BATCH:
+        raise fail("batch", f"{run.batch.size} × {run.batch.sequence} tokens are more than {LARGEST_BATCH}")
+    try:
+        run._resolved = resolve(run.model, folder)
+    except InputError as error:
+        key, _, reason = str(error).partition(": ")
+        raise fail(key, reason) from None
+
+
+def _of_device(name: object) -> dict[str, object]:
+    """The keys that a device of the catalogue sets."""
+    device = catalog.devices().get(name) if isinstance(name, str) else None
+    if device is None:
+        return {}
+    memory: dict[str, object] = {"device_memory_gib": device.memory / GIB}
+    return memory if device.sm is None else {**memory, "sm": device.sm}
+
+
+def _read(source: str | Path) -> tuple[dict[str, object], str, str, Path]:
+    """The mapping behind a path or a name; the Run's name; what to call it in errors; the folder that paths in it are relative to."""
+    text = str(source)
+    examples, path = catalog.examples(), Path(text)
+    if isinstance(source, str) and text in examples:
+        return yamlfile.read_mapping(examples[text]), text, f"{text} (example)", examples[text].parent
+    if isinstance(source, str) and text in catalog.models():
+        return {"model": text}, text, text, Path()
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):  # a name too long for a file, or with a zero byte
+        exists = False
+    if exists:
+        return yamlfile.read_mapping(path), path.stem, text, path.parent
+    if path.suffix.lower() in (".yaml", ".yml", ".json") or len(path.parts) > 1:
+        raise InputError(f"{text}: no such file; give a YAML file or one of the runs {', '.join(examples)}")
+    hint = nearest(text, [*examples, *catalog.models()])
+    raise InputError(f"{text!r}: neither a file nor a name of the catalogue{hint} (runs: {', '.join(examples)}; `memsim models` lists the models)")
+
+
+def _change(text: str) -> tuple[str, object]:
+    """KEY=VALUE, the value read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip() or not all(key.strip().split(".")):
+        raise InputError(f"--set {text!r}: write KEY=VALUE, such as batch.sequence=4096")
+    return key.strip(), yamlfile.parse(value, f"--set {key.strip()}")
+
+
+def _changed(data: Mapping[str, object], changes: Sequence[tuple[str, object]]) -> dict[str, object]:
+    """A copy of `data` with the changes made, nested mappings made where they are missing."""
+    result = dict(data)
+    if any(key == "device" for key, _ in changes):  # a device that is asked for decides, whatever the file says of another
+        result = {key: value for key, value in result.items() if key not in ("device_memory_gib", "sm")}
+    for key, value in changes:
+        *outer, last = key.split(".")
+        level = result
+        for depth, name in enumerate(outer):
+            inner = level.get(name)
+            if inner is not None and not isinstance(inner, Mapping):
+                at = ".".join(outer[: depth + 1])
+                raise InputError(f"--set: {key}: {at} is {show(inner)}, which has no keys")
+            level[name] = copy = dict(inner or {})
+            level = copy
+        level[last] = value
+    return result
