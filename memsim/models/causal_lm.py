@@ -57,19 +57,25 @@ def find_packed_sequence_indices(b: Builder, position_ids: Tensor) -> None:
     del packed_sequence_mask
 
 
-def causal_mask(b: Builder, settings: Settings, dtype: str, position_ids: Tensor) -> Tensor | None:
-    """masking_utils.create_causal_mask: nothing for sdpa, which is told is_causal; [B, 1, S, S] in the model's dtype for eager."""
+def causal_mask(b: Builder, settings: Settings, dtype: str, position_ids: Tensor, window: int | None = None) -> Tensor | None:
+    """masking_utils.create_causal_mask, or create_sliding_window_causal_mask with a `window` in tokens.
+
+    Nothing for sdpa, which is told is_causal, unless the sequence reaches the window; [B, 1, S, S] in the model's dtype for eager.
+    """
     sequence = settings.sequence
     with b.module("causal_mask"), b.no_grad():
         expanded = b.op("expand", position_ids, shape=(settings.batch, sequence)) if settings.batch > 1 else position_ids
         find_packed_sequence_indices(b, expanded)
         del expanded
-        return eager_mask(b, settings, dtype) if settings.attention == "eager" else None
+        windowed = window is not None and settings.sequence >= window
+        if settings.attention == "eager":
+            return eager_mask(b, settings, dtype, window)
+        return boolean_mask(b, settings, window) if windowed else None
 
 
-def eager_mask(b: Builder, settings: Settings, dtype: str) -> Tensor:
+def eager_mask(b: Builder, settings: Settings, dtype: str, window: int | None) -> Tensor:
     """masking_utils.eager_mask: the boolean mask of sdpa_mask, turned into zeros and the dtype's minimum."""
-    mask = boolean_mask(b, settings)
+    mask = boolean_mask(b, settings, window)
     zero = F.create(b, "zeros", (), dtype)
     minimum = F.create(b, "minimum", (), dtype)
     mask, before = F.create(b, "where", (settings.batch, 1, settings.sequence, settings.sequence), dtype), mask
@@ -79,8 +85,8 @@ def eager_mask(b: Builder, settings: Settings, dtype: str) -> Tensor:
     return mask
 
 
-def boolean_mask(b: Builder, settings: Settings) -> Tensor:
-    """masking_utils.sdpa_mask without vmap: one comparison of broadcast indices, expanded over the batch (a view)."""
+def boolean_mask(b: Builder, settings: Settings, window: int | None) -> Tensor:
+    """masking_utils.sdpa_mask without vmap: comparisons of broadcast indices, expanded over the batch (a view)."""
     sequence = settings.sequence
     batch_arange = F.create(b, "batch_arange", (settings.batch,), "int64")
     head_arange = F.create(b, "head_arange", (1,), "int64")
@@ -88,12 +94,30 @@ def boolean_mask(b: Builder, settings: Settings) -> Tensor:
     q_arange = F.create(b, "q_arange", (sequence,), "int64")
     kv_arange = F.create(b, "kv_arange", (sequence,), "int64")
     kv_arange = F.create(b, "kv_arange", (sequence,), "int64")
-    mask = F.create(b, "causal", (1, 1, sequence, sequence), "bool")
+    square = (1, 1, sequence, sequence)
+    mask = F.create(b, "causal", square, "bool") if window is None else windowed_mask(b, sequence)
     del batch_arange
     del head_arange
     del q_arange
     del kv_arange
     return mask
+
+
+def windowed_mask(b: Builder, sequence: int) -> Tensor:
+    """and_masks of sliding_window_overlay and causal_mask_function, one after the other."""
+    square = (1, 1, sequence, sequence)
+    result = F.create(b, "new_ones", (), "bool")
+    shifted = F.create(b, "q_minus_window", (1, 1, sequence, 1), "int64")
+    inside = F.create(b, "in_window", square, "bool")
+    del shifted
+    result, before = F.create(b, "and", square, "bool"), result
+    del inside
+    del before
+    inside = F.create(b, "causal", square, "bool")
+    result, before = F.create(b, "and", square, "bool"), result
+    del inside
+    del before
+    return result
 
 
 def causal_lm_loss(b: Builder, logits: Tensor, labels: Tensor) -> Tensor:
@@ -120,7 +144,7 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
     position_ids = F.create(b, "arange", (settings.sequence,), "int64")
     position_ids = F.create(b, "positions", (settings.sequence,), "int64")
     position_ids = b.op("view", position_ids, shape=(1, settings.sequence))
-    mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids)
+    mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids, config.sliding_window)
     hidden_states = inputs_embeds
     position_embeddings = rotary_embedding(b, hidden_states, position_ids, config.head_dim)
     hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True)

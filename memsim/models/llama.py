@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from memsim.builder import Builder, Tensor, module_call
+from memsim.errors import Unsupported
 from memsim.models import functional as F
 from memsim.models.attention import attention
 from memsim.models.causal_lm import causal_lm, rms_norm
@@ -21,6 +23,18 @@ DEFAULTS: dict[str, dict[str, object]] = {
 # Keyword arguments of a decoder layer in the order of the call, as torch.utils.checkpoint lets go of them; a tuple goes from its end.
 HOLD = ("attention_mask", "sin", "cos", "position_ids", "hidden_states")
 HOLD_MISTRAL = ("attention_mask", "position_ids", "sin", "cos", "hidden_states")
+
+
+def read_config(fields: Mapping[str, object]) -> DecoderConfig:
+    """The fields with their family's defaults."""
+    config = decoder_config(fields, **DEFAULTS[str(fields["model_type"])])
+    if config.model_type == "mistral":
+        if "sliding_window" in fields and fields["sliding_window"] is None:
+            return replace(config, sliding_window=None)
+        return config
+    if config.fields.get("use_sliding_window") and config.model_type in ("qwen2", "qwen3"):
+        raise Unsupported("model.use_sliding_window: true is not supported yet; false is")
+    return replace(config, sliding_window=None)
 
 
 def biases(config: DecoderConfig) -> tuple[bool, bool]:
@@ -142,7 +156,7 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
-    config = decoder_config(fields, **DEFAULTS[str(fields["model_type"])])
+    config = read_config(fields)
     b = Builder("outer")
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     mask_arguments = config.model_type in ("qwen2", "qwen3")  # a dict that lives as long as the model's forward

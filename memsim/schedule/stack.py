@@ -32,14 +32,16 @@ class Stack:
         return _aliased(256, 16 * (-(-n // 896) + CUB_PADDING))
 
     def unique_bytes(self, n: int) -> int:
-        """Temporary storage of cub::DeviceSelect::UniqueByKey over n pairs of 8-byte keys and values, in tiles of 1344."""
-        return _aliased(256, 16 * (-(-n // 1344) + CUB_PADDING))
+        """Temporary storage of cub::DeviceSelect::UniqueByKey over n pairs of 8-byte keys and values; its tile is tuned for each architecture."""
+        tile = 4928 if self.sm >= 90 else 1344 if self.sm == 80 else 320
+        return _aliased(256, 16 * (-(-n // tile) + CUB_PADDING))
 
     def sort_bytes(self, n: int, bits: int) -> int:
         """Temporary storage of cub::DeviceRadixSort over n pairs of 8-byte keys and values: two buffers, a histogram of 256 8-byte
-        counters for each pass over 8 bits, a 4-byte look-back for each tile of 3840 items, and the passes' own counters."""
+        counters for each pass over 8 bits, a 4-byte look-back for each tile of items, and the passes' own counters."""
         passes = -(-bits // 8)
-        return _aliased(8 * n, 8 * n, passes * 256 * 8, -(-n // 3840) * 256 * 4, passes * 8)
+        tile = 4608 if self.sm >= 90 else 3840
+        return _aliased(8 * n, 8 * n, passes * 256 * 8, -(-n // tile) * 256 * 4, passes * 8)
 
     def embedding_sort(self, indices: int, rows: int, width: int) -> EmbeddingSort | None:
         """What embedding_dense_backward_cuda allocates beside the gradient; None where one kernel does it all, up to 3072 indices."""
