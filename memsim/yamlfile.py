@@ -1,6 +1,6 @@
 """YAML in and out, as people mean it.
 
-YAML 1.1, which PyYAML reads, takes `on` for true, `1:30` for ninety and `1e-3` for text. Here the core schema of YAML 1.2 decides, and a key given twice is an error.
+YAML 1.1, which PyYAML reads, takes `on` for true, `1:30` for ninety and `1e-3` for text. Here YAML 1.2 decides, and a key given twice is an error.
 """
 
 from __future__ import annotations
