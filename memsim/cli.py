@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _wrong(str(error))
     except UsageError as error:
         return _wrong(f"{error.format_message()} (see `memsim --help`)" if hasattr(error, "format_message") else str(error))
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except (BrokenPipeError, SystemExit):  # the reader, such as `head`, has seen enough; typer turns that into an exit
         _discard_stdout()
         return DONE
     except OSError as error:
