@@ -20,6 +20,8 @@ def headline(timeline: Timeline) -> str:
 def sentences(timeline: Timeline) -> tuple[str, ...]:
     """The sentences of the headline; the first is the answer."""
     about, oom = timeline.about, timeline.answer.out_of_memory
+    if not timeline.whole.processed:
+        return ("Nothing is allocated.",)
     where = f"Out of memory in {place(timeline.tape, oom.event)}: {missing(oom)}." if oom is not None else ""
     if oom is not None and timeline.unlimited is None:
         return tuple(sentence for sentence in (where, dominant(timeline)) if sentence)
@@ -71,7 +73,8 @@ def dominant(timeline: Timeline) -> str:
         return ""
     ranked = sorted(parts.items(), key=lambda item: -item[1])
     (first, most), (second, more) = ranked[0], ranked[1]
-    sentence = f"{first.capitalize()} {'holds' if first in ('scratch', 'recomputation', 'optimizer state', UNSPLIT) else 'hold'} {share(most, peak.allocated)} of the peak"
+    verb = "holds" if first in ("scratch", "recomputation", "optimizer state", UNSPLIT) else "hold"
+    sentence = f"{first.capitalize()} {verb} {share(most, peak.allocated)} of the peak"
     return f"{sentence}, {second} {share(more, peak.allocated)}." if more * 20 >= peak.allocated else f"{sentence}."
 
 

@@ -28,7 +28,7 @@ STACK = (
 
 # Chosen so that any two differ by a CIE76 distance of 15 or more, and neighbours in the stack by 30, in normal vision and under
 # simulated protanopia, deuteranopia and tritanopia (Machado et al. 2009). "unattributed" never stands beside the others.
-COLOURS = {
+COLOURS: dict[str, dict[Category | str, str]] = {
     "light": {
         Category.WEIGHTS: "#2c3479",
         Category.ADAPTERS: "#4fc0f5",
@@ -57,8 +57,39 @@ COLOURS = {
     },
 }
 INK = {
-    "light": {"ink": "#14181f", "soft": "#5a6472", "rule": "#e3e7ec", "paper": "#ffffff", "band": "#f1f4f7", "band2": "#dfe5ec", "alarm": "#b3001b", "mark": "#14181f"},
-    "dark": {"ink": "#eef1f5", "soft": "#a3adba", "rule": "#2a313b", "paper": "#161b22", "band": "#1f2630", "band2": "#303a47", "alarm": "#ff7a85", "mark": "#ffffff"},
+    "light": {
+        "ink": "#14181f",
+        "soft": "#5a6472",
+        "rule": "#e3e7ec",
+        "paper": "#ffffff",
+        "band": "#f1f4f7",
+        "band2": "#dfe5ec",
+        "alarm": "#b3001b",
+        "mark": "#14181f",
+    },
+    "dark": {
+        "ink": "#eef1f5",
+        "soft": "#a3adba",
+        "rule": "#2a313b",
+        "paper": "#161b22",
+        "band": "#1f2630",
+        "band2": "#303a47",
+        "alarm": "#ff7a85",
+        "mark": "#ffffff",
+    },
+}
+# Beside the figures' inks: the page's ground, lines of controls, edges of swatches, free memory, and the bars of devices.
+EXTRA = {
+    "light": {"ground": "#f5f7f9", "line": "#c4ccd6", "edge": "rgba(0,0,0,.18)", "free": "#e4e9ef", "focus": "#0b57d0", "fit": "#3f8f6b", "unfit": "#c9d0d9"},
+    "dark": {
+        "ground": "#0d1116",
+        "line": "#434d5a",
+        "edge": "rgba(255,255,255,.22)",
+        "free": "#2c343f",
+        "focus": "#8ab4ff",
+        "fit": "#3f8f6b",
+        "unfit": "#39424e",
+    },
 }
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "Liberation Sans", sans-serif'
 
@@ -81,7 +112,13 @@ def config() -> Figure:
 
 def _base(theme: str) -> Figure:
     ink = INK[theme]
-    axis = {"gridcolor": ink["rule"], "zerolinecolor": ink["rule"], "linecolor": ink["rule"], "tickcolor": ink["rule"], "tickfont": {"color": ink["soft"], "size": 12}}
+    axis = {
+        "gridcolor": ink["rule"],
+        "zerolinecolor": ink["rule"],
+        "linecolor": ink["rule"],
+        "tickcolor": ink["rule"],
+        "tickfont": {"color": ink["soft"], "size": 12},
+    }
     title = {"font": {"color": ink["soft"], "size": 12}, "standoff": 8}
     return {
         "font": {"family": FONT, "color": ink["ink"], "size": 13},
@@ -99,7 +136,8 @@ def _timeline(theme: str, kinds: list[Category | str]) -> Figure:
     ink, layout = INK[theme], _base(theme)
     layout["hovermode"] = "x"
     layout["hoverdistance"] = -1
-    layout["xaxis"] |= {"tickformat": ",d", "nticks": 8, "tickangle": 0, "showspikes": True, "spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikecolor": ink["soft"]}
+    layout["xaxis"] |= {"tickformat": ",d", "nticks": 8, "tickangle": 0}
+    layout["xaxis"] |= {"showspikes": True, "spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikecolor": ink["soft"]}
     layout["yaxis"]["title"] = layout["yaxis"]["title"] | {"text": "GiB"}
     layout["xaxis"]["title"] = layout["xaxis"]["title"] | {"text": "allocator requests, in order"}
     areas = [

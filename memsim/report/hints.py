@@ -27,10 +27,11 @@ def _in_pieces(timeline: Timeline) -> str:
     unused = oom.reserved - oom.allocated
     if oom.device_free + unused >= oom.tried:
         return (
-            f"When memory ran out, {size(oom.device_free)} were free on the device and {size(unused)} in blocks that the allocator held: enough for the {size(oom.tried)}, "
-            "but not in one piece. It is fragmentation that fails this run."
+            f"When memory ran out, {size(oom.device_free)} were free on the device and {size(unused)} in blocks that the allocator held: "
+            f"enough for the {size(oom.tried)}, but not in one piece. It is fragmentation that fails this run."
         )
-    return f"When memory ran out, even all free memory in one piece, {size(oom.device_free + unused)}, would not have held the {size(oom.tried)}: no allocator setting helps here."
+    free = size(oom.device_free + unused)
+    return f"When memory ran out, even all free memory in one piece, {free}, would not have held the {size(oom.tried)}: no allocator setting helps here."
 
 
 def _tokens(timeline: Timeline) -> str:
@@ -39,8 +40,8 @@ def _tokens(timeline: Timeline) -> str:
         return ""
     fixed = sum(peak.by_category.get(kind, 0) for kind in FIXED)
     return (
-        f"{gib(fixed)} of the peak ({share(fixed, peak.allocated)}) are weights, adapters, gradients and optimizer state: a smaller batch or a shorter sequence "
-        f"leaves them as they are, and can lower only the other {size(peak.allocated - fixed)}."
+        f"{gib(fixed)} of the peak ({share(fixed, peak.allocated)}) are weights, adapters, gradients and optimizer state: a smaller batch or "
+        f"a shorter sequence leaves them as they are, and can lower only the other {size(peak.allocated - fixed)}."
     )
 
 
@@ -53,12 +54,17 @@ def _phases(timeline: Timeline) -> str:
         return ""
     (first, most), (second, next_most) = ranked[0], ranked[1]
     gain = size(most - next_most) if most > next_most else "nothing"
-    return f"The peak of allocated lies in {first} ({gib(most)}). Making {first} cheaper gains {gain} at most: then {second}, at {gib(next_most)}, sets the peak."
+    return (
+        f"The peak of allocated lies in {first} ({gib(most)}). Making {first} cheaper gains {gain} at most: then {second}, at {gib(next_most)}, sets the peak."
+    )
 
 
 def _allocator(timeline: Timeline) -> str:
     spare = timeline.peak_reserved - timeline.peak_requested
-    return f"The largest amount ever requested at once is {gib(timeline.peak_requested)}; no allocator setting can save more than the {size(spare)} that is reserved beyond that."
+    return (
+        f"The largest amount ever requested at once is {gib(timeline.peak_requested)}; "
+        f"no allocator setting can save more than the {size(spare)} that is reserved beyond that."
+    )
 
 
 def _first_step(timeline: Timeline) -> str:

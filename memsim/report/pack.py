@@ -44,7 +44,7 @@ def columns(timeline: Timeline) -> dict[str, NDArray[Any]]:
     code[at] = np.cumsum(code == ALLOC)[at] - 1 - number[freed]
     late = served[(lives.released[served] > lives.died[served])]
     # (bytes, block, category) repeat a great deal: number the combinations that occur.
-    sizes, size = np.unique(lives.bytes[served], return_inverse=True)
+    _, size = np.unique(lives.bytes[served], return_inverse=True)
     blocks, block = np.unique(lives.block[served], return_inverse=True)
     combined = (size * max(len(blocks), 1) + block) * 256 + lives.category[served]
     kinds, first, kind = np.unique(combined, return_index=True, return_inverse=True)

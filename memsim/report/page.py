@@ -15,7 +15,7 @@ from typing import Any
 from memsim.errors import InputError
 from memsim.headline import missing, place
 from memsim.report import parts
-from memsim.report.figures import FONT, INK, STACK, config, figures, slug
+from memsim.report.figures import COLOURS, EXTRA, FONT, INK, STACK, config, figures, slug
 from memsim.report.pack import columns, pack
 from memsim.tape import Category
 from memsim.timeline import Timeline
@@ -23,11 +23,6 @@ from memsim.words import CATEGORY_NAMES, UNSPLIT, version
 
 ASSETS = files("memsim.report") / "assets"
 SCRIPTS = ("data.js", "chart.js", "moment.js", "map.js", "page.js")
-# Beside the figures' inks: the page's ground, lines of controls, edges of swatches, free memory, and the bars of devices.
-EXTRA = {
-    "light": {"ground": "#f5f7f9", "line": "#c4ccd6", "edge": "rgba(0,0,0,.18)", "free": "#e4e9ef", "focus": "#0b57d0", "fit": "#3f8f6b", "unfit": "#c9d0d9"},
-    "dark": {"ground": "#0d1116", "line": "#434d5a", "edge": "rgba(255,255,255,.22)", "free": "#2c343f", "focus": "#8ab4ff", "fit": "#3f8f6b", "unfit": "#39424e"},
-}
 
 
 def write_html(timeline: Timeline, path: Path) -> None:
@@ -36,13 +31,15 @@ def write_html(timeline: Timeline, path: Path) -> None:
 
 
 def report_html(timeline: Timeline) -> str:
-    """The report of one Timeline as a page."""
+    """The report of one Timeline as a page. Raises InputError where there is nothing to show."""
+    if not timeline.whole.processed:
+        raise InputError(f"{timeline.about.name or 'the Timeline'}: has no event, so there is nothing to report")
     present = tuple(kind for kind in STACK if kind in timeline.curves)
     versions = ", ".join([f"memsim {version()}", *(f"{name} {number}" for name, number in timeline.about.versions.items())])
     return render(
         kind="memory report",
         title=" ".join(filter(None, ("memsim", timeline.about.name))),
-        main=parts.body(timeline, present),
+        main=_filled("report.html", parts.fields(timeline, present)),
         footer=f"{escape(versions)}. One file, complete in itself: it makes no network request.",
         script=SCRIPTS,
         start="report()",
@@ -55,18 +52,18 @@ def render(*, kind: str, title: str, main: str, footer: str, script: tuple[str, 
     """Any page: `main` is its HTML, `script` its assets, `start` the call that begins, `data` base64 blobs by id, `meta` plain data for the script."""
     blobs = [f'<script type="application/json" id="meta">{_json(meta)}</script>']
     blobs += [f'<script type="text/plain" id="{name}">{blob}</script>' for name, blob in data.items()]
-    template = Template((files("memsim.report") / "template.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        kind=escape(kind),
-        title=escape(title),
-        version=escape(version()),
-        style=_style(),
-        main=main,
-        footer=footer,
-        data="\n".join(blobs),
-        script="\n".join(_asset(name).replace('"use strict";\n', "") for name in script),
-        start=start,
-    )
+    fields = {
+        "kind": escape(kind),
+        "title": escape(title),
+        "version": escape(version()),
+        "style": _style(),
+        "main": main,
+        "footer": footer,
+        "data": "\n".join(blobs),
+        "script": "\n".join(_asset(name) for name in script),
+        "start": start,
+    }
+    return _filled("page.html", fields)
 
 
 def write(html: str, path: Path) -> None:
@@ -104,9 +101,14 @@ def _asset(name: str) -> str:
     return (ASSETS / name).read_text(encoding="utf-8")
 
 
+def _filled(name: str, fields: dict[str, str]) -> str:
+    return Template(_asset(name)).substitute(fields)
+
+
 def _style() -> str:
     def block(theme: str) -> str:
-        return "".join(f"--{key}:{value};" for key, value in (INK[theme] | EXTRA[theme]).items()) + parts.variables(theme)
+        colours = {slug(kind): colour for kind, colour in COLOURS[theme].items()}
+        return "".join(f"--{key}:{value};" for key, value in (INK[theme] | EXTRA[theme] | colours).items())
 
     return f':root{{--font:{FONT};{block("light")}color-scheme:light}}\n:root[data-theme="dark"]{{{block("dark")}color-scheme:dark}}\n{_asset("page.css")}'
 

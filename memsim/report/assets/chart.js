@@ -1,6 +1,4 @@
 // The two timelines: the whole run from zero, and a part of it up close. Both draw the same traces over a range of events.
-"use strict";
-
 const SHORT = { forward: "fwd", backward: "bwd", optimizer: "opt" };
 
 class Charts {

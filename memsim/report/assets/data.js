@@ -1,6 +1,4 @@
 // The exact timeline, unpacked from the page: curves after each event, lifespans of storages, and what any moment looked like.
-"use strict";
-
 const GIB = 2 ** 30, MIB = 2 ** 20, KIB = 2 ** 10;
 const NOTHING = -2, ALLOC = -1;
 

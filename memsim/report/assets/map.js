@@ -1,6 +1,4 @@
 // The address map: reserved memory in rows, segment after segment by address, each block in its category's colour and free memory left open.
-"use strict";
-
 class AddressMap {
   constructor(timeline) {
     this.timeline = timeline;

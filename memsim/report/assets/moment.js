@@ -1,6 +1,4 @@
 // What was alive at one moment: by category, by layer, the largest storages.
-"use strict";
-
 const escape = (text) => text.replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
 const swatch = (key) => `<span class="swatch" style="background:var(--${key})"></span>`;
 

@@ -1,6 +1,4 @@
 // What every page has: theme, copying, printing. And the start of the report.
-"use strict";
-
 const page = {
   themed: [], // called with the new theme
   get theme() { return document.documentElement.dataset.theme; },
