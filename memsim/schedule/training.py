@@ -107,6 +107,7 @@ class Training:
         head, embedded = False, None
         for op in outer.operators:
             if op.kind == "layers":
+                machine.default_category = int(Category.ACTIVATIONS)
                 self.run_layers(autograd, instance.storages, instance.values, op)
                 head = True
             else:
