@@ -27,14 +27,16 @@ def repeat_kv(b: Builder, hidden_states: Tensor, groups: int) -> Tensor:
 
 def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> Tensor:
     """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them."""
-    if mask is not None:
-        raise Unsupported("batch.sequence: a sequence that reaches model.sliding_window needs an attention mask, which sdpa does not support yet; eager does")
     if settings.sm < 80:
         raise Unsupported(f"sm: {settings.sm} with attention sdpa is not supported yet; 80 and later are, or attention eager")
     if query.shape[-1] % 8 or query.shape[-1] > 256:
         raise Unsupported(f"model.head_dim: {query.shape[-1]} with attention sdpa is not supported yet; multiples of 8 up to 256 are")
-    kernel = "flash_attention" if query.dtype in ("bf16", "fp16") else "efficient_attention"
-    attn_output = b.op(kernel, query, key, value)
+    if mask is not None:
+        key = repeat_kv(b, key, groups)
+        value = repeat_kv(b, value, groups)
+        attn_output = b.op("efficient_attention", query, key, value, mask)
+    else:
+        attn_output = b.op("flash_attention" if query.dtype in ("bf16", "fp16") else "efficient_attention", query, key, value)
     return F.contiguous(b, F.transpose(b, attn_output, 1, 2))
 
 

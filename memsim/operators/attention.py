@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from memsim.dtypes import ITEMSIZE
+from memsim.graph import TensorSpec
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
@@ -52,7 +54,8 @@ class FlashAttention(Kind):
 class EfficientAttention(Kind):
     """The memory-efficient kernel (ATen/native/transformers/cuda/attention.cu, attention_backward.cu), which fp32 and masks need.
 
-    Keeps q, k, v, the result, the log-sum-exp padded to 32 queries, and a seed and offset.
+    Keeps q, k, v, the result, the log-sum-exp padded to 32 queries, and a seed and offset. A boolean mask, the fourth input, is turned into
+    zeros and minus infinity and padded to a multiple of 8 columns at every call, and kept as well (transformers/attention.cpp).
     """
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
@@ -60,33 +63,66 @@ class EfficientAttention(Kind):
         b, h, s, d = q.shape
         lse = (b, h, _round(s, 32))
         scalar = Inferred((), (), "int64", differentiable=False)
-        return (Inferred(q.shape, (s * h * d, d, h * d, 1), q.dtype), Inferred(lse, like(lse), "fp32", differentiable=False), scalar, scalar)
+        kept = (Inferred(q.shape, (s * h * d, d, h * d, 1), q.dtype), Inferred(lse, like(lse), "fp32", differentiable=False), scalar, scalar)
+        if len(inputs) == 3:
+            return kept
+        padded = (b, 1, s, _round(s, 8))
+        return (*kept, Inferred(padded, like(padded), q.dtype, differentiable=False))
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
         q, k, v = inputs[:3]
-        out, lse, seed, offset = outputs
-        return (k.storage, q.storage, v.storage, lse.storage, out.storage, offset.storage, seed.storage)
+        out, lse, seed, offset = outputs[:4]
+        bias = tuple(spec.storage for spec in outputs[4:])
+        return (*bias, k.storage, q.storage, v.storage, lse.storage, out.storage, offset.storage, seed.storage)
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        bias = []
+        if len(inputs) == 4:
+            q = inputs[0]
+            item = ITEMSIZE[q.dtype]
+            zero, minimum = m.alloc(item), m.alloc(item)
+            converted = m.alloc(item * q.shape[0] * q.shape[2] * q.shape[2])
+            m.release(minimum, zero)
+            bias = [converted]
+            if outputs[4].shape[-1] != q.shape[2]:
+                bias = [m.alloc(outputs[4].nbytes)]
+                m.release(converted)
         seed, offset = m.alloc(8), m.alloc(8)
-        into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes), seed, offset]
+        into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes), seed, offset, *bias]
+        if inputs[0].shape[-1] > 128 and inputs[0].dtype != "fp32":  # kNeedsOutputAccumulatorBuffer
+            m.scratch(4 * outputs[0].elements)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         q, k, v = inputs[:3]
         b, h, s, d = q.shape
         dq, dk, dv = (m.grad(x.shape, (x.shape[2] * x.shape[1] * d, d, x.shape[1] * d, 1), x.dtype, view=True) for x in (q, k, v))
         expanded = [m.like(dq) for _ in range(2)] if k.shape[1] != h else []
-        product = m.alloc(4 * q.elements)  # delta = (grad * out).sum(-1).transpose(1, 2).contiguous()
-        summed = m.alloc(4 * b * h * s)
-        delta = m.alloc(4 * b * h * s)
-        m.release(summed, product)
-        rows = 64 if d <= 64 else 128  # kBlockSizeI of the fp32 kernels that are compiled for sm80
-        tiles = -(-s // rows) * -(-d // 64)
-        workspace = m.alloc(b * h * tiles * (rows * 64 * 4 + 16))
+        delta = self._delta(m, q)
+        workspace = m.alloc(backward_workspace(b * h, s, d, q.dtype))
         m.release(delta, workspace)
         m.discard(*reversed(expanded))
         return [(0, dq), (1, dk), (2, dv)]
 
+    def _delta(self, m: Machine, q: TensorSpec) -> int:
+        """(grad * out).sum(-1) of fp32, made by three operators where the kernel does not compute it itself: [B, H, S]."""
+        b, h, s, _ = q.shape
+        if q.dtype != "fp32":
+            return m.alloc(4 * b * h * s)
+        product = m.alloc(4 * q.elements)
+        summed = m.alloc(4 * b * h * s)
+        delta = m.alloc(4 * b * h * s)
+        m.release(summed, product)
+        return delta
+
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         b, h, s, d = inputs[0].shape
         return 4.0 * b * h * s * inputs[1].shape[2] * d / (2 if attrs.get("causal", True) else 1)
+
+
+def backward_workspace(heads: int, s: int, d: int, dtype: str) -> int:
+    """Bytes that the kernels compiled for sm80 and later ask for (mem_eff_attention/kernel_backward.h, workspace_size): a tile of dq with
+    its lock for each block of queries, and above 128 head dimensions fp32 sums of dk and dv, for B·H heads."""
+    rows, columns = (64, 64) if d <= 64 else (128, 64) if dtype == "fp32" or d > 128 else (128, 128)
+    tiles = -(-s // rows) * -(-d // columns)
+    sums = 2 * _round(s, 64) * _round(d, 128) * 4 if dtype != "fp32" and d > 128 else 0
+    return heads * (tiles * (rows * columns * 4 + 16) + sums)
