@@ -48,10 +48,10 @@ def resolve(model: str | Mapping[str, object], folder: Path) -> Resolved:
     """The config that `model` means; a path is relative to `folder`, or to the current folder. Raises InputError that begins with the key."""
     if isinstance(model, Mapping):
         _check_spelling(model)
-        return Resolved(_check(model, "model"), model)
+        return Resolved(_check(model, "model"), dict(model))
     known = catalog.models()
     if model in known:
-        return Resolved(model, known[model])
+        return Resolved(model, dict(known[model]))
     path = _find(model, folder)
     if path is None:
         hint = nearest(model, known)

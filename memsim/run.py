@@ -58,7 +58,8 @@ def _targets(value: object) -> object:
 
 
 def _memory(value: object) -> object:
-    return read_bytes(value) / GIB
+    count = read_bytes(value)
+    return float(value) if isinstance(value, (int, float)) else count / GIB  # a number of GiB stays as it was written
 
 
 def _device(value: object) -> object:

@@ -47,8 +47,15 @@ class _Core(_Loader):  # type: ignore[misc]
         return int(text, 16 if text.startswith("0x") else 10)
 
 
+class _CoreDumper(_Dumper):  # type: ignore[misc]
+    """PyYAML's safe dumper, quoting what the core schema would read as something else."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
 for _tag, _pattern, _first in _CORE:
-    _Core.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), _first)
+    for _class in (_Core, _CoreDumper):
+        _class.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), _first)
 _Core.add_constructor("tag:yaml.org,2002:int", _Core.construct_yaml_int)
 
 
@@ -133,5 +140,5 @@ def mapping(value: object, source: str) -> dict[str, object]:
 
 def dump(data: Mapping[str, object]) -> str:
     """YAML with the keys in their order."""
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+    text: str = yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
     return text

@@ -1,0 +1,171 @@
+"""The Run: where it comes from, what it defaults to, what changes it, and that it survives being written out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+import memsim
+from memsim import catalog, yamlfile
+from memsim.errors import InputError
+from memsim.run import Run
+
+LLAMA = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 1000}
+
+
+def test_defaults_are_those_of_the_recordings() -> None:
+    assert Run(model="qwen2.5-0.5b").plain() == {
+        "model": "qwen2.5-0.5b",
+        "method": {"kind": "full", "rank": 8, "targets": "all-linear", "dropout": 0.0, "double_quant": True},
+        "batch": {"size": 1, "sequence": 512, "accumulation": 1},
+        "precision": "bf16",
+        "attention": "sdpa",
+        "checkpointing": "none",
+        "optimizer": "adamw",
+        "clip_grad_norm": None,
+        "fsdp": 1,
+        "allocator": "",
+        "device": None,
+        "device_memory_gib": 80,
+        "sm": 80,
+        "steps": 3,
+        "stack": "golden",
+    }
+
+
+def test_a_run_comes_from_a_file_an_example_a_model_a_mapping_and_another_run(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: qwen2.5-7b\nmethod: {kind: lora, rank: 16}\nbatch:\n  sequence: 2048\n")
+    run = Run.load(path)
+    assert run == Run.load(str(path)) == Run(model="qwen2.5-7b", method={"kind": "lora", "rank": 16}, batch={"sequence": 2048})
+    assert run == Run.load({"model": "qwen2.5-7b", "method": {"kind": "lora", "rank": 16}, "batch": {"sequence": 2048}})
+    assert run == Run.load(run) and run.name == "mine" and Run.load(run).name == "mine"
+    assert Run.load("qwen2.5-7b") == Run(model="qwen2.5-7b")
+    assert Run.load("qwen2.5-72b-lora").method.kind == "lora" and Run.load("qwen2.5-72b-lora").name == "qwen2.5-72b-lora"
+    assert memsim.Run is Run
+
+
+def test_json_is_yaml_too(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"model": "gpt2", "steps": 2}))
+    assert Run.load(path).steps == 2
+
+
+def test_set_changes_keys_and_makes_the_mappings_that_are_missing() -> None:
+    run = Run.load(
+        "qwen2.5-0.5b", set=("batch.sequence=4096", "method.kind=lora", "method.targets=[q_proj, v_proj]", "clip_grad_norm=1e-1", "allocator=a:1,b:2")
+    )
+    assert (run.batch.sequence, run.method.kind, run.method.targets) == (4096, "lora", ("q_proj", "v_proj"))
+    assert run.clip_grad_norm == 0.1 and run.allocator == "a:1,b:2"
+    assert Run.load("qwen2.5-0.5b", set=["method.targets=q_proj,v_proj"]).method.targets == ("q_proj", "v_proj")
+    assert Run.load(run, set=["clip_grad_norm=null", "allocator="]).clip_grad_norm is None
+    assert run.clip_grad_norm == 0.1, "the Run that was loaded from is another one"
+
+
+def test_a_run_cannot_be_changed() -> None:
+    run = Run(model="gpt2")
+    with pytest.raises(ValueError, match="frozen"):
+        run.steps = 5
+
+
+def test_a_device_sets_memory_and_compute_capability_unless_they_are_given() -> None:
+    run = Run(model="gpt2", device="h100")
+    assert (run.device_memory_gib, run.sm, run.device_bytes) == (80, 90, 80 * 2**30)
+    assert Run(model="gpt2", device="h100", device_memory_gib="40GiB").device_memory_gib == 40
+    assert Run(model="gpt2", device="h100", sm=80).sm == 80
+    assert Run(model="gpt2", device="mi300x").device_bytes == 192 * 2**30
+
+
+def test_a_device_that_is_set_decides_whatever_the_file_says_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("{model: gpt2, device_memory_gib: 24, sm: 86}")
+    assert Run.load(path, set=["device=h200"]).device_bytes == 141 * 2**30
+    assert Run.load(path, set=["device=h200", "device_memory_gib=100"]).device_bytes == 100 * 2**30
+
+
+@pytest.mark.parametrize(("size", "count"), [(5.9, int(5.9 * 2**30)), ("24GiB", 24 * 2**30), ("80GB", 80 * 10**9), ("24576MiB", 24 * 2**30), (1024, 2**40)])
+def test_device_memory_in_bytes(size: object, count: int) -> None:
+    assert Run(model="gpt2", device_memory_gib=size).device_bytes == count
+
+
+@pytest.mark.parametrize("name", catalog.examples())
+def test_every_example_loads_and_survives_being_written_out(name: str) -> None:
+    run = Run.load(name)
+    again = Run(**yamlfile.mapping(yamlfile.parse(run.to_yaml(), "yaml"), "yaml"))
+    assert again == run and hash(again) == hash(run) and again.config == run.config
+    assert run.device, "an example names its device"
+    assert catalog.examples()[name].read_text().startswith("# "), "an example says which question it asks"
+
+
+def test_what_follows_from_the_device_is_not_written_out() -> None:
+    assert "device_memory_gib" not in Run(model="gpt2", device="h100").to_yaml()
+    assert "device_memory_gib: 79\n" in Run(model="gpt2", device="h100", device_memory_gib=79).to_yaml()
+
+
+def test_words_that_yaml_reads_as_something_else_survive() -> None:
+    run = Run(model="gpt2", method={"targets": ["on", "1e-3", "null"]}, clip_grad_norm=1e-5)
+    assert Run.load(yamlfile.mapping(yamlfile.parse(run.to_yaml(), "yaml"), "yaml")) == run
+
+
+def test_copies_and_pickles_are_equal() -> None:
+    run = Run.load("qwen2.5-7b-lora")
+    for again in (copy.deepcopy(run), pickle.loads(pickle.dumps(run))):
+        assert again == run and again.config == run.config and again.name == run.name
+
+
+def test_argument_repeats_the_run_on_a_command_line() -> None:
+    assert Run.load("gpt2", set=["batch.size=2", "allocator=a b"]).argument == "gpt2 --set batch.size=2 --set 'allocator=a b'"
+    assert Run(model="gpt2").argument == "" and Run(model="gpt2").name == "gpt2-full"
+
+
+def test_a_model_from_the_catalogue_from_fields_and_from_a_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Run(model="qwen2.5-72b").config["num_hidden_layers"] == 80
+    inline = Run(model=LLAMA)
+    assert inline.config == LLAMA and inline.model_name == "llama" and inline.plain()["model"] == LLAMA
+    folder = tmp_path / "somewhere" / "tiny"
+    folder.mkdir(parents=True)
+    fields = {
+        **LLAMA,
+        "_name_or_path": "org/tiny-llama",
+        "torch_dtype": "bfloat16",
+        "head_dim": None,
+        "rope_scaling": None,
+        "architectures": ["LlamaForCausalLM"],
+    }
+    (folder / "config.json").write_text(json.dumps(fields))
+    (tmp_path / "somewhere" / "run.yaml").write_text("model: tiny/config.json")
+    run = Run.load(tmp_path / "somewhere" / "run.yaml")
+    assert run.config == fields and run.model_name == "tiny-llama"
+    assert Run(model=str(folder)).config == fields, "a folder that holds a config.json"
+    assert Run.load(run.plain()) == run, "written out, the Run no longer needs the file"
+    monkeypatch.chdir(folder)
+    assert Run(model="config.json") == run
+
+
+def test_every_golden_run_is_a_run(shared: Path) -> None:
+    files = [*sorted((shared / "golden" / "runs").glob("*.yaml")), *sorted((shared / "golden" / "runs-2.6").glob("*.yaml"))]
+    assert len(files) > 100
+    for path in files:
+        folder = path.parent.name.replace("runs", "results")
+        recorded = json.loads((path.parents[1] / folder / f"{path.stem}.json").read_text())
+        run = Run.load(path)
+        assert run.config == recorded["model_config"], path
+        ours = run.plain()
+        for key, value in recorded["run"].items():
+            mine = ours[key]
+            assert {k: mine[k] for k in value} == value if isinstance(value, dict) and isinstance(mine, dict) else mine == value, (path, key)
+
+
+@pytest.mark.parametrize(
+    "text", ["model: gpt2\nmodel: gpt2-xl", "[1, 2]", "", "just words", "a: [", "1: 2", "a: &x [1]\nb: *x", "!!python/object/apply:os.getcwd []"]
+)
+def test_a_file_that_is_no_mapping_is_refused_by_its_name(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        Run.load(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
