@@ -89,6 +89,9 @@ def lora_linear(b: Builder, op: Operator, x: Tensor, weights: tuple[Tensor, ...]
 
 def lora_branch(b: Builder, x: Tensor, out_features: int, lora: Lora) -> Tensor:
     """lora_B(lora_A(dropout(x)))."""
-    if lora.dropout:
-        x = b.op("dropout", x, p=lora.dropout)
-    return F.linear(b, F.linear(b, x, "lora_A", lora.rank, lora.dtype), "lora_B", out_features, lora.dtype)
+    return F.linear(b, F.linear(b, dropout(b, x, lora.dropout), "lora_A", lora.rank, lora.dtype), "lora_B", out_features, lora.dtype)
+
+
+def dropout(b: Builder, x: Tensor, p: float) -> Tensor:
+    """nn.Dropout(p)(x), or nn.Identity."""
+    return b.op("dropout", x, p=p) if p else x
