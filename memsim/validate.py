@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memsim import diff, tables
-from memsim.errors import InputError
+from memsim.errors import InputError, Unsupported
 from memsim.timeline import Timeline
 from memsim.traces import recorder
 from memsim.words import gib
@@ -61,11 +61,12 @@ class Row:
     difference: str | None = None  # the first value of a step that is not equal
     events_equal: bool | None = None  # None where they were not compared
     events_difference: str | None = None
+    refused: bool = False  # not supported because the run itself is wrong, which is a failure
 
     def within(self, tolerance: float) -> bool:
         """Whether both sides agree on out of memory, every peak is within so many percent, and events are equal where they were compared."""
         agree = self.oom.recorded == self.oom.simulated and self.events_equal is not False
-        return not self.supported or (agree and all(abs(peak.error) <= tolerance for peak in self.peaks.values()))
+        return not self.refused if not self.supported else (agree and all(abs(peak.error) <= tolerance for peak in self.peaks.values()))
 
     def to_json(self) -> dict[str, Any]:
         """The row's keys, in bytes."""
@@ -113,7 +114,7 @@ def check(path: Path, simulate: Callable[[Mapping[str, Any]], Timeline], events:
     try:
         timeline = simulate(run_of(data))
     except InputError as error:
-        return Row(name, False, str(error), Outcome(ran_out, None))
+        return Row(name, False, str(error), Outcome(ran_out, None), refused=not isinstance(error, Unsupported))
     row = compare(name, data, timeline.to_json())
     trace = path.with_suffix(".npz")
     if not events or not trace.exists():
@@ -169,7 +170,7 @@ def summarize(rows: list[Row], tolerance: float) -> dict[str, Any]:
         "steps_exact": sum(bool(row.steps_exact) for row in done),
         "worst_error": worst,
         "tolerance_percent": tolerance,
-        "past_tolerance": [row.name for row in done if not row.within(tolerance)],
+        "past_tolerance": [row.name for row in rows if not row.within(tolerance)],
     } | ({"events_compared": len(compared), "events_equal": sum(bool(row.events_equal) for row in compared)} if compared else {})
 
 

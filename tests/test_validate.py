@@ -112,6 +112,17 @@ def test_a_run_that_is_not_supported_is_listed_with_the_reason(tmp_path: Path) -
     assert validate.unsupported_table([found]) is not None
 
 
+def test_a_run_that_is_wrong_is_listed_and_fails(tmp_path: Path) -> None:
+    (tmp_path / "wrong.json").write_text(json.dumps(result(step(0, 1, 2, 3), oom=None)))
+
+    def refuse(run: Mapping[str, Any]) -> Timeline:
+        raise InputError("run: batch.size: 0 is not a whole number")
+
+    found = validate.check(tmp_path / "wrong.json", refuse)
+    assert not found.supported and not found.within(100.0)
+    assert validate.summarize([found], 0.5)["past_tolerance"] == ["wrong"]
+
+
 def test_the_recorded_config_is_simulated_and_not_the_name() -> None:
     assert validate.run_of({"run": {"model": "tiny", "steps": 2}, "model_config": {"model_type": "llama"}}) == {"model": {"model_type": "llama"}, "steps": 2}
     assert validate.run_of({"run": {"model": "tiny"}}) == {"model": "tiny"}
