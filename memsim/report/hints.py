@@ -24,14 +24,16 @@ def _in_pieces(timeline: Timeline) -> str:
     oom = timeline.answer.out_of_memory
     if oom is None:
         return ""
-    unused = oom.reserved - oom.allocated
-    if oom.device_free + unused >= oom.tried:
+    reach, requested = oom.device_free + oom.reserved, int(timeline.answer.requested[oom.event])
+    if oom.allocated + oom.tried <= reach:
         return (
-            f"When memory ran out, {size(oom.device_free)} were free on the device and {size(unused)} in blocks that the allocator held: "
+            f"When memory ran out, {size(oom.device_free)} were free on the device and {size(oom.reserved - oom.allocated)} in blocks that the allocator held: "
             f"enough for the {size(oom.tried)}, but not in one piece. It is fragmentation that fails this run."
         )
-    free = size(oom.device_free + unused)
-    return f"When memory ran out, even all free memory in one piece, {free}, would not have held the {size(oom.tried)}: no allocator setting helps here."
+    if requested + oom.requested <= reach:
+        return "When memory ran out, the bytes asked for would have fitted; with what rounding and unsplit remainders add to them, they did not."
+    need = size(requested + oom.requested)
+    return f"When memory ran out, {need} were asked for in all, of {size(reach)} that PyTorch could have: no allocator setting makes that fit."
 
 
 def _tokens(timeline: Timeline) -> str:

@@ -139,7 +139,7 @@ def steps(timeline: Timeline) -> str:
         return ""
     sub = "In GiB. Peaks include the level at which a step starts, as torch.cuda.reset_peak_memory_stats() at its start would give them."
     sub += " As they would be with enough memory." if timeline.unlimited is not None else ""
-    heads = [("step", ""), *((name, _number(wide)) for _, name, wide in COLUMNS), ("segments", _number(True)), ("cache given back", _number(False))]
+    heads = [("step", ""), *((name, _number(wide)) for _, name, wide in COLUMNS), ("segments", _number(True)), ("cache given back", _number(True))]
     head = "".join(f'<th scope="col" class="{look}">{name}</th>' for name, look in heads)
     lines = "".join(_row(step, rows) for step in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
@@ -152,7 +152,7 @@ def _row(step: Step, rows: tuple[Step, ...]) -> str:
         value = getattr(step, field)
         top = field in ("peak_allocated", "peak_reserved", "peak_requested") and value == max(getattr(row, field) for row in rows)
         cells.append(f'<td class="{_number(wide)}{" peak" if top else ""}">{"–" if value is None else f"{value / GIB:.2f}"}</td>')
-    cells.append(f'<td class="{_number(True)}">{step.peak_segments:,}</td><td class="{_number(False)}">{step.retries}</td>')
+    cells.append(f'<td class="{_number(True)}">{step.peak_segments:,}</td><td class="{_number(True)}">{step.retries}</td>')
     return f'<tr><th scope="row">{step.step}</th>{"".join(cells)}</tr>'
 
 

@@ -251,7 +251,8 @@ def test_out_of_memory_is_marked(browser: Browser, fails: Timeline, tmp_path: Pa
 
 
 def test_everything_that_can_be_used_has_a_name(report: Browser) -> None:
-    script = """return [...document.querySelectorAll('button, select, input, canvas, [role=img], [role=region]')].filter((e) => e.getAttribute('aria-hidden') !== 'true')
+    script = """return [...document.querySelectorAll('button, select, input, canvas, [role=img], [role=region]')]
+    .filter((e) => e.getAttribute('aria-hidden') !== 'true')
     .filter((e) => !(e.getAttribute('aria-label') || e.textContent.trim() || e.closest('label')?.textContent.trim())).map((e) => e.outerHTML)"""
     assert report.run(script) == []
 

@@ -14,7 +14,7 @@ from memsim.errors import InputError
 from memsim.report.figures import COLOURS, STACK
 from memsim.report.hints import hints
 from memsim.report.page import report_html, write_html
-from memsim.tape import Category
+from memsim.tape import Category, Tape
 from memsim.timeline import About, Timeline
 from memsim.traces import recorder
 from memsim.words import UNSPLIT
@@ -117,9 +117,28 @@ def test_the_hints_follow_from_the_numbers() -> None:
     assert "Step 1 needs" in first_step
 
 
-def test_out_of_memory_says_whether_the_pieces_would_have_done() -> None:
-    tape = training()
-    whole = allocate(tape)
-    short = Timeline(tape, allocate(tape, device_memory=int(whole.allocated.max()) - (4 << 20)))
+def out_of_memory(tape: Tape, memory: int) -> str:
+    """The first hint of a Tape that does not fit."""
+    short = Timeline(tape, allocate(tape, device_memory=memory))
     assert short.out_of_memory
-    assert any("not have held" in hint or "not in one piece" in hint for hint in hints(short))
+    return hints(short)[0]
+
+
+def test_too_much_for_any_allocator_is_told_from_fragmentation() -> None:
+    write = Writer()
+    held = [write.alloc(12 << 20) for _ in range(4)]
+    write.free(held[0])
+    write.free(held[2])
+    write.alloc(30 << 20)
+    assert "no allocator setting" in out_of_memory(write.tape(), 50 << 20)
+    assert "not in one piece" in out_of_memory(pieces(), 60 << 20)
+
+
+def pieces() -> Tape:
+    """Two 20 MiB segments, each with a live block of 8 MiB: 24 MiB are free in them, and no piece of them holds 21 MiB."""
+    write = Writer()
+    blocks = [write.alloc(8 << 20) for _ in range(4)]
+    write.free(blocks[0])
+    write.free(blocks[2])
+    write.alloc(21 << 20)
+    return write.tape()

@@ -127,7 +127,7 @@ class Charts {
     for (const step of this.steps(lo, hi)) {
       bar(step.start, step.stop, 1 + 17 * unit, 1 + 31 * unit, shade++ % 2 ? ink.band2 : ink.band);
       const room = pixels(step.start, step.stop);
-      if (room > 18) text((step.start + step.stop) / 2, 1 + 24 * unit, room > 7 * step.name.length ? step.name : step.name.replace(/^step /, "").slice(0, Math.floor(room / 7.5)), { yanchor: "middle", font: { size: 11, color: ink.ink } });
+      if (room > 18) text((step.start + step.stop) / 2, 1 + 24 * unit, room > 7 * step.name.length ? step.name : step.name.startsWith("step ") ? step.name.slice(5) : "", { yanchor: "middle", font: { size: 11, color: ink.ink } });
       if (step.start > lo) shapes.push({ type: "line", xref: "x", yref: "paper", x0: step.start, x1: step.start, y0: 0, y1: 1 + 31 * unit, line: { color: ink.soft, width: 1, dash: "1px,3px" } });
     }
     shade = 0;
