@@ -53,6 +53,7 @@ class Builder:
         self.path: list[str] = []
         self.grad_enabled = True
         self.finished = False
+        self.unwind: tuple[int, ...] = ()  # storages of the running function's locals, in slot order
 
     def let_go(self, storage: int) -> None:
         self.names[storage] -= 1
@@ -96,6 +97,15 @@ class Builder:
         self.path.pop()
 
     @contextmanager
+    def locals(self, *tensors: Tensor) -> Iterator[None]:
+        """Operators inside run while these are the calling function's locals, in the order of their slots: should an exception end the
+        function there (a checkpoint's early stop), that is the order in which they die."""
+        before, self.unwind = self.unwind, tuple(tensor.spec.storage for tensor in tensors)
+        del tensors
+        yield
+        self.unwind = before
+
+    @contextmanager
     def no_grad(self) -> Iterator[None]:
         """As torch.no_grad()."""
         before, self.grad_enabled = self.grad_enabled, False
@@ -109,6 +119,8 @@ class Builder:
         semantics = KINDS[kind]
         if not self.grad_enabled:
             attrs["no_grad"] = True
+        if self.unwind:
+            attrs["unwind"] = self.unwind
         grad = self.grad_enabled and semantics.differentiable and (bool(attrs.get("trains")) or any(spec.requires_grad for spec in specs))
         outputs = tuple(self._output(out, specs, grad) for out in semantics.infer(specs, attrs))
         saved = semantics.saved(specs, outputs, attrs) if grad else ()
@@ -169,9 +181,11 @@ def rewrite(graph: LayerGraph, rule: Rule, trainable: Callable[[str], bool] | No
     b = Builder(graph.name)
     env: dict[int, Tensor] = {}
     values_of: dict[int, list[int]] = {}
+    moved: dict[int, int] = {}  # old storage → new
 
     def bind(old: TensorSpec, new: Tensor) -> None:
         env[old.value] = new
+        moved[old.storage] = new.spec.storage
         values_of.setdefault(old.storage, []).append(old.value)
 
     for name, spec in graph.inputs.items():
@@ -182,6 +196,8 @@ def rewrite(graph: LayerGraph, rule: Rule, trainable: Callable[[str], bool] | No
     for op in graph.operators:
         b.path = op.name.split(".")[:-1]
         b.grad_enabled = not op.attrs.get("no_grad", False)
+        unwind: tuple[int, ...] = op.attrs.get("unwind", ())  # type: ignore[assignment]
+        b.unwind = tuple(moved[storage] for storage in unwind)
         arguments = tuple(env[spec.value] for spec in op.inputs)
         results = rule(b, op, arguments) or b.run(op.kind, *arguments, **op.attrs)
         del arguments

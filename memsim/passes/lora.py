@@ -81,8 +81,10 @@ def lora_linear(b: Builder, op: Operator, x: Tensor, weights: tuple[Tensor, ...]
     """Linear.forward of PEFT: result + lora_B(lora_A(dropout(x))) * scaling, in the adapters' dtype, and back."""
     result = b.run("linear", x, *weights, **op.attrs)[0]
     result_dtype = result.dtype
+    own = x.dtype != lora.dtype
     x = F.to(b, x, lora.dtype)
-    result = b.op("add", result, b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora)))
+    with b.locals(*([x] if own else []), result):
+        result = b.op("add", result, b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora)))
     result = F.to(b, result, result_dtype)
     return result
 

@@ -137,11 +137,12 @@ class Autograd:
             for s in op.drops:
                 machine.release(storages[s])
                 alive.pop(s, None)
-        for op in graph.operators[last:]:  # the exception unwinds: inner functions' locals go first, as they would have on return
-            for s in op.drops:
-                if s in alive:
-                    machine.release(storages[s])
-                    del alive[s]
+        # The exception unwinds: the locals of inner functions go first, in the order of their slots where that is known, else as on return.
+        unwind: tuple[int, ...] = graph.operators[last].attrs.get("unwind", ())  # type: ignore[assignment]
+        for s in (*unwind, *(s for op in graph.operators[last:] for s in op.drops)):
+            if s in alive:
+                machine.release(storages[s])
+                del alive[s]
         for s in alive:
             machine.release(storages[s])
         machine.default_category = category
