@@ -178,6 +178,21 @@ def test_a_click_in_the_chart_chooses_the_moment(report: Browser, fits: Timeline
     assert report.run("return window.memsim.map.event") == event
 
 
+def test_dragging_over_the_overview_chooses_what_the_close_up_shows(report: Browser, fits: Timeline) -> None:
+    from selenium.webdriver import ActionChains
+
+    before = view(report)
+    report.run("document.getElementById('overview').scrollIntoView({block: 'center', behavior: 'instant'})")
+    plot = report.driver.find_element("css selector", "#overview .nsewdrag")
+    ActionChains(report.driver).move_to_element_with_offset(plot, -300, 30).click_and_hold().move_by_offset(120, 0).move_by_offset(60, 0).release().perform()
+    report.wait("return !window.memsim.charts.busy && window.memsim.charts.view !== window.memsim.charts.home")
+    lo, hi = view(report)
+    assert (lo, hi) != before and 0 < lo < hi < len(fits.tape) / 2
+    assert report.run("return window.memsim.charts.whole.layout.xaxis.range") == [0, len(fits.tape) - 1]
+    report.click("#reset")
+    assert view(report) == before
+
+
 def test_hovering_names_operator_layer_phase_and_bytes(report: Browser) -> None:
     from selenium.webdriver import ActionChains
 

@@ -59,13 +59,21 @@ class Charts {
     this.busy = true;
     const { lo, hi } = this.view;
     const base = this.base(lo, hi);
-    await Plotly.react(this.whole, ...this.figure(this.whole, 0, this.timeline.n, null, this.view));
+    await this.drawWhole();
     await Plotly.react(this.close, ...this.figure(this.close, lo, hi, base, null));
     this.busy = false;
     document.getElementById("closeup-note").textContent = base.total
       ? `Left out: ${gib(base.total)} that is held from the first to the last event shown (${base.words}). The vertical axis counts what comes on top.`
       : "The vertical axis starts at zero.";
     document.getElementById("leave-out").checked = base.total > 0;
+  }
+
+  // The whole run's curves change only with theme and width; what moves over them is cheap.
+  drawWhole() {
+    const look = `${this.theme} ${this.whole.clientWidth}`, [traces, layout, config] = this.figure(this.whole, 0, this.timeline.n, null, this.view, this.drawn === look);
+    if (this.drawn === look) return Plotly.relayout(this.whole, { shapes: layout.shapes, annotations: layout.annotations, "xaxis.range": layout.xaxis.range });
+    this.drawn = look;
+    return Plotly.react(this.whole, traces, layout, config);
   }
 
   // What is held throughout [lo, hi), by category; nothing where that is asked for, or where it is little beside the rest.
@@ -84,12 +92,12 @@ class Charts {
     return { least, total, words: words.map(([key, bytes]) => `${names[key] || "unsplit remainder"} ${gib(bytes)}`).join(", ") };
   }
 
-  figure(div, lo, hi, base, selection) {
+  figure(div, lo, hi, base, selection, marksOnly = false) {
     const { timeline } = this, spec = this.figures[this.theme].timeline, narrow = div.clientWidth < 560;
     const events = timeline.sample(lo, hi, Math.max(150, Math.round(div.clientWidth / 2.5)));
     const x = Array.from(events), least = base ? base.least : {}, total = base ? base.total : 0;
     const values = (curve, floor) => x.map((event) => (curve[event] - floor) / GIB);
-    const traces = spec.traces.map((trace) => {
+    const traces = marksOnly ? [] : spec.traces.map((trace) => {
       const key = trace.meta.key;
       if (key === "reserved") return { ...trace, x, y: values(timeline.reserved, total) };
       if (key === "allocated") return { ...trace, x, y: values(timeline.allocated, total), text: x.map((event) => this.label(event)) };

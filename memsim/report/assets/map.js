@@ -44,7 +44,7 @@ class AddressMap {
 
   fill(context, block, segment, colours) {
     if (block.storage >= 0) return colours.keys[this.timeline.columns.kind_category[this.timeline.columns.kind[block.storage]]];
-    return segment.used ? colours.free : this.hatch(context, colours);
+    return segment.used ? colours.free : (colours.hatch ??= this.hatch(context, colours));
   }
 
   hatch(context, colours) {
