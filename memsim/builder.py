@@ -23,7 +23,7 @@ R = TypeVar("R")
 class Tensor:
     """A Python name's hold on a tensor of the graph under construction."""
 
-    __slots__ = ("builder", "spec", "__weakref__")
+    __slots__ = ("__weakref__", "builder", "spec")
 
     def __init__(self, builder: Builder, spec: TensorSpec) -> None:
         self.builder = builder

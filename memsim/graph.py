@@ -58,7 +58,7 @@ class Operator:
         return any(out.requires_grad for out in self.outputs)
 
 
-class LayerGraph(nx.DiGraph):  # type: ignore[type-arg]
+class LayerGraph(nx.DiGraph):  # type: ignore[misc]
     """A block: its operators in order, its inputs from other blocks, and its result."""
 
     def __init__(self, name: str = "") -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memsim.allocator import Settings as AllocatorSettings
-from memsim.allocator import allocate
+from memsim.allocator import Settings as AllocatorSettings, allocate
 from memsim.errors import Unsupported
 from memsim.models import build
 from memsim.models.model import Model, Settings
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("bf16", "fp32")
 OPTIMIZERS = ("adamw", "adamw-fused", "adamw-for-loop", "sgd", "sgd-momentum")
-UNLIMITED = 1 << 60  # bytes
+UNLIMITED = 1 << 57  # bytes
 
 
 def model_of(run: Run) -> Model:

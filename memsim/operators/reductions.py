@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memsim.dtypes import ITEMSIZE
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
@@ -16,7 +15,9 @@ def _last_pow2(n: int) -> int:
     return 1 << (max(n, 1).bit_length() - 1)
 
 
-def reduction_scratch(shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], itemsize: int, processors: int, threads: int = 2048) -> tuple[int, int]:
+def reduction_scratch(
+    shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], itemsize: int, processors: int, threads: int = 2048
+) -> tuple[int, int]:
     """Bytes of the staging buffer and of the semaphores of a sum over `dims` (setReduceConfig); (0, 0) where one block does an output.
 
     shape and strides (elements) are the input's; itemsize in bytes; processors and threads per processor are the device's.

@@ -54,7 +54,8 @@ class Transpose(Kind):
 
 
 def _swap(items: tuple[int, ...], attrs: Attrs) -> tuple[int, ...]:
-    a, b = attrs["dims"]  # type: ignore[misc]
+    dims: tuple[int, int] = attrs["dims"]  # type: ignore[assignment]
+    a, b = dims
     result = list(items)
     result[a], result[b] = result[b], result[a]
     return tuple(result)

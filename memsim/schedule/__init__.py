@@ -21,7 +21,7 @@ def record(model: Model, plan: Plan, stack: Stack, *, whole: bool = False) -> Ta
     tiled = not whole and layers > EXECUTED and len(set(model.pattern)) == 1
     executed = replace(model, pattern=model.pattern[:EXECUTED]) if tiled else model
     machine = Machine(stack)
-    training = Training(executed, plan, machine)
+    training = Training(executed, plan, machine, model)
     training.load()
     for step in range(plan.steps if whole else min(plan.steps, 2)):
         training.step(step)

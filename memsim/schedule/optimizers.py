@@ -28,9 +28,9 @@ class Optimizer:
         TEMPORARIES.get(self.name, nothing)(m, rows)
         m.layer = NO_LAYER
 
-    def clip(self, m: Machine, rows: Rows) -> None:
-        """torch.nn.utils.clip_grad_norm_."""
-        clip_grad_norm(m, [row for row in rows if row[2].grad is not None])
+    def clip(self, m: Machine, rows: Rows, whole: Sequence[Parameter]) -> None:
+        """torch.nn.utils.clip_grad_norm_; `whole` are the trainable parameters of every layer, `rows` those that are executed."""
+        clip_grad_norm(m, [row for row in rows if row[2].grad is not None], whole)
         m.layer = NO_LAYER
 
 
@@ -97,15 +97,16 @@ def adamw_for_loop(m: Machine, rows: Rows) -> None:
 NORM_CHUNK = 65536  # elements that one block of a multi-tensor kernel takes (ATen/native/cuda/MultiTensorApply.cuh)
 
 
-def clip_grad_norm(m: Machine, rows: Rows) -> None:
+def clip_grad_norm(m: Machine, rows: Rows, whole: Sequence[Parameter]) -> None:
     """_get_total_norm and _clip_grads_with_norm_: a norm for each gradient, stacked; the total; the clipping coefficient."""
     norms: list[tuple[int, int]] = []
     for group in by_dtype(rows):
-        item = ITEMSIZE[group[0][1].dtype]
+        dtype = group[0][1].dtype
+        item, every = ITEMSIZE[dtype], [p for p in whole if p.dtype == dtype]
         m.layer = NO_LAYER
         m.at("clip_grad_norm._foreach_norm")
-        offsets = m.alloc(8 * (len(group) + 1), int(Category.SCRATCH))
-        partial = m.alloc(4 * sum(-(-p.elements // NORM_CHUNK) for _, p, _ in group), int(Category.SCRATCH))
+        offsets = m.alloc(8 * (len(every) + 1), int(Category.SCRATCH))
+        partial = m.alloc(4 * sum(-(-p.elements // NORM_CHUNK) for p in every), int(Category.SCRATCH))
         for layer, _, _ in group:
             m.layer = layer
             m.at("clip_grad_norm._foreach_norm")
@@ -115,7 +116,7 @@ def clip_grad_norm(m: Machine, rows: Rows) -> None:
         m.release(partial, offsets)
     m.at("clip_grad_norm.stack")
     item = ITEMSIZE[rows[0][1].dtype]
-    stacked = m.alloc(item * len(norms), int(Category.SCRATCH))
+    stacked = m.alloc(item * len(whole), int(Category.SCRATCH))
     total = m.alloc(item, int(Category.SCRATCH))
     m.release(stacked)
     for layer, norm in reversed(norms):

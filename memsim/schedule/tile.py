@@ -48,9 +48,9 @@ def events_of(machine: Machine) -> Events:
     marks = np.array(rows, np.int64).reshape(-1, 4)
     counts = np.diff(np.append(marks[:, 0], n))
     phase, layer, operator = (np.repeat(marks[:, column], counts) for column in (1, 2, 3))
-    arrays = (np.array(values, np.int64) for values in (machine.actions, machine.events))
-    storages = (np.array(values, np.int64) for values in (machine.bytes, machine.category, machine.owner))
-    return Events(*arrays, phase, layer, operator, *storages, tuple(machine.phases), tuple(names))
+    action, storage = np.array(machine.actions, np.int64), np.array(machine.events, np.int64)
+    sizes, category, owner = (np.array(values, np.int64) for values in (machine.bytes, machine.category, machine.owner))
+    return Events(action, storage, phase, layer, operator, sizes, category, owner, tuple(machine.phases), tuple(names))
 
 
 def tile_layers(events: Events, layers: int) -> Events:
@@ -143,8 +143,8 @@ def repeat_last_step(events: Events, steps: int) -> Events:
         parts.append((template, ids, to[events.phase[template]]))
     index, ids, phase = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     times = steps - 2
-    extend = [np.concatenate([values, np.tile(values[made], times)]) for values in (events.bytes, events.category, events.owner)]
-    return Events(events.action[index], ids, phase, events.layer[index], events.operator[index], *extend, tuple(phases), events.operators)
+    sizes, category, owner = (np.concatenate([values, np.tile(values[made], times)]) for values in (events.bytes, events.category, events.owner))
+    return Events(events.action[index], ids, phase, events.layer[index], events.operator[index], sizes, category, owner, tuple(phases), events.operators)
 
 
 def tape_of(events: Events) -> Tape:
@@ -162,5 +162,3 @@ def tape_of(events: Events) -> Tape:
         phases=events.phases,
         operators=events.operators,
     )
-
-

@@ -34,6 +34,7 @@ class Training:
     model: Model
     plan: Plan
     machine: Machine
+    whole: Model  # with all its layers, where `model` has a few of them
     parameters: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)  # (layer, name) → (storage, autograd value)
     leaves: dict[int, Leaf] = field(default_factory=dict)  # by autograd value
     order: list[tuple[int, Parameter, Leaf]] = field(default_factory=list)  # trainable, as model.parameters() gives them
@@ -83,9 +84,9 @@ class Training:
         machine.enter(f"{number}/optimizer")
         machine.layer = NO_LAYER
         if self.plan.clip_grad_norm:
-            self.plan.optimizer.clip(machine, self.order)
+            self.plan.optimizer.clip(machine, self.order, [p for _, p in self.whole.in_order() if p.trainable and not p.buffer])
         self.plan.optimizer.step(machine, self.order, self.state)
-        for layer, p, leaf in self.order:
+        for layer, _, leaf in self.order:
             if leaf.grad is not None:
                 machine.layer = layer
                 machine.at("zero_grad")
@@ -101,7 +102,7 @@ class Training:
         tokens = machine.alloc(8 * settings.batch * settings.sequence, int(Category.INPUTS))
         autograd = Autograd(machine, dict(self.leaves))
         outer = self.model.outer
-        bound = {name: (tokens, -(10**9)) for name in outer.inputs}
+        bound = dict.fromkeys(outer.inputs, (tokens, -(10**9)))
         bound |= {name: self.parameters[-1, name] for name in outer.parameters}
         instance = autograd.instance(outer, bound, NO_LAYER, "")
         head, embedded = False, None
@@ -111,7 +112,7 @@ class Training:
                 self.run_layers(autograd, instance.storages, instance.values, op)
                 head = True
             else:
-                machine.default_category = int(Category.INPUTS if op.attrs.get("no_grad") or op.kind == "create" else Category.LOGITS_AND_LOSS if head else Category.ACTIVATIONS)
+                machine.default_category = int(category_of(op, head))
                 autograd.execute(instance, op)
                 if op.kind == "embedding" and self.model.inputs_require_grad:
                     out = op.outputs[0]
@@ -182,3 +183,8 @@ class Training:
                 machine.release(storages[storage])
 
 
+def category_of(op: Operator, head: bool) -> Category:
+    """What the results of an operator outside the layers are; `head` after the layers."""
+    if op.attrs.get("no_grad") or op.kind == "create":
+        return Category.INPUTS
+    return Category.LOGITS_AND_LOSS if head else Category.ACTIVATIONS
