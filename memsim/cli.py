@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,10 +121,12 @@ def graph(
     """Draw the layer graph of a run's decoder layer, with the bytes of each operator."""
     console.writable(output)
     loaded = _load(run, settings)
-    from memsim.report.graph_page import write_graph_html
     from memsim.simulate import model_of
 
-    model = model_of(loaded)
+    with _naming(loaded):
+        model = model_of(loaded)
+    from memsim.report.graph_page import write_graph_html
+
     with console.written(output) as path:
         write_graph_html(model, path)
     console.note(f"memsim: wrote {output}")
@@ -188,13 +190,23 @@ def _simulate(run: Run) -> Timeline:
     from memsim.simulate import simulate as simulated
 
     console.say_if_cold()
-    return simulated(run)
+    with _naming(run):
+        return simulated(run)
 
 
 def _simulate_recorded(data: Mapping[str, Any]) -> Timeline:
     from memsim.simulate import simulate as simulated
 
     return simulated(_load(data))
+
+
+@contextmanager
+def _naming(run: Run) -> Iterator[None]:
+    """Errors that show only once the model is built, such as a module name that matches nothing, name the run's file too."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{run.place}: {error}") from error
 
 
 def _print_json(data: object) -> None:

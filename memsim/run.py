@@ -138,6 +138,7 @@ class Run(Part):
     _resolved: Resolved = PrivateAttr()
     _name: str = PrivateAttr("")
     _argument: str = PrivateAttr("")
+    _place: str = PrivateAttr(KEYWORDS)
 
     def __init__(self, **data: Any) -> None:
         _fill(self, data, KEYWORDS, Path(), ())
@@ -159,7 +160,7 @@ class Run(Part):
         data = _changed(data, changes)
         run = cls.__new__(cls)
         _fill(run, data, where, folder, tuple(key for key, _ in changes))
-        run._name = name
+        run._name, run._place = name, where
         run._argument = " ".join([argument, *(f"--set {shlex.quote(text)}" for text in set)]) if argument else ""
         return run
 
@@ -182,6 +183,11 @@ class Run(Part):
     def argument(self) -> str:
         """What names this Run on a command line, its --set included; empty where it came from no file or name."""
         return self._argument
+
+    @property
+    def place(self) -> str:
+        """Where this Run came from, as errors name it: its file, "NAME (example)", "keyword arguments"."""
+        return self._place
 
     @property
     def device_bytes(self) -> int:

@@ -143,6 +143,13 @@ def test_every_mistake_is_one_line_and_exit_code_2(arguments: list[str], says: s
     assert says in one_line(capsys)
 
 
+def test_what_shows_only_once_the_model_is_built_names_the_file_too(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["simulate", str(tiny)], ["graph", str(tiny), "-o", str(tiny.with_suffix(".html"))]):
+        assert main([*command, "--set", "method.kind=lora", "--set", "method.targets=[q_prj]"]) == 2
+        assert one_line(capsys).startswith(f"memsim: {tiny}: method.targets: 'q_prj' matches no linear module; did you mean q_proj?")
+    assert not tiny.with_suffix(".html").exists()
+
+
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0 and main(["--help"]) == 0
     out = capsys.readouterr().out

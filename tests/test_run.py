@@ -169,3 +169,10 @@ def test_a_file_that_is_no_mapping_is_refused_by_its_name(text: str, tmp_path: P
     with pytest.raises(InputError) as error:
         Run.load(path)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_place_is_what_errors_call_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: gpt2")
+    places = [Run.load(path).place, Run.load("qwen2.5-7b-lora").place, Run.load("gpt2").place, Run(model="gpt2").place]
+    assert places == [str(path), "qwen2.5-7b-lora (example)", "gpt2", "keyword arguments"]

@@ -98,7 +98,8 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
-        raise InputError(f"{path}: is not a recording (.npz): {' '.join(str(error).split())[:160] or type(error).__name__}") from error
+        words = "" if "pickle" in str(error) else " ".join(str(error).split())[:160]  # numpy's advice to load pickles is none for a stranger's file
+        raise InputError(f"{path}: is not a recording (.npz)" + (f": {words}" if words else "")) from error
     return found
 
 
