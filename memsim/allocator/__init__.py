@@ -3,25 +3,78 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memsim.allocator.answer import Answer, DriverAction, OutOfMemory
 from memsim.allocator.settings import Settings
-from memsim.tape import Tape
+from memsim.errors import InputError
+from memsim.tape import Action, Tape
 
 __all__ = ["Answer", "DriverAction", "OutOfMemory", "Settings", "allocate"]
 
 DEFAULT_DEVICE_MEMORY = 80 * 2**30
+MOST_BYTES = 1 << 58  # more than any device has; the compiled allocator's sums stay below 2^63
 
 
-def allocate(tape: Tape, settings: Settings | None = None, device_memory: int | None = None, *, stop_at_oom: bool = True) -> Answer:
-    """Answers every request of the Tape, on a device with so many bytes (80 GiB); stops at the first out of memory unless told otherwise."""
+def allocate(
+    tape: Tape,
+    settings: Settings | None = None,
+    device_memory: int | None = None,
+    *,
+    stop_at_oom: bool = True,
+    addresses: NDArray[np.int64] | None = None,
+) -> Answer:
+    """Answers every request of the Tape, on a device with so many bytes (80 GiB); stops at the first out of memory unless told otherwise.
+
+    addresses: those that the driver gives the first segments (or reservations), of a recording; afterwards, and without, they count up from
+    0x700000000000. A request of 0 bytes gets address 0. Raises InputError for sizes that no device has.
+    """
+    from memsim.allocator import arena
     from memsim.allocator.caching import replay
+    from memsim.allocator.driver import CALL_WORDS
 
-    del settings  # only the defaults are modelled so far
+    settings = Settings() if settings is None else settings
     memory = DEFAULT_DEVICE_MEMORY if device_memory is None else device_memory
-    rows, driver, processed, failure = replay(tape.action, tape.storage, tape.bytes, tape.storages, memory, stop_at_oom)
+    if not 0 < memory < MOST_BYTES:
+        raise InputError(f"device memory: {memory} bytes; more than 0 and less than 2^58 is valid")
+    action, size, stream = tape.action, tape.bytes, tape.stream
+    if len(tape) and not (int(size.min()) >= 0 and int(size.max()) < MOST_BYTES):
+        event = int(np.flatnonzero((size < 0) | (size >= MOST_BYTES))[0])
+        raise InputError(f"event {event} of the tape: {int(size[event])} bytes; 0 and more, and less than 2^58, is valid")
+    handles = stream.view(np.uint64)
+    ranks = np.zeros(1, np.uint64)
+    uses = 0
+    if stream.any():
+        counts = np.bincount(action, minlength=5)
+        uses = int(counts[Action.RECORD_STREAM])
+        ranks = np.unique(handles[action != Action.FREE])
+    records = int(np.count_nonzero(action == Action.ALLOC)) * (6 if settings.expandable_segments else 2) + 64
+    heap = arena.blank(len(ranks), uses, records)
+    settings.write(heap, memory)
+    heap[arena.DELAYED] = bool((action == Action.COMPLETE).any())
+    given = np.zeros(0, np.int64) if addresses is None else addresses
+    heap[arena.GIVEN] = len(given)
+    rows, log, processed, failure = replay(heap, given, action, tape.storage, tape.storages, size, handles, ranks, stop_at_oom)
+    driver = log[: CALL_WORDS * heap[arena.CALLS]].reshape(-1, CALL_WORDS)
     out_of_memory = None
     if failure[0] >= 0:
         event, tried, free, allocated, reserved = (int(value) for value in failure)
-        out_of_memory = OutOfMemory(event, int(tape.bytes[event]), tried, free, memory, allocated, reserved)
-    return Answer(*rows, driver[0], driver[1].astype(np.uint8), driver[2], driver[3], int(processed), out_of_memory)
+        out_of_memory = OutOfMemory(event, int(size[event]), tried, free, memory, allocated, reserved)
+    row = rows.reshape(9, -1)
+    return Answer(
+        address=row[0],
+        block=row[1],
+        requested=row[2],
+        allocated=row[3],
+        active=row[4],
+        reserved=row[5],
+        segments=row[6],
+        retries=row[7],
+        ooms=row[8],
+        driver_event=driver[:, 0],
+        driver_action=driver[:, 1].astype(np.uint8),
+        driver_address=driver[:, 2],
+        driver_bytes=driver[:, 3],
+        processed=int(processed),
+        out_of_memory=out_of_memory,
+    )

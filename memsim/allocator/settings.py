@@ -1,19 +1,84 @@
-"""PYTORCH_CUDA_ALLOC_CONF, parsed."""
+"""PyTorch's setting string (PYTORCH_ALLOC_CONF, PYTORCH_CUDA_ALLOC_CONF), parsed as PyTorch parses it and refused as it refuses it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from memsim.errors import InputError
+from memsim.allocator.rules import GOLDEN, Rules, rules_of
+
+if TYPE_CHECKING:
+    from memsim.allocator.arena import ARRAY
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """How much address space an expandable segment reserves at most."""
+
+    value: float
+    in_gib: bool  # else a fraction of the device's memory
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The allocator's settings."""
+    """The allocator's settings, and the PyTorch version whose rules it follows. The defaults are PyTorch's."""
+
+    max_split_size: int | None = None  # bytes; blocks that large are not split; None: no such size
+    max_non_split_rounding: int = 20 * MIB  # bytes that a block as large may be larger than a request for it
+    roundup_power2_divisions: tuple[int, ...] = (0,) * 16  # steps to a power of two, for sizes from 1, 2, 4 … MiB on; 0: multiples of 512 bytes
+    garbage_collection_threshold: float = 0.0  # of the memory limit; 0: no garbage collection
+    expandable_segments: bool = False
+    expandable_segments_reserve: Reserve | None = None  # None: 9/8 of the device
+    large_segment_size: int = 20 * MIB  # bytes of a segment for requests above 1 MiB and below 10 MiB
+    per_process_memory_fraction: float | None = None  # of the device; None: never set
+    throw_on_cudamalloc_oom: bool = False
+    torch: str = GOLDEN
 
     @classmethod
-    def parse(cls, text: str, torch: str = "2.15.0") -> Settings:
-        """Reads a setting string. Raises InputError."""
-        if text.strip():
-            raise InputError(f"allocator: {text!r} is not modelled yet; leave it empty for PyTorch's default settings")
-        return cls()
+    def parse(cls, text: str, torch: str = GOLDEN) -> Settings:
+        """Reads a setting string. Raises InputError where PyTorch would refuse it, and for backend:cudaMallocAsync, which is not modelled."""
+        from memsim.allocator.parse import parsed  # most runs set nothing
+
+        rules = rules_of(torch)
+        return cls(**parsed(text, torch, rules), torch=torch) if text.strip() else cls(torch=torch)
+
+    @property
+    def rules(self) -> Rules:
+        """What the PyTorch version means for the allocator. Raises InputError."""
+        return rules_of(self.torch)
+
+    def limit(self, device_memory: int) -> int | None:
+        """Bytes that may be reserved on a device with so many; None without a limit."""
+        fraction, rules = self.per_process_memory_fraction, self.rules
+        if fraction is None or (fraction >= 1 and rules.whole_device_unlimited):
+            return None
+        return math.floor(fraction * float(device_memory) + (0.5 if rules.round_limit else 0.0))
+
+    def reservation(self, device_memory: int) -> int:
+        """Bytes of address space that an expandable segment reserves, before rounding up to its pages."""
+        full, reserve = device_memory + device_memory // 8, self.expandable_segments_reserve
+        if reserve is None:
+            return full
+        return int(min(reserve.value * (float(1 << 30) if reserve.in_gib else float(device_memory)), float(full)))
+
+    def write(self, heap: ARRAY, device_memory: int) -> None:
+        """Sets the arena's words for these settings on a device with so many bytes."""
+        from memsim.allocator import arena
+
+        limit = self.limit(device_memory)
+        collects = limit is not None and self.garbage_collection_threshold > 0
+        heap[arena.CAPACITY] = device_memory
+        heap[arena.LIMIT] = arena.NEVER if limit is None else limit
+        heap[arena.MAX_SPLIT] = arena.NEVER if self.max_split_size is None or self.max_split_size >= 1 << 58 else self.max_split_size
+        heap[arena.NON_SPLIT] = min(self.max_non_split_rounding, 1 << 58)
+        heap[arena.GC_TARGET] = int(self.garbage_collection_threshold * float(limit or 0)) if collects else -1
+        heap[arena.EXPANDABLE] = self.expandable_segments
+        heap[arena.LARGE_SEGMENT] = min(self.large_segment_size, 1 << 58)
+        heap[arena.RESERVATION] = self.reservation(device_memory)
+        fraction = 1.0 if self.per_process_memory_fraction is None else self.per_process_memory_fraction
+        heap[arena.REJECT] = int(fraction * float(device_memory)) if self.throw_on_cudamalloc_oom else arena.NEVER
+        heap[arena.TIE_RULE] = ("address", "creation", "segment").index(self.rules.ties)
+        heap[arena.ROUNDING : arena.ROUNDING + 16] = [min(divisions, 1 << 50) for divisions in self.roundup_power2_divisions]

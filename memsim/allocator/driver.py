@@ -1,0 +1,88 @@
+"""What the allocator asks of the driver: segments, address space, pages. The device is its own: no other tenant, no context.
+
+Addresses start at FIRST_ADDRESS and are never used again, unless the caller gives those of a recording.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from memsim.allocator.answer import DriverAction
+from memsim.allocator.arena import CALLS, CAPACITY, GIVEN, GIVEN_USED, NEXT_ADDRESS, PAGE, RESERVED, USED
+
+SEGMENT_ALLOC = int(DriverAction.SEGMENT_ALLOC)
+SEGMENT_FREE = int(DriverAction.SEGMENT_FREE)
+SEGMENT_MAP = int(DriverAction.SEGMENT_MAP)
+SEGMENT_UNMAP = int(DriverAction.SEGMENT_UNMAP)
+CALL_WORDS = 4  # event, action, address, bytes
+
+
+@njit(cache=True)
+def _note(heap, calls, event, action, address, size):
+    at = CALL_WORDS * heap[CALLS]
+    calls[at] = event
+    calls[at + 1] = action
+    calls[at + 2] = address
+    calls[at + 3] = size
+    heap[CALLS] += 1
+    heap[RESERVED] += size if action == SEGMENT_ALLOC or action == SEGMENT_MAP else -size
+
+
+@njit(cache=True)
+def with_room(calls, used, more):
+    """The record of driver calls, CALL_WORDS each, copied into a longer one where fewer than `more` are left of it."""
+    if CALL_WORDS * (used + more) <= len(calls):
+        return calls
+    longer = np.empty(2 * CALL_WORDS * (used + more), np.int64)
+    for at in range(CALL_WORDS * used):  # as a slice it would take two seconds to compile
+        longer[at] = calls[at]
+    return longer
+
+
+@njit(cache=True)
+def new_address(heap, given, size):
+    """A range of addresses of whole pages."""
+    if heap[GIVEN_USED] < heap[GIVEN]:
+        address = given[heap[GIVEN_USED]]
+        heap[GIVEN_USED] += 1
+        return address
+    address = heap[NEXT_ADDRESS]
+    heap[NEXT_ADDRESS] = address + size
+    return address
+
+
+@njit(cache=True)
+def allocate_segment(heap, calls, given, event, size):
+    """The address of a new segment; 0 where the device has no room for it."""
+    pages = (size + PAGE - 1) // PAGE * PAGE
+    if heap[USED] + pages > heap[CAPACITY]:
+        return 0
+    heap[USED] += pages
+    address = new_address(heap, given, pages)
+    _note(heap, calls, event, SEGMENT_ALLOC, address, size)
+    return address
+
+
+@njit(cache=True)
+def free_segment(heap, calls, event, address, size):
+    """Gives a segment back."""
+    heap[USED] -= (size + PAGE - 1) // PAGE * PAGE
+    _note(heap, calls, event, SEGMENT_FREE, address, size)
+
+
+@njit(cache=True)
+def map_pages(heap, calls, event, address, size):
+    """Puts memory behind a range of reserved addresses; False where the device has too little, and then none is kept."""
+    if heap[USED] + size > heap[CAPACITY]:
+        return False
+    heap[USED] += size
+    _note(heap, calls, event, SEGMENT_MAP, address, size)
+    return True
+
+
+@njit(cache=True)
+def unmap_pages(heap, calls, event, address, size):
+    """Takes the memory behind a range of reserved addresses away."""
+    heap[USED] -= size
+    _note(heap, calls, event, SEGMENT_UNMAP, address, size)

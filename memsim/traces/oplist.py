@@ -1,0 +1,45 @@
+"""Operation lists: rows (kind, id, bytes, stream), as ../shared/oracle/allocator/replay.cpp reads them, ↔ Tape."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memsim.tape import Action, Category, Tape
+
+_ACTIONS = (Action.ALLOC, Action.FREE, Action.EMPTY_CACHE, Action.RECORD_STREAM)  # by kind
+
+
+def tape_of_operations(operations: NDArray[np.int64]) -> Tape:
+    """The Tape of an operation list [n, 4]. An id may be allocated again once it is free: each allocation is a storage of its own."""
+    kind, identity, size, stream = (np.ascontiguousarray(column) for column in operations.T)
+    action = np.array(_ACTIONS, np.uint8)[kind]
+    n = len(kind)
+    storage = np.full(n, -1, np.int64)
+    allocs = kind == 0
+    storage[allocs] = np.arange(allocs.sum())
+    # The storage of any other row is that of the last ALLOC of its id: sorted by id and then by place, the ALLOC before it.
+    order = np.argsort(identity, kind="stable")
+    order = order[kind[order] != 2]
+    before = np.maximum.accumulate(np.where(allocs[order], np.arange(len(order)), -1))
+    known = before >= 0
+    owner = np.where(known, order[before], 0)
+    storage[order] = np.where(known & (identity[owner] == identity[order]), storage[owner], -1)
+    # RECORD_STREAM and FREE of what was never allocated do nothing in the original: they are left out of the storages by -1.
+    requested = np.zeros(n, np.int64)
+    requested[allocs] = size[allocs]
+    sizes = requested[allocs]
+    frees = (kind == 1) & (storage >= 0)
+    requested[frees] = sizes[storage[frees]]
+    return Tape(
+        action=action,
+        storage=storage,
+        bytes=requested,
+        stream=np.where(kind == 1, 0, stream),
+        phase=np.zeros(n, np.int32),
+        operator=np.zeros(n, np.int32),
+        layer=np.full(n, -1, np.int32),
+        category=np.full(n, Category.UNATTRIBUTED, np.uint8),
+        phases=("trace",),
+        operators=("trace",),
+    )
