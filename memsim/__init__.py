@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from memsim.run import Run as Run
-    from memsim.simulate import simulate as simulate
+    from memsim.simulation import simulate as simulate
     from memsim.timeline import Timeline as Timeline
 
-_HOMES = {"Run": "memsim.run", "simulate": "memsim.simulate", "Timeline": "memsim.timeline"}
+_HOMES = {"Run": "memsim.run", "simulate": "memsim.simulation", "Timeline": "memsim.timeline"}
 __all__ = ["Run", "Timeline", "simulate"]
 
 

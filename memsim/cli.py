@@ -121,7 +121,7 @@ def graph(
     """Draw the layer graph of a run's decoder layer, with the bytes of each operator."""
     console.writable(output)
     loaded = _load(run, settings)
-    from memsim.simulate import model_of
+    from memsim.simulation import model_of
 
     with _naming(loaded):
         model = model_of(loaded)
@@ -187,7 +187,7 @@ def _load(source: str | Mapping[str, Any], settings: Sequence[str] | None = None
 
 
 def _simulate(run: Run) -> Timeline:
-    from memsim.simulate import simulate as simulated
+    from memsim.simulation import simulate as simulated
 
     console.say_if_cold()
     with _naming(run):
@@ -195,7 +195,7 @@ def _simulate(run: Run) -> Timeline:
 
 
 def _simulate_recorded(data: Mapping[str, Any]) -> Timeline:
-    from memsim.simulate import simulate as simulated
+    from memsim.simulation import simulate as simulated
 
     return simulated(_load(data))
 
