@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from memsim.allocator import Settings as AllocatorSettings, allocate
@@ -63,11 +66,24 @@ def tape_of_run(run: Run, model: Model | None = None) -> Tape:
 def simulate(run: Run) -> Timeline:
     """What the Run's training steps do to GPU memory, event by event."""
     settings = AllocatorSettings.parse(run.allocator)
-    model = model_of(run)
-    tape = tape_of_run(run, model)
+    with uncollected():
+        model = model_of(run)
+        tape = tape_of_run(run, model)
     answer = allocate(tape, settings, run.device_bytes)
     unlimited = allocate(tape, settings, UNLIMITED) if answer.out_of_memory else None
     return Timeline(tape, answer, about(run, model), unlimited)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the cyclic garbage collector: a simulation makes many small objects and no cycles, and the collector would look at them all."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def about(run: Run, model: Model) -> About:
