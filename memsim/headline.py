@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memsim.allocator.answer import OutOfMemory
-from memsim.words import CATEGORY_NAMES, UNSPLIT, gib, phase_words, share, size, torch_size
+from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, gib, phase_words, share, size, torch_size
 
 if TYPE_CHECKING:
     from memsim.tape import Tape
@@ -37,7 +37,7 @@ def _verdict(timeline: Timeline) -> str:
     about, oom = timeline.about, timeline.answer.out_of_memory
     if not about.device_memory:
         return ""
-    device = f"one {about.device}" if about.device else f"{gib(about.device_memory)} of device memory"
+    device = f"one {about.device}" if about.device else f"{capacity(about.device_memory)} of device memory"
     if oom is not None:
         return f"does not fit {device}"
     retries = int(timeline.answer.retries[timeline.answer.processed - 1]) if timeline.answer.processed else 0
@@ -53,8 +53,8 @@ def _others(peak: int, devices: tuple[tuple[str, int], ...]) -> str:
         return ""
     if not fitting:
         memory, name = max((memory, name) for name, memory in devices)
-        return f"no single device of the catalogue holds it (the largest, {name}, has {gib(memory)})"
-    names = " and ".join(f"{name} ({gib(memory)})" for memory, name in fitting[:2])
+        return f"no single device of the catalogue holds it (the largest, {name}, has {capacity(memory)})"
+    names = " and ".join(f"{name} ({capacity(memory)})" for memory, name in fitting[:2])
     return f"the smallest devices that hold it are {names}" if len(fitting) > 1 else f"only {names} holds it"
 
 

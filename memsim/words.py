@@ -30,6 +30,11 @@ def gib(count: int, unit: bool = True) -> str:
     return f"{value:.{digits}f} GiB" if unit else f"{value:.{digits}f}"
 
 
+def capacity(count: int) -> str:
+    """A device's bytes: "80 GiB", "5.90 GiB"."""
+    return f"{count // GIB} GiB" if count % GIB == 0 else gib(count)
+
+
 def size(count: int) -> str:
     """Bytes in the unit that fits: 139.5 GiB, 594.0 MiB, 1.5 KiB, 512 bytes."""
     if abs(count) >= GIB:

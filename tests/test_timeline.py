@@ -203,7 +203,7 @@ def test_the_headline_of_a_run_that_does_not_fit_names_what_would_hold_it() -> N
     memory = int(whole.allocated.max()) - 10 * MIB
     about = About(device="Tiny", device_memory=memory, devices=DEVICES)
     found = Timeline(tape, allocate(tape, device_memory=memory), about, whole)
-    assert "does not fit one Tiny; the smallest devices that hold it are Small (24.00 GiB) and Middle (80.00 GiB)." in found.headline()
+    assert "does not fit one Tiny; the smallest devices that hold it are Small (24 GiB) and Middle (80 GiB)." in found.headline()
     assert ". Out of memory in step 0 backward, lm_head.backward: 18.0 MiB asked for" in found.headline()
     alone = replace(found, unlimited=None)
     assert alone.headline().startswith("Out of memory in step")

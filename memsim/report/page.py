@@ -19,7 +19,7 @@ from memsim.report.figures import COLOURS, EXTRA, FONT, INK, STACK, config, figu
 from memsim.report.pack import columns, pack
 from memsim.tape import Category
 from memsim.timeline import Timeline
-from memsim.words import CATEGORY_NAMES, UNSPLIT, version
+from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, version
 
 ASSETS = files("memsim.report") / "assets"
 SCRIPTS = ("data.js", "chart.js", "moment.js", "map.js", "page.js")
@@ -130,7 +130,7 @@ def _meta(timeline: Timeline, present: tuple[Category, ...]) -> dict[str, Any]:
         "spans": [{"phase": span.phase, "start": span.start, "stop": span.stop} for span in timeline.spans],
         "operators": list(timeline.tape.operators),
         "capacity": timeline.about.device_memory,
-        "device": timeline.about.device,
+        "capacityWords": f"{timeline.about.device or 'device memory'} {capacity(timeline.about.device_memory or 0)}",
         "oom": None if oom is None else {"event": oom.event, "words": words},
         "moments": parts.moments(timeline),
         "home": home,

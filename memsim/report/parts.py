@@ -11,7 +11,7 @@ from memsim.report.hints import hints
 from memsim.steps import Step
 from memsim.tape import Category
 from memsim.timeline import Timeline
-from memsim.words import CATEGORY_NAMES, GIB, UNSPLIT, gib, share, size
+from memsim.words import CATEGORY_NAMES, GIB, UNSPLIT, capacity, gib, share, size
 
 COLUMNS = (  # of the table of steps: field, heading, whether a phone has no room for it
     ("peak_after_forward", "peak, after forward", True),
@@ -123,7 +123,7 @@ def devices(timeline: Timeline) -> str:
         names, fits = ", ".join(escape(name) for name, _ in same), memory >= peak
         verdict = f"<b>{gib(memory - peak)}</b> to spare" if fits else f"lacks {gib(peak - memory)}"
         track = f'<span class="track"><span style="width:{100 * memory / scale:.2f}%"></span><i style="left:{100 * peak / scale:.2f}%"></i></span>'
-        label = f'<span class="names">{names} <span class="soft">{gib(memory)}</span></span>'
+        label = f'<span class="names">{names} <span class="soft">{capacity(memory)}</span></span>'
         rows.append(f'<li class="{"yes" if fits else "no"}">{label}{track}<span class="number">{verdict}</span></li>')
     sub = (
         f"The line is the peak of reserved, {gib(peak)}. The CUDA context and other processes come on top of it, about half a GiB on a device of your own. "

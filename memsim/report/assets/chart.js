@@ -153,8 +153,7 @@ class Charts {
       if (y > 0) {
         const line = { type: "line", xref: "paper", yref: "y", x0: 0, x1: 1, y0: y, y1: y };
         shapes.push({ ...line, line: { color: ink.paper, width: 4.5 } }, { ...line, line: { color: ink.alarm, width: 2, dash: "8px,3px" } });
-        const words = `${meta.device || "device memory"} ${gib(meta.capacity)}`;
-        annotations.push({ x: 0, xref: "paper", xanchor: "left", y, yref: "y", yanchor: "bottom", text: words, showarrow: false, bgcolor: ink.paper, opacity: 0.9, font: { size: 11.5, color: ink.alarm } });
+        annotations.push({ x: 0, xref: "paper", xanchor: "left", y, yref: "y", yanchor: "bottom", text: meta.capacityWords, showarrow: false, bgcolor: ink.paper, opacity: 0.9, font: { size: 11.5, color: ink.alarm } });
       }
     }
     const { oom } = meta;
