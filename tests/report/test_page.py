@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -13,7 +16,7 @@ from memsim.allocator import allocate
 from memsim.errors import InputError
 from memsim.report.figures import COLOURS, STACK
 from memsim.report.hints import hints
-from memsim.report.page import report_html, write_html
+from memsim.report.page import plotly, report_html, write_html
 from memsim.tape import Category, Tape
 from memsim.timeline import About, Timeline
 from memsim.traces import recorder
@@ -97,6 +100,11 @@ def test_a_notebook_shows_the_page_in_a_frame() -> None:
 def test_the_72b_page_is_small(golden: Path) -> None:
     tape = recorder.to_tape(recorder.load(golden / "qwen2.5-72b-lora16-ckpt.npz"))
     assert len(report_html(Timeline(tape, allocate(tape, device_memory=320 * GIB)))) < 2_000_000
+
+
+def test_the_plotting_library_is_the_published_file() -> None:
+    published = "99784e3abfb07b142a15e521a439e6d9addceadb3f79553fd24c72774f0649ba"
+    assert hashlib.sha256(gzip.decompress(base64.b64decode(plotly()))).hexdigest() == published
 
 
 def test_every_category_has_its_colour_and_place() -> None:
