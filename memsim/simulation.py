@@ -23,7 +23,7 @@ from memsim.timeline import About, Timeline
 if TYPE_CHECKING:
     from memsim.run import Run
 
-PRECISIONS = ("bf16", "fp32")
+PRECISIONS = ("bf16", "fp16", "fp32")
 OPTIMIZERS = ("adamw", "adamw-fused", "adamw-for-loop", "sgd", "sgd-momentum")
 UNLIMITED = 1 << 57  # bytes
 
@@ -100,13 +100,14 @@ def about(run: Run, model: Model) -> About:
         ("optimizer", run.optimizer),
     )
     catalogue = devices()
+    named = run.device is not None and catalogue[run.device].memory == run.device_bytes
     return About(
         name=run.name,
         facts=facts,
         run=run.plain(),
         yaml=run.to_yaml(),
         command=f"memsim simulate {run.argument} -o report.html" if run.argument else "",
-        device=catalogue[run.device].label if run.device else "",
+        device=catalogue[run.device].label if named and run.device else "",
         device_memory=run.device_bytes,
         parameters=model.count(),
         trainable_parameters=model.count(trainable=True),

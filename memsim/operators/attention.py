@@ -98,7 +98,7 @@ class EfficientAttention(Kind):
         dq, dk, dv = (m.grad(x.shape, (x.shape[2] * x.shape[1] * d, d, x.shape[1] * d, 1), x.dtype, view=True) for x in (q, k, v))
         expanded = [m.like(dq) for _ in range(2)] if k.shape[1] != h else []
         delta = self._delta(m, q)
-        workspace = m.alloc(backward_workspace(b * h, s, d, q.dtype))
+        workspace = m.alloc(backward_workspace(b * h, s, d, q.dtype, m.stack.large_shared_memory))
         m.release(delta, workspace)
         m.discard(*reversed(expanded))
         return [(0, dq), (1, dk), (2, dv)]
@@ -119,10 +119,17 @@ class EfficientAttention(Kind):
         return 4.0 * b * h * s * inputs[1].shape[2] * d / (2 if attrs.get("causal", True) else 1)
 
 
-def backward_workspace(heads: int, s: int, d: int, dtype: str) -> int:
-    """Bytes that the kernels compiled for sm80 and later ask for (mem_eff_attention/kernel_backward.h, workspace_size): a tile of dq with
-    its lock for each block of queries, and above 128 head dimensions fp32 sums of dk and dv, for B·H heads."""
-    rows, columns = (64, 64) if d <= 64 else (128, 64) if dtype == "fp32" or d > 128 else (128, 128)
+def backward_workspace(heads: int, s: int, d: int, dtype: str, large_shared_memory: bool = True) -> int:
+    """Bytes that the kernels compiled for sm80 and later ask for (mem_eff_attention/kernel_backward.h, workspace_size), for B·H heads.
+
+    A tile of dq with its lock for each block of queries, and where dk and dv do not stay in registers their fp32 sums. The first kernel of
+    PyTorch's list that fits the device's shared memory is taken: 163 KiB and more a block, or 99 KiB on the smaller parts (sm86, 89, 120).
+    """
+    half = dtype != "fp32"
+    if d <= 64 or (not large_shared_memory and (not half or 96 < d <= 128)):
+        rows, columns = 64, 64
+    else:
+        rows, columns = 128, 128 if half and large_shared_memory and d <= 128 else 64
     tiles = -(-s // rows) * -(-d // columns)
-    sums = 2 * _round(s, 64) * _round(d, 128) * 4 if dtype != "fp32" and d > 128 else 0
-    return heads * (tiles * (rows * columns * 4 + 16) + sums)
+    sums = half and (d > 128 or (not large_shared_memory and d > 96))
+    return heads * (tiles * (rows * columns * 4 + 16) + (2 * _round(s, 64) * _round(d, 128) * 4 if sums else 0))

@@ -18,6 +18,11 @@ class Stack:
     threads_per_processor: int = 2048
 
     @property
+    def large_shared_memory(self) -> bool:
+        """Whether a block can have the shared memory of a data-centre part (163 KiB and more)."""
+        return self.sm in (80, 90, 100, 103)
+
+    @property
     def cublas_workspace(self) -> int:
         """Bytes."""
         return CUBLAS_WORKSPACE_HOPPER if self.sm >= 90 else CUBLAS_WORKSPACE
