@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from memsim.allocator.answer import Answer, DriverAction, OutOfMemory
+from memsim.allocator.message import message
 from memsim.allocator.settings import Settings
 from memsim.errors import InputError
 from memsim.tape import Action, Tape
 
-__all__ = ["Answer", "DriverAction", "OutOfMemory", "Settings", "allocate"]
+__all__ = ["Answer", "DriverAction", "OutOfMemory", "Settings", "allocate", "message"]
 
 DEFAULT_DEVICE_MEMORY = 80 * 2**30
 MOST_BYTES = 1 << 58  # more than any device has; the compiled allocator's sums stay below 2^63
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[..., Any]:
+    """The compiled allocator; numba is slow to import, and not everyone who imports memsim allocates."""
+    from memsim.allocator.caching import replay
+    from memsim.allocator.stale import forget_stale
+
+    forget_stale(Path(replay.stats.cache_path), Path(__file__).parent)
+    return replay  # type: ignore[no-any-return]
 
 
 def allocate(
@@ -30,8 +46,9 @@ def allocate(
     0x700000000000. A request of 0 bytes gets address 0. Raises InputError for sizes that no device has.
     """
     from memsim.allocator import arena
-    from memsim.allocator.caching import replay
     from memsim.allocator.driver import CALL_WORDS
+
+    replay = _compiled()
 
     settings = Settings() if settings is None else settings
     memory = DEFAULT_DEVICE_MEMORY if device_memory is None else device_memory
@@ -58,8 +75,8 @@ def allocate(
     driver = log[: CALL_WORDS * heap[arena.CALLS]].reshape(-1, CALL_WORDS)
     out_of_memory = None
     if failure[0] >= 0:
-        event, tried, free, allocated, reserved = (int(value) for value in failure)
-        out_of_memory = OutOfMemory(event, int(size[event]), tried, free, memory, allocated, reserved)
+        event, tried, free, allocated, reserved, rejected = (int(value) for value in failure)
+        out_of_memory = OutOfMemory(event, int(size[event]), tried, free, memory, allocated, reserved, bool(rejected))
     row = rows.reshape(9, -1)
     return Answer(
         address=row[0],

@@ -29,6 +29,7 @@ class OutOfMemory:
     device_memory: int
     allocated: int
     reserved: int  # after every cached segment had been given back
+    rejected: bool = False  # by throw_on_cudamalloc_oom, before anything was tried
 
 
 @dataclass(frozen=True, eq=False)

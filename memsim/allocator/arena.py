@@ -41,6 +41,7 @@ STREAMS = 12
 POOLS = 13  # index of the first pool
 QUEUES = 14
 COLD = 15
+KEEPS_SHORT = 17  # 1: a reservation too short for the request that made it stays
 GIVEN = 16  # how many addresses the driver is told to hand out
 ROUNDING = 32  # 16 words: divisions for sizes in [1, 2) MiB, [2, 4) MiB …
 

@@ -128,14 +128,14 @@ def replay(arena, addresses, action, storage, storages, nbytes, stream, ranks, s
     arena: with its settings. addresses: for the driver to hand out first. action [n] uint8, storage, nbytes [n] int64, stream [n] uint64;
     storages: their number. ranks: the streams' handles in PyTorch's order.
     Returns 9 rows of n (address, block, requested, allocated, active, reserved, segments, retries, ooms), driver calls, CALL_WORDS each
-    (as many as the arena's CALLS), events processed, and of the first failure (event, bytes tried, device free, allocated, reserved), its
-    event -1 if there was none.
+    (as many as the arena's CALLS), events processed, and of the first failure (event, bytes tried, device free, allocated, reserved, whether it
+    was rejected), its event -1 if there was none.
     """
     n = len(action)
     rows = np.zeros(9 * n, np.int64)
     heap, given, out = words(arena), words(addresses), words(rows)
     log = np.empty(64 * CALL_WORDS, np.int64)
-    failure = np.full(5, -1, np.int64)
+    failure = np.full(6, -1, np.int64)
     block_of = np.zeros(storages + 1, np.int64)  # at 0 what no storage has
     special = heap[EXPANDABLE] != 0 or heap[MAX_SPLIT] < MAX_BYTES
     spare_large = UNIT if heap[EXPANDABLE] else SMALL_SIZE + UNIT  # the least remainder that is split off
@@ -173,6 +173,7 @@ def replay(arena, addresses, action, storage, storages, nbytes, stream, ranks, s
                             failure[2] = heap[CAPACITY] - heap[USED]
                             failure[3] = heap[ALLOCATED]
                             failure[4] = heap[RESERVED]
+                            failure[5] = heap[REJECTED]
                 if block != 0:
                     rest = heap[block + SIZE] - size
                     if rest >= UNIT and (large == 0 or (rest >= spare_large and size < most_split)):

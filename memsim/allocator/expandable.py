@@ -14,6 +14,7 @@ from memsim.allocator.arena import (
     COLD,
     IS_EXPANDABLE,
     IS_UNMAPPED,
+    KEEPS_SHORT,
     LARGE_SEGMENT,
     LEFT,
     META,
@@ -113,7 +114,7 @@ def _find_place(heap, given, pool, size):
     page = _page(heap, pool)
     reserved = (heap[RESERVATION] + page - 1) // page * page
     address = new_address(heap, given, reserved)
-    if reserved < size:
+    if reserved < size and heap[KEEPS_SHORT] == 0:
         return 0
     if heap[TIE_RULE] == TIE_SEGMENT:
         heap[REGISTERED] += 1

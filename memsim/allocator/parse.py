@@ -38,7 +38,7 @@ class _Tokens:
 
     def refuse(self, why: str) -> InputError:
         """The error for the key that is being read."""
-        return InputError(f"allocator: {self.key or self.text!r}: {why}")
+        return InputError(f"allocator: {self.key or repr(self.text)}: {why}")
 
     def peek(self) -> str:
         """The next token, which must be there."""
@@ -94,25 +94,35 @@ def parsed(text: str, torch: str, rules: Rules) -> dict[str, Any]:
                 tokens.key = "large_segment_size_mb"
                 tokens.separator(":")
                 fields["large_segment_size"] = fields["max_non_split_rounding"] = _large_segment(tokens)
-        tokens.at, tokens.key = 0, ""
-    while tokens.at < len(tokens.words):
-        tokens.key = tokens.take()
-        if tokens.key not in rules.keys:
-            raise InputError(f"allocator: {tokens.key!r} is not a setting of PyTorch {torch}; {', '.join(sorted(rules.keys & _READERS.keys()))} are")
-        tokens.separator(":")
-        if tokens.key in _READERS:
-            fields |= _READERS[tokens.key](tokens, rules, fields)
-        elif tokens.key in _BOOLEANS:
-            tokens.boolean()
-        elif tokens.key == "pinned_num_register_threads":
-            threads = tokens.size()
-            if threads > 128 or threads.bit_count() != 1:
-                raise tokens.refuse(f"{threads} is not a power of two up to 128")
-        elif tokens.size() == 0 and tokens.key == "pinned_reserve_segment_size_mb":
-            raise tokens.refuse("0 is not greater than 0")
-        if tokens.at < len(tokens.words):
-            tokens.separator(",")
+        tokens.key = ""
+    for reading in (False, True):  # PyTorch has two parsers, and each passes over the other's keys: the string must be sound for both
+        tokens.at = 0
+        while tokens.at < len(tokens.words):
+            tokens.key = tokens.take()
+            if tokens.key not in rules.keys:
+                raise InputError(f"allocator: {tokens.key!r} is not a setting of PyTorch {torch}; {', '.join(sorted(rules.keys & _READERS.keys()))} are")
+            tokens.separator(":")
+            if not reading:
+                _skip(tokens)
+            elif tokens.key in _READERS:
+                fields |= _READERS[tokens.key](tokens, rules, fields)
+            else:
+                _check_other(tokens)
+            if tokens.at < len(tokens.words):
+                tokens.separator(",")
     return fields
+
+
+def _check_other(tokens: _Tokens) -> None:
+    """Reads the value of a setting that does not bear on placement."""
+    if tokens.key in _BOOLEANS:
+        tokens.boolean()
+    elif tokens.key == "pinned_num_register_threads":
+        threads = tokens.size()
+        if threads > 128 or threads.bit_count() != 1:
+            raise tokens.refuse(f"{threads} is not a power of two up to 128")
+    elif tokens.size() == 0 and tokens.key == "pinned_reserve_segment_size_mb":
+        raise tokens.refuse("0 is not greater than 0")
 
 
 def _large_segment(tokens: _Tokens) -> int:

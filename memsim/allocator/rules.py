@@ -20,6 +20,7 @@ class Rules:
     whole_device_unlimited: bool  # a memory fraction of 1 is no limit
     last_listed_is_kept: bool  # `>` in a list of rounding divisions leaves the last entry before it alone
     least_split_mib: int | None  # max_split_size_mb must be more; None: it must be at least a large segment
+    keeps_short_reservations: bool  # a reservation too short for the request that made it stays, with its addresses
     keys: frozenset[str]  # settings that exist
     names_unified_variable: bool  # its message names PYTORCH_ALLOC_CONF
 
@@ -66,6 +67,7 @@ def rules_of(torch: str) -> Rules:
         whole_device_unlimited=version >= (2, 10),
         last_listed_is_kept=version >= (2, 10),
         least_split_mib=20 if version <= (2, 9) else None,
+        keeps_short_reservations=version < (2, 15),
         keys=frozenset(_ALWAYS.union(*(keys for since, keys in _SINCE.items() if version >= since))),
         names_unified_variable=version == (2, 10),
     )

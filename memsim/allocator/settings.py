@@ -80,5 +80,6 @@ class Settings:
         heap[arena.RESERVATION] = self.reservation(device_memory)
         fraction = 1.0 if self.per_process_memory_fraction is None else self.per_process_memory_fraction
         heap[arena.REJECT] = int(fraction * float(device_memory)) if self.throw_on_cudamalloc_oom else arena.NEVER
+        heap[arena.KEEPS_SHORT] = self.rules.keeps_short_reservations
         heap[arena.TIE_RULE] = ("address", "creation", "segment").index(self.rules.ties)
         heap[arena.ROUNDING : arena.ROUNDING + 16] = [min(divisions, 1 << 50) for divisions in self.roundup_power2_divisions]
