@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from memsim.run import Run
 
 PRECISIONS = ("bf16", "fp16", "fp32")
-OPTIMIZERS = ("adamw", "adamw-fused", "adamw-for-loop", "sgd", "sgd-momentum")
+OPTIMIZERS = ("adamw", "adamw-fused", "adamw-for-loop", "sgd", "sgd-momentum", "adafactor", "adamw-8bit", "paged-adamw-8bit", "paged-adamw", "lion-8bit")
 UNLIMITED = 1 << 57  # bytes
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from memsim.dtypes import ITEMSIZE
 from memsim.models.model import Parameter
+from memsim.schedule import adafactor
 from memsim.schedule.autograd import Leaf
 from memsim.schedule.machine import NO_LAYER, Machine
 from memsim.tape import Category
@@ -41,15 +42,44 @@ def init_state(name: str, m: Machine, rows: Rows, state: dict[int, list[int]]) -
             continue
         m.layer = layer
         m.at(f"{name}.state")
-        if name == "adamw-fused":
-            sizes = [4, p.nbytes, p.nbytes]
-        elif name in ("adamw", "adamw-for-loop"):
-            sizes = [p.nbytes, p.nbytes]
-        elif name == "sgd-momentum":
-            sizes = [p.nbytes]
-        else:
-            sizes = []
+        if name in QUANTIZED and keeps_8bit(name, p) and CODE_BOOKS not in state:
+            state[CODE_BOOKS] = [m.alloc(1024, STATE) for _ in range(QUANTIZED[name])]
+        sizes = state_bytes(name, p)
         state[leaf.storage] = [m.alloc(size, STATE) for size in sizes]
+
+
+def state_bytes(name: str, p: Parameter) -> list[int]:
+    """Bytes of each state tensor of a parameter, in order. Paged state is managed memory of the host, and not here."""
+    if name in QUANTIZED:
+        return bitsandbytes_state(name, p)
+    if name == "adamw-fused":
+        return [4, p.nbytes, p.nbytes]
+    if name in ("adamw", "adamw-for-loop"):
+        return [p.nbytes, p.nbytes]
+    if name == "adafactor":
+        return adafactor.state_bytes(p)
+    return [p.nbytes] if name == "sgd-momentum" else []
+
+
+QUANTIZED = {"adamw-8bit": 2, "paged-adamw-8bit": 2, "paged-adamw": 2, "lion-8bit": 1}  # bitsandbytes' optimizers: state tensors of each
+LEAST_8BIT = 4096  # elements; smaller parameters keep fp32 state (bitsandbytes/optim/optimizer.py, min_8bit_size)
+LEAST_PAGED = 100_000  # elements, from which on paged optimizers page (get_state_buffer)
+
+
+CODE_BOOKS = -1  # key of the quantization maps, 256 fp32 values each, which the first 8-bit parameter brings to the device
+
+
+def keeps_8bit(name: str, p: Parameter) -> bool:
+    """Whether a parameter's state is 8-bit."""
+    return name != "paged-adamw" and p.elements >= LEAST_8BIT
+
+
+def bitsandbytes_state(name: str, p: Parameter) -> list[int]:
+    """init_state of Optimizer2State and Optimizer1State: 8-bit blocks of 256 with an fp32 maximum each, or fp32."""
+    count, eight = QUANTIZED[name], keeps_8bit(name, p)
+    paged = name.startswith("paged") and p.elements >= LEAST_PAGED
+    buffers = [] if paged else [p.elements if eight else 4 * p.elements] * count
+    return buffers + ([4 * -(-p.elements // 256)] * count if eight else [])
 
 
 def nothing(m: Machine, rows: Rows) -> None:
@@ -133,4 +163,9 @@ def clip_grad_norm(m: Machine, rows: Rows, whole: Sequence[Parameter]) -> None:
     m.release(coefficient, clamped, total)
 
 
-TEMPORARIES = {"adamw": adamw_foreach, "adamw-for-loop": adamw_for_loop}
+def adafactor_update(m: Machine, rows: Rows) -> None:
+    """_single_tensor_adafactor."""
+    adafactor.update(m, [(layer, p) for layer, p, _ in rows])
+
+
+TEMPORARIES = {"adamw": adamw_foreach, "adamw-for-loop": adamw_for_loop, "adafactor": adafactor_update}

@@ -1,0 +1,60 @@
+"""torch.optim.Adafactor, one tensor at a time (torch/optim/_adafactor.py, _single_tensor_adafactor): factored state, and locals that
+live from one parameter's update into the next one's."""
+
+from __future__ import annotations
+
+from memsim.dtypes import ITEMSIZE
+from memsim.graph import contiguous
+from memsim.models.model import Parameter
+from memsim.schedule.machine import Machine
+from memsim.tape import Category
+
+SCRATCH = int(Category.SCRATCH)
+LOCALS = ("row_mean", "col_mean", "grad_squared", "update")  # in the order of their slots
+
+
+def state_bytes(p: Parameter) -> list[int]:
+    """row_var and col_var of a matrix, variance of a vector."""
+    item = ITEMSIZE[p.dtype]
+    return [p.nbytes] if len(p.shape) < 2 else [item * p.elements // p.shape[-1], item * p.elements // p.shape[-2]]
+
+
+def update(m: Machine, parameters: list[tuple[int, Parameter]]) -> None:
+    """The loop over (layer, parameter)."""
+    names: dict[str, int] = {}
+
+    def bind(name: str, storage: int) -> None:
+        before = names.get(name)
+        names[name] = storage
+        if before is not None:
+            m.release(before)
+
+    for layer, p in parameters:
+        m.layer = layer
+        m.at("adafactor.update")
+        item, every = ITEMSIZE[p.dtype], tuple(range(len(p.shape)))
+        _reduce(m, p.shape, every, p.dtype)
+        if len(p.shape) > 1:
+            rows, columns = state_bytes(p)
+            row_mean = m.alloc(rows, SCRATCH)
+            m.reduction_scratch(p.shape, contiguous(p.shape), (len(p.shape) - 1,), p.dtype)
+            bind("row_mean", row_mean)
+            col_mean = m.alloc(columns, SCRATCH)
+            m.reduction_scratch(p.shape, contiguous(p.shape), (len(p.shape) - 2,), p.dtype)
+            bind("col_mean", col_mean)
+            estimate = m.alloc(p.nbytes, SCRATCH)
+            m.workspace()
+            _reduce(m, (rows // item, 1), (0,), p.dtype)
+        else:
+            bind("grad_squared", m.alloc(p.nbytes, SCRATCH))
+            estimate = m.alloc(p.nbytes, SCRATCH)
+        bind("update", estimate)
+        _reduce(m, p.shape, every, p.dtype)
+    m.release(*(names[name] for name in LOCALS if name in names))
+
+
+def _reduce(m: Machine, shape: tuple[int, ...], dims: tuple[int, ...], dtype: str) -> None:
+    """A norm or mean that is read and forgotten at once."""
+    result = m.alloc(ITEMSIZE[dtype], SCRATCH)
+    m.reduction_scratch(shape, contiguous(shape), dims, dtype)
+    m.release(result)
