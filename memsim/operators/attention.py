@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from memsim.dtypes import ITEMSIZE
@@ -15,6 +16,26 @@ if TYPE_CHECKING:
 
 def _round(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
+
+
+def _head(d: int) -> int:
+    """Head dimensions as the kernels pad them."""
+    return _round(d, 32 if d <= 128 else 64)
+
+
+def key_splits(heads: int, queries: int, keys: int, d: int, processors: int) -> int:
+    """Into how many parts the forward kernel splits the keys to fill the device (set_params_splitkv, num_splits_heuristic); heads is B·H."""
+    blocks = -(-keys // (256 if d <= 64 else 128 if d <= 128 else 64))
+    rows, slots = heads * -(-queries // 64), 2 * processors
+    if rows >= 0.8 * slots:
+        return 1
+    efficiency: dict[int, float] = {}
+    for splits in range(1, min(128, slots, blocks) + 1):
+        if splits == 1 or -(-blocks // splits) != -(-blocks // (splits - 1)):
+            waves = rows * splits / slots
+            efficiency[splits] = waves / math.ceil(waves)
+    best = max(efficiency.values())
+    return next(splits for splits, value in efficiency.items() if value >= 0.85 * best)
 
 
 class FlashAttention(Kind):
@@ -33,15 +54,22 @@ class FlashAttention(Kind):
         out, lse, seed, unused = outputs
         return (k.storage, q.storage, v.storage, lse.storage, out.storage, seed.storage, unused.storage)
 
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        b, h, s, d = inputs[0].shape
+        into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes)]
+        splits = key_splits(b * h, s, inputs[1].shape[2], d, m.stack.processors)
+        partial = [m.alloc(4 * splits * b * h * s), m.alloc(4 * splits * b * h * s * _head(d))] if splits > 1 else []
+        into += [m.alloc(outputs[2].nbytes), m.alloc(outputs[3].nbytes)]
+        m.release(*partial)
+
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         q, k, v = inputs
         b, h, s, d = q.shape
         kv = k.shape[1]
         dq, dk, dv = (m.grad(x.shape, (x.shape[2] * x.shape[1] * d, d, x.shape[1] * d, 1), x.dtype, view=True) for x in (q, k, v))
         rounded = _round(s, 128)
-        head = _round(d, 32 if d <= 128 else 64)
         softmax_d = m.alloc(4 * b * h * rounded)
-        accumulated = m.alloc(4 * b * h * rounded * head)
+        accumulated = m.alloc(4 * b * h * rounded * _head(d))
         expanded = [m.alloc(b * s * h * d * 2) for _ in range(2)] if kv != h else []
         m.release(*reversed(expanded), accumulated, softmax_d)
         return [(0, dq), (1, dk), (2, dv)]
