@@ -1,0 +1,40 @@
+"""Simulations equal recordings: every value of every step, and every event."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from memsim.run import Run
+from memsim.simulation import simulate
+from memsim.validate import check
+
+TRACES = Path(__file__).parents[1] / "traces"
+SHIPPED = sorted(TRACES.glob("*/*.json"))
+GOLDEN = sorted((Path(__file__).parents[1] / ".." / "shared" / "golden" / "results").glob("*.json"))
+
+
+def test_recordings_ship() -> None:
+    assert len(SHIPPED) >= 20
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_shipped_recording_is_reproduced(path: Path) -> None:
+    row = check(path, lambda data: simulate(Run.load(data)), events=True)
+    assert row.supported, row.reason
+    assert row.oom.recorded == row.oom.simulated
+    assert row.steps_exact, row.difference
+    assert row.events_equal, row.events_difference
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden_recording_is_reproduced_where_supported(path: Path) -> None:
+    row = check(path, lambda data: simulate(Run.load(data)), events=True)
+    if not row.supported:
+        pytest.skip(str(row.reason))
+    assert row.oom.recorded == row.oom.simulated
+    assert row.steps_exact, row.difference
+    assert row.events_equal, row.events_difference
+
+
