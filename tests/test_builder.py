@@ -1,0 +1,98 @@
+"""Lifetimes follow Python names, and survive a pass."""
+
+from __future__ import annotations
+
+import networkx as nx
+import pytest
+
+from memsim.builder import Builder, Tensor, module_call, rewrite
+from memsim.errors import InputError, Unsupported
+from memsim.graph import LayerGraph
+from memsim.run import Run
+from memsim.simulation import model_of
+
+
+def dropped(graph: LayerGraph) -> list[tuple[str, list[int]]]:
+    return [(op.kind, op.drops) for op in graph.operators]
+
+
+def test_a_rebinding_drops_after_the_operator_that_made_the_new_value() -> None:
+    b = Builder("block")
+    x = b.input_tensor("x", (2, 3), "bf16")
+
+    def forward(x: Tensor) -> Tensor:
+        x = b.op("cast", x, dtype="fp32")
+        x = b.op("square", x)
+        return x
+
+    graph = b.finish(forward(x))
+    assert dropped(graph) == [("cast", []), ("square", [1])]
+
+
+def test_temporaries_die_from_first_to_last() -> None:
+    b = Builder("block")
+    x = b.input_tensor("x", (2, 3), "bf16")
+    graph = b.finish(b.op("add", b.op("neg", x), b.op("silu", x)))
+    assert dropped(graph)[-1] == ("add", [1, 2])
+
+
+def test_a_module_call_holds_its_arguments() -> None:
+    b = Builder("block")
+    x = b.input_tensor("x", (2, 3), "bf16")
+
+    def plain(x: Tensor) -> Tensor:
+        x = b.op("cast", x, dtype="fp32")
+        return b.op("square", x)
+
+    b.finish(module_call(plain)(b.op("neg", x)))
+    assert dropped(b.graph) == [("neg", []), ("cast", []), ("square", [2, 1])]
+
+
+def test_rewriting_nothing_changes_nothing() -> None:
+    for graph in (model_of(Run.load("llama3.2-1b-full")).layer_graphs[0], model_of(Run.load("qwen2.5-7b-lora")).outer):
+        again = rewrite(graph, lambda b, op, inputs: None)
+        assert dropped(again) == dropped(graph)
+        assert [op.saved for op in again.operators] == [op.saved for op in graph.operators]
+
+
+@pytest.mark.parametrize("name", ["llama3.2-1b-full", "qwen2.5-72b-lora", "qwen3-8b-lora"])
+def test_the_graph_is_acyclic_and_its_edges_are_the_operators(name: str) -> None:
+    model = model_of(Run.load(name))
+    for graph in (*model.layer_graphs, model.outer):
+        assert nx.is_directed_acyclic_graph(graph)
+        for op in graph.operators:
+            assert {s for s in graph.predecessors(op)} == {spec.storage for spec in op.inputs}
+            assert {s for s in graph.predecessors(op) if graph.edges[s, op]["role"] == "save"} == set(op.saved) & {spec.storage for spec in op.inputs}
+
+
+def test_no_storage_is_let_go_twice() -> None:
+    for name in ("llama3.2-1b-full", "qwen2.5-72b-lora", "qwen3-8b-lora", "mistral-7b-lora"):
+        for graph in model_of(Run.load(name)).layer_graphs:
+            drops = [s for op in graph.operators for s in op.drops]
+            assert len(drops) == len(set(drops))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"method": {"kind": "lora", "targets": ["q_prj"]}}, "method.targets: 'q_prj' matches no linear module; did you mean q_proj?"),
+    ],
+)
+def test_a_target_that_matches_nothing(changes: dict[str, object], text: str) -> None:
+    with pytest.raises(InputError, match=text.replace("?", r"\?")):
+        model_of(Run(model="llama3.2-1b", **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"method": {"kind": "qlora"}}, "method.kind: qlora is not supported yet"),
+        ({"precision": "amp-bf16"}, "precision: amp-bf16 is not supported yet"),
+        ({"fsdp": 8}, "fsdp: 8 is not supported yet"),
+        ({"stack": "hf-4.48"}, "stack: 'hf-4.48' is not supported yet"),
+        ({"sm": 70}, "sm: 70 with attention sdpa is not supported yet"),
+    ],
+)
+def test_what_is_not_supported_says_so(changes: dict[str, object], text: str) -> None:
+    with pytest.raises(Unsupported, match=text):
+        model_of(Run(model="llama3.2-1b", **changes))
