@@ -16,6 +16,15 @@ def dropped(graph: LayerGraph) -> list[tuple[str, list[int]]]:
     return [(op.kind, op.drops) for op in graph.operators]
 
 
+def named(graph: LayerGraph) -> list[tuple[str, list[str], list[str]]]:
+    """Operators with what they keep and what dies after them, by the name of what made it: passes number storages anew."""
+    names = {spec.storage: name for name, spec in [*graph.inputs.items(), *graph.parameters.items()]}
+    for op in graph.operators:
+        for i, out in enumerate(op.outputs):
+            names.setdefault(out.storage, f"{op.index}.{i}")
+    return [(op.name, [names[s] for s in op.saved], [names[s] for s in op.drops]) for op in graph.operators]
+
+
 def test_a_rebinding_drops_after_the_operator_that_made_the_new_value() -> None:
     b = Builder("block")
     x = b.input_tensor("x", (2, 3), "bf16")
@@ -51,8 +60,7 @@ def test_a_module_call_holds_its_arguments() -> None:
 def test_rewriting_nothing_changes_nothing() -> None:
     for graph in (model_of(Run.load("llama3.2-1b-full")).layer_graphs[0], model_of(Run.load("qwen2.5-7b-lora")).outer):
         again = rewrite(graph, lambda b, op, inputs: None)
-        assert dropped(again) == dropped(graph)
-        assert [op.saved for op in again.operators] == [op.saved for op in graph.operators]
+        assert named(again) == named(graph)
 
 
 @pytest.mark.parametrize("name", ["llama3.2-1b-full", "qwen2.5-72b-lora", "qwen3-8b-lora"])
@@ -61,7 +69,7 @@ def test_the_graph_is_acyclic_and_its_edges_are_the_operators(name: str) -> None
     for graph in (*model.layer_graphs, model.outer):
         assert nx.is_directed_acyclic_graph(graph)
         for op in graph.operators:
-            assert {s for s in graph.predecessors(op)} == {spec.storage for spec in op.inputs}
+            assert set(graph.predecessors(op)) == {spec.storage for spec in op.inputs}
             assert {s for s in graph.predecessors(op) if graph.edges[s, op]["role"] == "save"} == set(op.saved) & {spec.storage for spec in op.inputs}
 
 

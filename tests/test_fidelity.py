@@ -36,5 +36,3 @@ def test_golden_recording_is_reproduced_where_supported(path: Path) -> None:
     assert row.oom.recorded == row.oom.simulated
     assert row.steps_exact, row.difference
     assert row.events_equal, row.events_difference
-
-
