@@ -194,7 +194,8 @@ def rewrite(graph: LayerGraph, rule: Rule, trainable: Callable[[str], bool] | No
         bind(spec, b.parameter(name, spec.shape, spec.dtype, trainable(name) if trainable else spec.requires_grad))
     keep = {spec.storage for spec in graph.outputs}
     for op in graph.operators:
-        b.path = op.name.split(".")[:-1]
+        module = op.name.removesuffix(str(op.attrs.get("label", op.kind))).rstrip(".")
+        b.path = module.split(".") if module else []
         b.grad_enabled = not op.attrs.get("no_grad", False)
         unwind: tuple[int, ...] = op.attrs.get("unwind", ())  # type: ignore[assignment]
         b.unwind = tuple(moved[storage] for storage in unwind)
