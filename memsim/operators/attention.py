@@ -89,7 +89,7 @@ class EfficientAttention(Kind):
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         q = inputs[0]
         b, h, s, d = q.shape
-        lse = (b, h, _round(s, 32))
+        lse = (b, h, _round(s, 32) if any(spec.requires_grad for spec in inputs) else 0)  # should_compute_logsumexp
         scalar = Inferred((), (), "int64", differentiable=False)
         kept = (Inferred(q.shape, (s * h * d, d, h * d, 1), q.dtype), Inferred(lse, like(lse), "fp32", differentiable=False), scalar, scalar)
         if len(inputs) == 3:
