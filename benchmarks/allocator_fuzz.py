@@ -39,7 +39,11 @@ def draw_settings(rng: random.Random) -> str:
         "large_segment_size_mb": str(large) if large != 20 else "",
         "max_split_size_mb": str(rng.choice([large, large + 1, 32, 64, 65, 200])) if rng.random() < 0.45 else "",
         "max_non_split_rounding_mb": str(rng.choice([large, large + 1, 40, 100])) if rng.random() < 0.25 else "",
-        "roundup_power2_divisions": "" if rng.random() < 0.6 else str(2 ** rng.randrange(6)) if rng.random() < 0.5 else f"[{','.join(listed)},>:{2 ** rng.randrange(4)}]",
+        "roundup_power2_divisions": ""
+        if rng.random() < 0.6
+        else str(2 ** rng.randrange(6))
+        if rng.random() < 0.5
+        else f"[{','.join(listed)},>:{2 ** rng.randrange(4)}]",
         "expandable_segments": "True" if rng.random() < 0.45 else "",
         "expandable_segments_reserve": rng.choice(["0.3", "0.05", "1G", "7"]) if rng.random() < 0.15 else "",
         "garbage_collection_threshold": str(rng.choice([0.3, 0.6, 0.9])) if rng.random() < 0.3 else "",

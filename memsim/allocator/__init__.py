@@ -19,7 +19,7 @@ from memsim.tape import Action, Tape
 __all__ = ["Answer", "DriverAction", "OutOfMemory", "Settings", "allocate", "message"]
 
 DEFAULT_DEVICE_MEMORY = 80 * 2**30
-MOST_BYTES = 1 << 58  # more than any device has; the compiled allocator's sums stay below 2^63
+MOST_BYTES = 1 << 58  # more than any device has; sums stay below 2^63
 
 
 @lru_cache(maxsize=1)
@@ -68,24 +68,34 @@ def allocate(
     records = int(np.count_nonzero(action == Action.ALLOC)) * (6 if settings.expandable_segments else 2) + 64
     heap = arena.blank(len(ranks), uses, records)
     settings.write(heap, memory)
+    heap[arena.DEFERS] = uses > 0
     heap[arena.DELAYED] = bool((action == Action.COMPLETE).any())
     given = np.zeros(0, np.int64) if addresses is None else addresses
     heap[arena.GIVEN] = len(given)
-    rows, log, processed, failure = replay(heap, given, action, tape.storage, tape.storages, size, handles, ranks, stop_at_oom)
+    n = len(tape)
+    rows = np.zeros(9 * n, np.int64)
+    block_of = np.zeros(tape.storages + 1, np.int64)  # at 0 what no storage has
+    log = np.empty(4 * CALL_WORDS * records, np.int64)
+    processed = 0
+    while True:
+        processed = replay(heap, given, action, tape.storage, size, handles, ranks, block_of, rows, log, processed, stop_at_oom)
+        if processed == n or (stop_at_oom and heap[arena.FAILED]):
+            break
+        log = np.concatenate([log, np.empty_like(log)])  # it was too short for all that the next event may ask of the driver
     driver = log[: CALL_WORDS * heap[arena.CALLS]].reshape(-1, CALL_WORDS)
     out_of_memory = None
-    if failure[0] >= 0:
-        event, tried, free, allocated, reserved, rejected = (int(value) for value in failure)
-        out_of_memory = OutOfMemory(event, int(size[event]), tried, free, memory, allocated, reserved, bool(rejected))
-    row = rows.reshape(9, -1)
+    if heap[arena.FAILED]:
+        after, tried, free, allocated, reserved, rejected = (int(word) for word in heap[arena.FAILED : arena.FAILED + 6])
+        out_of_memory = OutOfMemory(after - 1, int(size[after - 1]), tried, free, memory, allocated, reserved, bool(rejected))
+    row = rows.reshape(9, n)
     return Answer(
         address=row[0],
         block=row[1],
         requested=row[2],
         allocated=row[3],
-        active=row[4],
-        reserved=row[5],
-        segments=row[6],
+        active=row[6] if uses else row[3],
+        reserved=row[4],
+        segments=row[5],
         retries=row[7],
         ooms=row[8],
         driver_event=driver[:, 0],

@@ -35,13 +35,15 @@ EXPANDABLE = 6  # 0 or 1
 LARGE_SEGMENT = 7
 RESERVATION = 8  # bytes of address space of an expandable segment, before rounding to pages
 REJECT = 9  # requests that would reserve more than this are refused without trying; NEVER
-TIE_RULE = 10  # the order of free blocks of one size: TIE_ADDRESS, TIE_CREATION, TIE_SEGMENT
+TIE_RULE = 10  # the order of free blocks of one size: TIE_ADDRESS, TIE_CREATION, or TIE_SEGMENT (and in a segment by address)
 DELAYED = 11  # 0: events complete at once; 1: with COMPLETE
 STREAMS = 12
 POOLS = 13  # index of the first pool
 QUEUES = 14
 COLD = 15
 KEEPS_SHORT = 17  # 1: a reservation too short for the request that made it stays
+FIRST_BLOCK = 18
+DEFERS = 19  # 1: some frees wait for a stream
 GIVEN = 16  # how many addresses the driver is told to hand out
 ROUNDING = 32  # 16 words: divisions for sizes in [1, 2) MiB, [2, 4) MiB …
 
@@ -64,9 +66,11 @@ NEXT_BLOCK = 63
 NEXT_USE = 64
 REJECTED = 65  # 1 while a request is refused by REJECT
 GIVEN_USED = 66
+FAILED = 67  # the first request that failed: its event + 1, then bytes tried, device free, allocated, reserved, whether it was rejected
 STATE_WORDS = 128
 
 TIE_ADDRESS, TIE_CREATION, TIE_SEGMENT = 0, 1, 2
+OFFSET_BITS = 38  # of ORDER under TIE_SEGMENT: the offset in the segment, in units; above them the segment's number
 
 # A pool: a root per size class, a bit per class that has blocks, a bit per word of those.
 CLASSES = 3072
@@ -83,7 +87,7 @@ USE_WORDS = 4
 
 # A block. In use or waiting, it is in no set, and the words of its links hold other things.
 SIZE = 0
-TIE = 1
+ORDER = 1  # among blocks of one size
 ADDRESS = 2
 LEFT = 3
 RIGHT = 4
@@ -111,6 +115,7 @@ def blank(streams: int, uses: int, blocks: int) -> ARRAY:
     first_block = -(-(first_use + uses * USE_WORDS) // BLOCK_WORDS) * BLOCK_WORDS
     heap = np.zeros(first_block + 2 * blocks * BLOCK_WORDS, np.int64)
     heap[POOLS], heap[QUEUES], heap[NEXT_USE], heap[NEXT_BLOCK] = pools, queues, first_use, first_block
+    heap[FIRST_BLOCK] = first_block
     heap[COLD] = blocks * BLOCK_WORDS
     heap[STREAMS] = streams
     heap[NEXT_ADDRESS] = FIRST_ADDRESS

@@ -1,7 +1,7 @@
-"""What numba has no name for: how many zeros a word begins and ends with, and an array's words by their address.
+"""What numba has no name for: how many zeros a word begins and ends with, and an array's items by their address.
 
 An array that is passed from function to function is counted, and its indices are checked for their sign, at every step. The allocator's
-steps are a few instructions each, so inside it is handed on as the bare address of its words. Whoever takes the address keeps the array.
+steps are a few instructions each, so inside it is handed on as the bare address of its items. Whoever takes the address keeps the array.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def trailing_zeros(typing_context, word):
 
 
 @intrinsic
-def words(typing_context, array):
-    """The words of a contiguous int64 array: indexed as it is, by indices that must be in it."""
+def items(typing_context, array):
+    """The items of a contiguous array by their address: indexed as the array is, by indices that must be in it."""
 
     def address(context, builder, signature, arguments):
         return context.make_array(signature.args[0])(context, builder, arguments[0]).data
 
-    return types.CPointer(types.int64)(array), address
+    return types.CPointer(array.dtype)(array), address

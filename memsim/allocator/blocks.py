@@ -16,6 +16,8 @@ from memsim.allocator.arena import (
     NEXT,
     NEXT_BLOCK,
     NEXT_USE,
+    OFFSET_BITS,
+    ORDER,
     PENDING,
     POOL_WORDS,
     POOLS,
@@ -30,9 +32,10 @@ from memsim.allocator.arena import (
     SIZE,
     SPARE,
     STREAMS,
-    TIE,
     TIE_CREATION,
     TIE_RULE,
+    TIE_SEGMENT,
+    UNIT,
     USE_BLOCK,
     USE_NEXT,
     USE_STREAM,
@@ -43,8 +46,8 @@ from memsim.allocator.free_sets import insert, remove
 
 
 @njit(cache=True)
-def new_block(heap, address, size, tie, meta):
-    """A block without neighbours, in no set. Under TIE_CREATION its tie is the next number instead."""
+def new_block(heap, address, size, order, meta):
+    """A block without neighbours, in no set. Under TIE_CREATION its order is the next number instead."""
     block = heap[SPARE]
     if block != 0:
         heap[SPARE] = heap[block + NEXT]
@@ -53,14 +56,31 @@ def new_block(heap, address, size, tie, meta):
         heap[NEXT_BLOCK] = block + BLOCK_WORDS
     if heap[TIE_RULE] == TIE_CREATION:
         heap[REGISTERED] += 1
-        tie = heap[REGISTERED]
+        order = heap[REGISTERED]
     heap[block + SIZE] = size
-    heap[block + TIE] = tie
+    heap[block + ORDER] = order
     heap[block + ADDRESS] = address
     heap[block + PREV] = 0
     heap[block + NEXT] = 0
     heap[block + META] = meta
     return block
+
+
+@njit(cache=True)
+def order_of_segment(heap, address):
+    """The order of the first block of a new segment, or reservation."""
+    if heap[TIE_RULE] == TIE_SEGMENT:
+        heap[REGISTERED] += 1
+        return heap[REGISTERED] << OFFSET_BITS
+    return address // UNIT
+
+
+@njit(cache=True)
+def move(heap, block, distance):
+    """Makes a block, in no set, begin so many bytes later."""
+    heap[block + ADDRESS] += distance
+    if heap[TIE_RULE] != TIE_CREATION:
+        heap[block + ORDER] += distance >> 9
 
 
 @njit(cache=True)
@@ -97,7 +117,7 @@ def absorb(heap, block, other):
     """Makes a neighbour, which is in no set any more, part of block."""
     if heap[block + PREV] == other:
         before = heap[other + PREV]
-        heap[block + ADDRESS] = heap[other + ADDRESS]
+        move(heap, block, heap[other + ADDRESS] - heap[block + ADDRESS])
         heap[block + PREV] = before
         if before != 0:
             heap[before + NEXT] = block

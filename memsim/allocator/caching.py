@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from numba import njit
 
 from memsim.allocator.arena import (
@@ -16,7 +15,10 @@ from memsim.allocator.arena import (
     CALLS,
     CAPACITY,
     COLD,
+    DEFERS,
     EXPANDABLE,
+    FAILED,
+    FIRST_BLOCK,
     GC_TARGET,
     IS_EXPANDABLE,
     LARGE_SEGMENT,
@@ -26,6 +28,7 @@ from memsim.allocator.arena import (
     NEXT_BLOCK,
     NON_SPLIT,
     OOMS,
+    ORDER,
     PENDING,
     POOL_WORDS,
     POOLS,
@@ -40,14 +43,13 @@ from memsim.allocator.arena import (
     SIZE,
     SMALL_SEGMENT,
     SMALL_SIZE,
-    TIE,
     UNIT,
     USED,
     USES,
 )
-from memsim.allocator.bits import leading_zeros, words
-from memsim.allocator.blocks import complete, free, new_block, process_events, put_before, record_stream
-from memsim.allocator.driver import CALL_WORDS, with_room
+from memsim.allocator.bits import items, leading_zeros
+from memsim.allocator.blocks import complete, free, move, new_block, process_events, put_before, record_stream
+from memsim.allocator.driver import CALL_WORDS
 from memsim.allocator.expandable import prefer_fixed
 from memsim.allocator.free_sets import first_fit, insert, remove, unlink
 from memsim.allocator.ladder import obtain, release_cached
@@ -99,9 +101,9 @@ def _take_special(heap, pool, slot, size):
 def _split(heap, pool, block, size):
     """The first `size` bytes of a block that is in no set, as a block; the rest is free again."""
     meta = heap[block + META]
-    head = new_block(heap, heap[block + ADDRESS], size, heap[block + TIE], meta)
+    head = new_block(heap, heap[block + ADDRESS], size, heap[block + ORDER], meta)
     put_before(heap, head, block)
-    heap[block + ADDRESS] += size
+    move(heap, block, size)
     heap[block + SIZE] -= size
     insert(heap, pool, block)
     if meta & IS_EXPANDABLE:
@@ -110,8 +112,8 @@ def _split(heap, pool, block, size):
 
 
 @njit(cache=True)
-def _rank(handles, handle):
-    low, high = 0, len(handles)
+def _rank(handles, count, handle):
+    low, high = 0, count
     while low < high:
         middle = (low + high) >> 1
         if handles[middle] < handle:
@@ -122,35 +124,52 @@ def _rank(handles, handle):
 
 
 @njit(cache=True)
-def replay(arena, addresses, action, storage, storages, nbytes, stream, ranks, stop_at_oom):
-    """Answers a Tape.
+def _fail(heap, event, segment):
+    """Counts a request that failed, and keeps the first."""
+    heap[OOMS] += 1 - heap[REJECTED]
+    if heap[FAILED] == 0:
+        heap[FAILED] = event + 1
+        heap[FAILED + 1] = segment
+        heap[FAILED + 2] = heap[CAPACITY] - heap[USED]
+        heap[FAILED + 3] = heap[ALLOCATED]
+        heap[FAILED + 4] = heap[RESERVED]
+        heap[FAILED + 5] = heap[REJECTED]
 
-    arena: with its settings. addresses: for the driver to hand out first. action [n] uint8, storage, nbytes [n] int64, stream [n] uint64;
-    storages: their number. ranks: the streams' handles in PyTorch's order.
-    Returns 9 rows of n (address, block, requested, allocated, active, reserved, segments, retries, ooms), driver calls, CALL_WORDS each
-    (as many as the arena's CALLS), events processed, and of the first failure (event, bytes tried, device free, allocated, reserved, whether it
-    was rejected), its event -1 if there was none.
+
+@njit(cache=True)
+def _has_room(heap, first_block, room):
+    """May an event release everything and allocate, without writing more driver calls than there is room for?"""
+    return heap[CALLS] + 2 * (heap[NEXT_BLOCK] - first_block) // BLOCK_WORDS + 16 <= room
+
+
+@njit(cache=True)
+def replay(arena, addresses, action, storage, nbytes, stream, ranks, block_of, rows, log, start, stop_at_oom):
+    """Answers a Tape from event `start` on; returns the event that it would go on with: n, or after a failure, or where the log is too short.
+
+    arena: settings and state. addresses: for the driver to hand out first. action [n] uint8, storage, nbytes [n] int64, stream [n] uint64.
+    ranks: the streams' handles in PyTorch's order, uint64. block_of [storages + 1]: zeros at first.
+    rows: out, 9 of n (address, block, requested, allocated, reserved, segments, active, retries, ooms), zeros at first; active stays zero
+    where no free waits for a stream, for then it is as allocated is.
+    log: out, driver calls, CALL_WORDS each, as many as the arena's CALLS.
     """
-    n = len(action)
-    rows = np.zeros(9 * n, np.int64)
-    heap, given, out = words(arena), words(addresses), words(rows)
-    log = np.empty(64 * CALL_WORDS, np.int64)
-    failure = np.full(6, -1, np.int64)
-    block_of = np.zeros(storages + 1, np.int64)  # at 0 what no storage has
+    n, room, streams = len(action), len(log) // CALL_WORDS, len(ranks)
+    heap, given, calls, out, handles = items(arena), items(addresses), items(log), items(rows), items(ranks)
+    kinds, storages, sizes, on, blocks = items(action), items(storage), items(nbytes), items(stream), items(block_of)
+    first_block = heap[FIRST_BLOCK]
     special = heap[EXPANDABLE] != 0 or heap[MAX_SPLIT] < MAX_BYTES
     spare_large = UNIT if heap[EXPANDABLE] else SMALL_SIZE + UNIT  # the least remainder that is split off
     most_split = MAX_BYTES if heap[EXPANDABLE] else heap[MAX_SPLIT]
-    first_block = heap[NEXT_BLOCK]
+    defers = heap[DEFERS] != 0
     rank = 0
-    for e in range(n):
-        kind = action[e]
+    for e in range(start, n):
+        kind = kinds[e]
         if kind == ALLOC:
-            asked = nbytes[e]
+            asked = sizes[e]
             if asked > 0:
                 if heap[PENDING]:
                     process_events(heap, False)
-                if len(ranks) > 1:
-                    rank = _rank(ranks, stream[e])
+                if streams > 1:
+                    rank = _rank(handles, streams, on[e])
                 size = rounded(heap, asked)
                 large = 1 if size > SMALL_SIZE else 0
                 pool = heap[POOLS] + (2 * rank + large) * POOL_WORDS
@@ -161,19 +180,15 @@ def replay(arena, addresses, action, storage, storages, nbytes, stream, ranks, s
                 if slot != 0:
                     block = _take_special(heap, pool, slot, size) if special else unlink(heap, pool, slot)
                 if block == 0:
-                    log = with_room(log, heap[CALLS], 2 * (heap[NEXT_BLOCK] - first_block) // BLOCK_WORDS + 16)
+                    if not _has_room(heap, first_block, room):
+                        if heap[GC_TARGET] >= 0:
+                            heap[SEARCHES + large] -= 1  # it will be asked again
+                        return e
                     segment = segment_size(heap, size)
-                    block = obtain(heap, words(log), given, e, pool, size, segment)
+                    block = obtain(heap, calls, given, e, pool, size, segment)
                     if block == 0:
-                        heap[OOMS] += 1 - heap[REJECTED]
+                        _fail(heap, e, segment)
                         out[e] = -1
-                        if failure[0] < 0:
-                            failure[0] = e
-                            failure[1] = segment
-                            failure[2] = heap[CAPACITY] - heap[USED]
-                            failure[3] = heap[ALLOCATED]
-                            failure[4] = heap[RESERVED]
-                            failure[5] = heap[REJECTED]
                 if block != 0:
                     rest = heap[block + SIZE] - size
                     if rest >= UNIT and (large == 0 or (rest >= spare_large and size < most_split)):
@@ -185,32 +200,35 @@ def replay(arena, addresses, action, storage, storages, nbytes, stream, ranks, s
                     heap[REQUESTED] += asked
                     heap[ALLOCATED] += held
                     heap[ACTIVE] += held
-                    block_of[storage[e] + 1] = block
+                    blocks[storages[e] + 1] = block
                     out[e] = heap[block + ADDRESS]
                     out[n + e] = held
         elif kind == FREE:
-            block = block_of[storage[e] + 1]
+            block = blocks[storages[e] + 1]
             if block != 0:
-                block_of[storage[e] + 1] = 0
+                blocks[storages[e] + 1] = 0
                 out[e] = heap[block + ADDRESS]
                 out[n + e] = heap[block + SIZE]
                 free(heap, block)
         elif kind == RECORD_STREAM:
-            block = block_of[storage[e] + 1]
+            block = blocks[storages[e] + 1]
             if block != 0:
-                record_stream(heap, block, _rank(ranks, stream[e]))
+                record_stream(heap, block, _rank(handles, streams, on[e]))
         elif kind == EMPTY_CACHE:
-            log = with_room(log, heap[CALLS], 2 * (heap[NEXT_BLOCK] - first_block) // BLOCK_WORDS + 16)
-            release_cached(heap, words(log), e)
+            if not _has_room(heap, first_block, room):
+                return e
+            release_cached(heap, calls, e)
         else:
-            complete(heap, _rank(ranks, stream[e]))
+            complete(heap, _rank(handles, streams, on[e]))
         out[2 * n + e] = heap[REQUESTED]
         out[3 * n + e] = heap[ALLOCATED]
-        out[4 * n + e] = heap[ACTIVE]
-        out[5 * n + e] = heap[RESERVED]
-        out[6 * n + e] = heap[SEGMENTS]
-        out[7 * n + e] = heap[RETRIES]
-        out[8 * n + e] = heap[OOMS]
-        if failure[0] >= 0 and stop_at_oom:
-            return rows, log, e + 1, failure
-    return rows, log, n, failure
+        out[4 * n + e] = heap[RESERVED]
+        out[5 * n + e] = heap[SEGMENTS]
+        if defers:
+            out[6 * n + e] = heap[ACTIVE]
+        if heap[RETRIES] + heap[OOMS] != 0:
+            out[7 * n + e] = heap[RETRIES]
+            out[8 * n + e] = heap[OOMS]
+        if stop_at_oom and heap[FAILED] != 0:
+            return e + 1
+    return n

@@ -5,7 +5,6 @@ Addresses start at FIRST_ADDRESS and are never used again, unless the caller giv
 
 from __future__ import annotations
 
-import numpy as np
 from numba import njit
 
 from memsim.allocator.answer import DriverAction
@@ -27,17 +26,6 @@ def _note(heap, calls, event, action, address, size):
     calls[at + 3] = size
     heap[CALLS] += 1
     heap[RESERVED] += size if action == SEGMENT_ALLOC or action == SEGMENT_MAP else -size
-
-
-@njit(cache=True)
-def with_room(calls, used, more):
-    """The record of driver calls, CALL_WORDS each, copied into a longer one where fewer than `more` are left of it."""
-    if CALL_WORDS * (used + more) <= len(calls):
-        return calls
-    longer = np.empty(2 * CALL_WORDS * (used + more), np.int64)
-    for at in range(CALL_WORDS * used):  # as a slice it would take two seconds to compile
-        longer[at] = calls[at]
-    return longer
 
 
 @njit(cache=True)

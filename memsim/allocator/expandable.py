@@ -19,18 +19,15 @@ from memsim.allocator.arena import (
     LEFT,
     META,
     NEXT,
+    ORDER,
     PREV,
-    REGISTERED,
     RESERVATION,
     RIGHT,
     SIZE,
     SMALL_SEGMENT,
-    TIE,
-    TIE_RULE,
-    TIE_SEGMENT,
     UNMAPPED_HEAD,
 )
-from memsim.allocator.blocks import absorb, new_block, put_after, put_before, recycle, settle
+from memsim.allocator.blocks import absorb, move, new_block, order_of_segment, put_after, put_before, recycle, settle
 from memsim.allocator.driver import map_pages, new_address, unmap_pages
 from memsim.allocator.free_sets import following, insert, large, remove
 
@@ -74,7 +71,8 @@ def _usable(heap, block):
 @njit(cache=True)
 def _piece(heap, of, address, size, meta):
     """A new block of the same reservation as another."""
-    block = new_block(heap, address, size, heap[of + TIE], meta)
+    block = new_block(heap, heap[of + ADDRESS], size, heap[of + ORDER], meta)
+    move(heap, block, address - heap[of + ADDRESS])
     heap[block + heap[COLD] + BASE] = heap[of + heap[COLD] + BASE]
     return block
 
@@ -90,7 +88,7 @@ def _reach(heap, block):
 def prefer_fixed(heap, pool, block):
     """The block to take in place of the best fit: one that cannot grow, or less, as long as the next in order can grow less."""
     while heap[block + META] & IS_EXPANDABLE:
-        after = following(heap, pool, heap[block + SIZE], heap[block + TIE], heap[block + ADDRESS])
+        after = following(heap, pool, heap[block + SIZE], heap[block + ORDER])
         if after == 0 or _reach(heap, after) >= _reach(heap, block):
             break
         block = after
@@ -116,10 +114,7 @@ def _find_place(heap, given, pool, size):
     address = new_address(heap, given, reserved)
     if reserved < size and heap[KEEPS_SHORT] == 0:
         return 0
-    if heap[TIE_RULE] == TIE_SEGMENT:
-        heap[REGISTERED] += 1
-    tie = heap[REGISTERED] if heap[TIE_RULE] == TIE_SEGMENT else 0
-    start = new_block(heap, address, reserved, tie, (pool << 3) | IS_EXPANDABLE | IS_UNMAPPED)
+    start = new_block(heap, address, reserved, order_of_segment(heap, address), (pool << 3) | IS_EXPANDABLE | IS_UNMAPPED)
     heap[start + heap[COLD] + BASE] = address
     _list_unmapped(heap, pool, start)
     return start
@@ -189,7 +184,7 @@ def unmap(heap, calls, event, pool, block):
         tail = _piece(heap, block, last, start + size - last, meta)
         put_after(heap, tail, block)
         insert(heap, pool, tail)
-    heap[block + ADDRESS] = first
+    move(heap, block, first - start)
     heap[block + SIZE] = last - first
     heap[block + META] = meta | IS_UNMAPPED
     _absorb_unmapped(heap, pool, block, heap[block + PREV])

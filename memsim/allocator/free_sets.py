@@ -1,4 +1,4 @@
-"""The free blocks of a pool, in PyTorch's order: (size, tie, address). Best fit is the first that is not smaller than the request.
+"""The free blocks of a pool, in PyTorch's order: (size, order among equals). Best fit is the first that is not smaller than the request.
 
 Sizes fall into classes, 64 to a power of two, exact below 64 KiB. A class is a treap (a search tree that hashed priorities keep balanced) of
 the blocks themselves; two levels of bits find the next class that has any. Most classes hold a block or two, so a step costs a few
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from memsim.allocator.arena import ADDRESS, AGE, CLASS_BITS, CLASS_SUMMARY, COLD, GC_TARGET, LEFT, POOL_WORDS, POOLS, RIGHT, SEARCHES, SIZE, TIE
+from memsim.allocator.arena import AGE, CLASS_BITS, CLASS_SUMMARY, COLD, GC_TARGET, LEFT, ORDER, POOL_WORDS, POOLS, RIGHT, SEARCHES, SIZE
 from memsim.allocator.bits import leading_zeros, trailing_zeros
 
 
@@ -27,46 +27,10 @@ def _priority(block):
 
 
 @njit(cache=True)
-def _before(heap, a, size, tie, address):
-    """Is block a's key less than (size, tie, address)?"""
+def _before(heap, a, size, order):
+    """1 if block a's key is less than (size, order), else 0. Without branches, which no processor could foresee."""
     s = heap[a + SIZE]
-    if s != size:
-        return s < size
-    t = heap[a + TIE]
-    if t != tie:
-        return t < tie
-    return heap[a + ADDRESS] < address
-
-
-@njit(cache=True)
-def insert(heap, pool, block):
-    """Makes a block, whose size, tie and address are set, one of the pool's free blocks; its age starts anew."""
-    size, tie, address = heap[block + SIZE], heap[block + TIE], heap[block + ADDRESS]
-    c = class_of(size)
-    slot = pool + c
-    t = heap[slot]
-    if t == 0:
-        heap[pool + CLASS_BITS + (c >> 6)] |= 1 << (c & 63)
-        heap[pool + CLASS_SUMMARY] |= 1 << (c >> 6)
-    priority = _priority(block)
-    while t != 0 and _priority(t) >= priority:
-        slot = t + RIGHT if _before(heap, t, size, tie, address) else t + LEFT
-        t = heap[slot]
-    heap[slot] = block
-    left, right = block + LEFT, block + RIGHT
-    while t != 0:  # what hung here parts into what comes before the block and what comes after it
-        if _before(heap, t, size, tie, address):
-            heap[left] = t
-            left = t + RIGHT
-            t = heap[left]
-        else:
-            heap[right] = t
-            right = t + LEFT
-            t = heap[right]
-    heap[left] = 0
-    heap[right] = 0
-    if heap[GC_TARGET] >= 0:
-        heap[block + heap[COLD] + AGE] = heap[SEARCHES + large(heap, pool)]
+    return int(s < size) | (int(s == size) & int(heap[a + ORDER] < order))
 
 
 @njit(cache=True)
@@ -76,10 +40,71 @@ def large(heap, pool):
 
 
 @njit(cache=True)
+def insert(heap, pool, block):
+    """Makes a block, whose size and order are set, one of the pool's free blocks; its age starts anew."""
+    c = class_of(heap[block + SIZE])
+    slot = pool + c
+    if heap[slot] != 0:
+        _insert_among(heap, slot, block)
+    else:
+        heap[slot] = block
+        heap[block + LEFT] = 0
+        heap[block + RIGHT] = 0
+        word = pool + CLASS_BITS + (c >> 6)
+        bits = heap[word]
+        heap[word] = bits | (1 << (c & 63))
+        if bits == 0:
+            heap[pool + CLASS_SUMMARY] |= 1 << (c >> 6)
+    if heap[GC_TARGET] >= 0:
+        heap[block + heap[COLD] + AGE] = heap[SEARCHES + large(heap, pool)]
+
+
+@njit(cache=True)
+def _insert_among(heap, slot, block):
+    """Inserts a block into the treap that hangs at a slot."""
+    size, order, priority = heap[block + SIZE], heap[block + ORDER], _priority(block)
+    t = heap[slot]
+    while t != 0 and _priority(t) >= priority:
+        slot = t + LEFT + _before(heap, t, size, order)
+        t = heap[slot]
+    heap[slot] = block
+    left, right = block + LEFT, block + RIGHT
+    while t != 0:  # what hung here parts into what comes before the block and what comes after it
+        if _before(heap, t, size, order):
+            heap[left] = t
+            left = t + RIGHT
+            t = heap[left]
+        else:
+            heap[right] = t
+            right = t + LEFT
+            t = heap[right]
+    heap[left] = 0
+    heap[right] = 0
+
+
+@njit(cache=True)
 def unlink(heap, pool, slot):
     """Takes the block that hangs at a slot (a root, or a word of another block) out of the set, and returns it."""
     block = heap[slot]
     left, right = heap[block + LEFT], heap[block + RIGHT]
+    if left != 0 and right != 0:
+        _join(heap, slot, left, right)
+    else:
+        heap[slot] = left + right
+        if left + right == 0:
+            c = class_of(heap[block + SIZE])
+            if slot == pool + c:
+                word = pool + CLASS_BITS + (c >> 6)
+                bits = heap[word] & ~(1 << (c & 63))
+                heap[word] = bits
+                if bits == 0:
+                    heap[pool + CLASS_SUMMARY] &= ~(1 << (c >> 6))
+    return block
+
+
+@njit(cache=True)
+def _join(heap, slot, left, right):
+    """Hangs two treaps, all of left before all of right, at a slot as one."""
     while left != 0 and right != 0:
         if _priority(left) >= _priority(right):
             heap[slot] = left
@@ -90,25 +115,25 @@ def unlink(heap, pool, slot):
             slot = right + LEFT
             right = heap[slot]
     heap[slot] = left + right
-    c = class_of(heap[block + SIZE])
-    if heap[pool + c] == 0:
-        word = pool + CLASS_BITS + (c >> 6)
-        heap[word] &= ~(1 << (c & 63))
-        if heap[word] == 0:
-            heap[pool + CLASS_SUMMARY] &= ~(1 << (c >> 6))
-    return block
 
 
 @njit(cache=True)
 def remove(heap, pool, block):
     """Takes a block out of the set."""
-    size, tie, address = heap[block + SIZE], heap[block + TIE], heap[block + ADDRESS]
-    slot = pool + class_of(size)
+    slot = pool + class_of(heap[block + SIZE])
+    if heap[slot] != block:
+        slot = _slot_of(heap, slot, block)
+    unlink(heap, pool, slot)
+
+
+@njit(cache=True)
+def _slot_of(heap, slot, block):
+    size, order = heap[block + SIZE], heap[block + ORDER]
     t = heap[slot]
     while t != block:
-        slot = t + RIGHT if _before(heap, t, size, tie, address) else t + LEFT
+        slot = t + LEFT + _before(heap, t, size, order)
         t = heap[slot]
-    unlink(heap, pool, slot)
+    return slot
 
 
 @njit(cache=True)
@@ -150,13 +175,13 @@ def first_fit(heap, pool, size):
 
 
 @njit(cache=True)
-def following(heap, pool, size, tie, address):
-    """The first block whose key is greater than (size, tie, address); 0 if there is none. From size 0 on, it walks the whole pool."""
+def following(heap, pool, size, order):
+    """The first block whose key is greater than (size, order); 0 if there is none. From size 0 on, it walks the whole pool."""
     c = class_of(size)
     found = 0
     t = heap[pool + c]
     while t != 0:
-        if _before(heap, t, size, tie, address + 1):
+        if _before(heap, t, size, order + 1):
             t = heap[t + RIGHT]
         else:
             found = t

@@ -17,10 +17,10 @@ from memsim.allocator.arena import (
     META,
     NEVER,
     NEXT,
+    ORDER,
     POOL_WORDS,
     POOLS,
     PREV,
-    REGISTERED,
     REJECT,
     REJECTED,
     RESERVED,
@@ -29,11 +29,8 @@ from memsim.allocator.arena import (
     SEGMENTS,
     SIZE,
     STREAMS,
-    TIE,
-    TIE_RULE,
-    TIE_SEGMENT,
 )
-from memsim.allocator.blocks import new_block, process_events, recycle
+from memsim.allocator.blocks import new_block, order_of_segment, process_events, recycle
 from memsim.allocator.driver import allocate_segment, free_segment
 from memsim.allocator.expandable import grow, unmap
 from memsim.allocator.free_sets import first_fit, following, remove
@@ -66,9 +63,9 @@ def _collect_garbage(heap, calls, event):
         freed = False
         for stream in range(heap[STREAMS]):
             pool = heap[POOLS] + (2 * stream + 1) * POOL_WORDS
-            block = following(heap, pool, 0, 0, 0)
+            block = following(heap, pool, 0, 0)
             while block != 0:
-                size, tie, address, age = heap[block + SIZE], heap[block + TIE], heap[block + ADDRESS], clock - heap[block + heap[COLD] + AGE]
+                size, order, age = heap[block + SIZE], heap[block + ORDER], clock - heap[block + heap[COLD] + AGE]
                 whole = heap[block + PREV] == 0 and heap[block + NEXT] == 0
                 if whole and counting:
                     ages += age
@@ -79,7 +76,7 @@ def _collect_garbage(heap, calls, event):
                     ages -= age
                     count -= 1
                     _release(heap, calls, event, pool, block)
-                block = following(heap, pool, size, tie, address)
+                block = following(heap, pool, size, order)
         if not counting and not freed:
             return
 
@@ -96,15 +93,15 @@ def _release_oversize(heap, calls, event, pool, size):
         _release(heap, calls, event, pool, heap[slot])
         return True
     count = 0
-    block = following(heap, pool, most, -1, 0)
+    block = following(heap, pool, most, -1)
     while block != 0 and heap[block + SIZE] < wanted:
         count += 1
-        block = following(heap, pool, heap[block + SIZE], heap[block + TIE], heap[block + ADDRESS])
+        block = following(heap, pool, heap[block + SIZE], heap[block + ORDER])
     found = np.empty(count, np.int64)
-    block = following(heap, pool, most, -1, 0)
+    block = following(heap, pool, most, -1)
     for at in range(count):
         found[at] = block
-        block = following(heap, pool, heap[block + SIZE], heap[block + TIE], heap[block + ADDRESS])
+        block = following(heap, pool, heap[block + SIZE], heap[block + ORDER])
     released = 0
     while released < wanted and count > 0:
         count -= 1
@@ -123,15 +120,15 @@ def release_cached(heap, calls, event):
         for mapped in (False, True):  # segments first, then the pages of expandable ones
             for stream in range(heap[STREAMS]):
                 pool = heap[POOLS] + (2 * stream + large) * POOL_WORDS
-                block = following(heap, pool, 0, 0, 0)
+                block = following(heap, pool, 0, 0)
                 while block != 0:
-                    size, tie, address = heap[block + SIZE], heap[block + TIE], heap[block + ADDRESS]
+                    size, order = heap[block + SIZE], heap[block + ORDER]
                     if mapped:
                         if heap[block + META] & IS_EXPANDABLE:
                             unmap(heap, calls, event, pool, block)
                     elif _is_whole_segment(heap, block):
                         _release(heap, calls, event, pool, block)
-                    block = following(heap, pool, size, tie, address)
+                    block = following(heap, pool, size, order)
 
 
 @njit(cache=True)
@@ -148,11 +145,7 @@ def _from_driver(heap, calls, given, event, pool, size, segment):
     if address == 0:
         return 0
     heap[SEGMENTS] += 1
-    tie = 0
-    if heap[TIE_RULE] == TIE_SEGMENT:
-        heap[REGISTERED] += 1
-        tie = heap[REGISTERED]
-    return new_block(heap, address, segment, tie, pool << 3)
+    return new_block(heap, address, segment, order_of_segment(heap, address), pool << 3)
 
 
 @njit(cache=True)

@@ -43,3 +43,14 @@ def tape_of_operations(operations: NDArray[np.int64]) -> Tape:
         phases=("trace",),
         operators=("trace",),
     )
+
+
+def operations_of_tape(tape: Tape) -> NDArray[np.int64]:
+    """The operation list [n, 4] of a Tape without COMPLETE events, its streams numbered in order from 0, the default stream."""
+    kind = np.zeros(5, np.int64)
+    kind[list(_ACTIONS)] = np.arange(len(_ACTIONS))
+    handles = np.unique(np.append(tape.stream.view(np.uint64), np.uint64(0)))
+    frees = tape.action == Action.FREE
+    stream = np.where(frees, 0, np.searchsorted(handles, tape.stream.view(np.uint64)))
+    size = np.where(tape.action == Action.ALLOC, tape.bytes, 0)
+    return np.stack([kind[tape.action], np.maximum(tape.storage, 0), size, stream], axis=1)
