@@ -28,8 +28,9 @@ def _compiled() -> Callable[..., Any]:
     from memsim.allocator.caching import replay
     from memsim.allocator.stale import forget_stale
 
-    forget_stale(Path(replay.stats.cache_path), Path(__file__).parent)
-    return replay  # type: ignore[no-any-return]
+    forget_stale(Path(str(replay.stats.cache_path)), Path(__file__).parent)
+    compiled: Callable[..., Any] = replay
+    return compiled
 
 
 def allocate(
