@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,15 @@ MOST_BYTES = 1 << 58  # more than any device has; sums stay below 2^63
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> Callable[..., Any]:
+def _compiled() -> Callable[..., int]:
     """The compiled allocator; numba is slow to import, and not everyone who imports memsim allocates."""
     from memsim.allocator.caching import replay
     from memsim.allocator.stale import forget_stale
 
-    forget_stale(Path(str(replay.stats.cache_path)), Path(__file__).parent)
-    compiled: Callable[..., Any] = replay
-    return compiled
+    compiled = replay.stats.cache_path
+    if compiled:
+        forget_stale(Path(compiled), Path(__file__).parent)
+    return cast(Callable[..., int], replay)
 
 
 def allocate(
