@@ -1,0 +1,87 @@
+"""Replays a Trace or a Tape: under its own settings, to compare with what was recorded, or under others, to see what they would do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memsim.allocator import Answer, Settings, allocate
+from memsim.errors import InputError
+from memsim.quantity import read_bytes
+from memsim.tape import Action, Tape
+from memsim.timeline import About, Timeline
+from memsim.traces.trace import Trace
+
+VERSIONS = ("2.15.0", "2.12.0", "2.11.0")  # one for each order of equal free blocks
+UNLIMITED = 1 << 57  # bytes
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a replay agrees with a recording."""
+
+    source: str
+    agree: int
+    compared: int
+    torch: str  # the version whose rules agree best
+    first: int | None  # the first event that does not agree
+
+
+def replay(tape: Tape | Trace, allocator: str | None = None, device_memory: int | str | None = None, torch: str | None = None) -> Timeline:
+    """The Timeline of the same requests under a setting string (default: the trace's) on a device (bytes or "24GiB"; default: the trace's, or unlimited).
+
+    Raises InputError for what PyTorch refuses.
+    """
+    trace = tape if isinstance(tape, Trace) else None
+    requests = tape.tape if isinstance(tape, Trace) else tape
+    text = allocator if allocator is not None else trace.settings if trace else ""
+    memory = bytes_of(device_memory)
+    if memory is None:
+        memory = (trace.device_memory if trace else None) or UNLIMITED
+    version = torch or (trace.torch if trace else None)
+    settings = Settings.parse(text, **({"torch": version} if version else {}))
+    answer = allocate(requests, settings, memory)
+    unlimited = allocate(requests, settings, UNLIMITED) if answer.out_of_memory else None
+    about = About(name=trace.source if trace else "", facts=(("allocator", text or "default"),), device_memory=memory if memory < UNLIMITED else None)
+    return Timeline(requests, answer, about, unlimited)
+
+
+def bytes_of(size: int | str | None) -> int | None:
+    """Bytes of a device's memory; a string may have a unit. Raises InputError."""
+    if not isinstance(size, str):
+        return size
+    try:
+        return read_bytes(size)
+    except ValueError as error:
+        raise InputError(f"device memory: {error}") from error
+
+
+def check(trace: Trace, torch: str | None = None) -> Agreement:
+    """Compares a replay under the trace's own settings with what it recorded; where no version is known, each order of equal free blocks is tried."""
+    if not trace.known.any():
+        raise InputError(f"{trace.source}: records no addresses; --check has nothing to compare with")
+    known = torch or trace.torch
+    best: Agreement | None = None
+    for version in (known,) if known else VERSIONS:
+        settings = Settings.parse(trace.settings, torch=version)
+        given = trace.segments if len(trace.segments) else None
+        answer = allocate(trace.tape, settings, trace.device_memory or UNLIMITED, stop_at_oom=False, addresses=given)
+        found = _compare(trace, answer, version)
+        if best is None or found.agree > best.agree:
+            best = found
+        if best.agree == best.compared:
+            break
+    assert best is not None
+    return best
+
+
+def _compare(trace: Trace, answer: Answer, version: str) -> Agreement:
+    compared = trace.known if trace.reserved is None else np.ones(len(trace.tape), bool)
+    allocs = trace.tape.action == Action.ALLOC
+    same = ~(allocs & trace.known) | (answer.address == trace.address)
+    if trace.reserved is not None:
+        same &= answer.reserved == trace.reserved
+    same[answer.processed :] = False
+    wrong = np.flatnonzero(compared & ~same)
+    return Agreement(trace.source, int((compared & same).sum()), int(compared.sum()), version, int(wrong[0]) if len(wrong) else None)

@@ -1,0 +1,94 @@
+"""A file → Trace, by what the file is."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from memsim.errors import InputError
+from memsim.tape import Action
+from memsim.traces import recorder
+from memsim.traces.events import trace_of_events
+from memsim.traces.oplist import tape_of_operations
+from memsim.traces.snapshot import load_snapshot
+from memsim.traces.trace import Trace
+
+
+def load_trace(path: str | Path) -> Trace:
+    """Reads a PyTorch snapshot (.pickle), a recording or an operation list (.npz). Raises InputError, one line naming the file."""
+    place = Path(path)
+    if place.suffix in (".pickle", ".pkl"):
+        return load_snapshot(place)
+    if place.suffix != ".npz":
+        raise InputError(f"{path}: is not a trace; .pickle (PyTorch's snapshots) and .npz (recordings, operation lists) are")
+    return _operations(place) if _is_operations(place) else _recording(place)
+
+
+def _is_operations(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return "ops.npy" in file.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False  # the recorder's loader says what is wrong
+
+
+def _operations(path: Path) -> Trace:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            operations, answers = file["ops"], (file["answers"] if "answers" in file else None)
+            settings = str(file["settings"]) if "settings" in file else ""
+            memory = int(file["device_memory"]) if "device_memory" in file else None
+    except Exception as error:  # a broken archive raises nearly anything
+        raise InputError(f"{path}: is not an operation list: {' '.join(str(error).split())[:160]}") from error
+    if operations.ndim != 2 or operations.shape[1] != 4 or operations.dtype.kind not in "iu":
+        raise InputError(f"{path}: ops: has shape {operations.shape}; rows of four whole numbers (kind, id, bytes, stream) are valid")
+    operations = operations.astype(np.int64)
+    for column, name, most in ((0, "kind", 3), (1, "id", 2**62), (2, "bytes", 2**58), (3, "stream", 2**62)):
+        bad = np.flatnonzero((operations[:, column] < 0) | (operations[:, column] > most))
+        if len(bad):
+            raise InputError(f"{path}: ops: row {int(bad[0])}: {name} {int(operations[bad[0], column])} is not in 0 … {most}")
+    tape = tape_of_operations(operations)
+    lost = np.flatnonzero((tape.action == Action.FREE) & (tape.storage < 0))
+    if len(lost):
+        raise InputError(f"{path}: ops: row {int(lost[0])}: frees id {int(operations[lost[0], 1])}, which was never allocated")
+    n = len(tape)
+    if answers is None:
+        return Trace(tape, str(path), "operations", np.zeros(n, np.int64), np.zeros(n, bool), settings=settings, device_memory=memory)
+    if answers.shape != (n, 2) or answers.dtype.kind not in "iu":
+        raise InputError(f"{path}: answers: has shape {answers.shape}; ({n}, 2) is valid")
+    answers = answers.astype(np.int64)
+    return Trace(
+        tape, str(path), "operations", answers[:, 0], tape.action == Action.ALLOC, answers[:, 1].copy(), settings=settings, device_memory=memory
+    )
+
+
+def _recording(path: Path) -> Trace:
+    recording = recorder.load(path)
+    names = np.array(recorder.ACTIONS)[recording.action].tolist()
+    events = list(zip(names, recording.address.tolist(), recording.bytes.tolist(), recording.stream.tolist(), recording.phase.tolist(), strict=True))
+    settings, memory = "", _memory(events)
+    beside = path.with_suffix(".json")  # the recorder's, which names the run
+    if beside.is_file():
+        try:
+            run = json.loads(beside.read_text())["run"]
+            settings = str(run.get("allocator") or "")
+            memory = memory or int(float(run["device_memory_gib"]) * 2**30)
+        except (ValueError, AttributeError, OSError, KeyError, TypeError):
+            pass  # it says nothing of the device
+    return trace_of_events(events, (), recording.phases, str(path), "recording", settings, memory)
+
+
+def _memory(events: list[tuple[str, int, int, int, int]]) -> int | None:
+    """Bytes of the device, where an out of memory tells: what is free then, and what is reserved."""
+    reserved = 0
+    for action, address, size, _, _ in events:
+        if action in ("segment_alloc", "segment_map"):
+            reserved += size
+        elif action in ("segment_free", "segment_unmap"):
+            reserved -= size
+        elif action == "oom":
+            return reserved + address
+    return None

@@ -1,0 +1,36 @@
+"""Untrusted pickles: plain containers, strings, numbers, bytes, None and booleans load; anything that names a global does not."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+
+from memsim.errors import InputError
+
+
+class _Plain(pickle.Unpickler):
+    """Refuses every global, so that nothing in the file can be called."""
+
+    def find_class(self, module: str, name: str) -> object:
+        """Raises InputError, always."""
+        raise InputError(f"names the global {module}.{name}; only plain containers, strings and numbers are loaded")
+
+    def persistent_load(self, pid: object) -> object:
+        """Raises InputError, always."""
+        raise InputError("refers to an object outside of the file; only plain containers, strings and numbers are loaded")
+
+
+def load_plain(path: Path) -> object:
+    """The object in the file. Raises InputError, one line, where the file is cut off, foreign or more than plain data."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        return _Plain(io.BytesIO(data)).load()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # a broken pickle raises nearly anything
+        words = " ".join(str(error).split())[:160]
+        raise InputError(f"{path}: is not a whole pickle: {words or type(error).__name__}") from error
