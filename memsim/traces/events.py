@@ -86,7 +86,7 @@ def trace_of_events(
     completes = any(event[0] == "free_completed" for event in events)
     released = False
     collects = "garbage_collection_threshold" in settings or "per_process_memory_fraction" in settings
-        for index, (action, address, size, stream, phase) in enumerate(events):
+    for index, (action, address, size, stream, phase) in enumerate(events):
         if size < 0:
             raise InputError(f"{source}: event {index}: {action} of {size} bytes; 0 and more is valid")
         if action == "alloc":
