@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from memsim.dtypes import ITEMSIZE
 from memsim.graph import LayerGraph
@@ -24,10 +25,7 @@ class Parameter:
 
     @property
     def elements(self) -> int:
-        n = 1
-        for size in self.shape:
-            n *= size
-        return n
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -58,7 +56,7 @@ class Model:
     settings: Settings
     checkpointed: bool = False
     inputs_require_grad: bool = False
-    hold_inputs: tuple[str, ...] = field(default=())  # inputs of a layer that a checkpoint keeps, in the order in which it lets go of them
+    hold_inputs: tuple[str, ...] = ()  # inputs of a layer that a checkpoint keeps, in the order in which it lets go of them
 
     def map_parameters(self, change: Callable[[Parameter], Parameter]) -> Model:
         """The model with every parameter replaced."""
@@ -81,8 +79,3 @@ class Model:
         kinds = [sum(p.elements for p in kind if not p.buffer and (p.trainable or not trainable)) for kind in self.layers]
         outer = sum(p.elements for p in (*self.before, *self.after) if not p.buffer and (p.trainable or not trainable))
         return outer + sum(kinds[kind] for kind in self.pattern)
-
-
-def dtype_map(parameters: tuple[Parameter, ...]) -> Mapping[str, Parameter]:
-    """By name."""
-    return {p.name: p for p in parameters}

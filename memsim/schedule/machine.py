@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from memsim.dtypes import ITEMSIZE
@@ -95,9 +96,7 @@ class Machine:
 
     def grad(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, view: bool = False, parameter: bool = False) -> Grad:
         """A new gradient tensor."""
-        n = ITEMSIZE[dtype]
-        for size in shape:
-            n *= size
+        n = ITEMSIZE[dtype] * math.prod(shape)
         return Grad(self.alloc(n, int(Category.GRADIENTS) if parameter else self.scratch_category), shape, strides, dtype, view)
 
     def like(self, grad: Grad, dtype: str | None = None) -> Grad:
@@ -159,8 +158,5 @@ class Machine:
 
     def scan_scratch(self, shape: tuple[int, ...]) -> None:
         """CUB's scan over a tensor that is one row; several rows are scanned without scratch."""
-        n = 1
-        for size in shape:
-            n *= size
-        if n == shape[-1]:
-            self.scratch(self.stack.scan_bytes(n))
+        if math.prod(shape) == shape[-1]:
+            self.scratch(self.stack.scan_bytes(shape[-1]))
