@@ -11,6 +11,15 @@ from memsim.graph import LayerGraph
 from memsim.run import Run
 from memsim.simulation import model_of
 
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 500,
+}
+
 
 def dropped(graph: LayerGraph) -> list[tuple[str, list[int]]]:
     return [(op.kind, op.drops) for op in graph.operators]
@@ -98,9 +107,12 @@ def test_a_target_that_matches_nothing(changes: dict[str, object], text: str) ->
         ({"precision": "amp-bf16"}, "precision: amp-bf16 is not supported yet"),
         ({"fsdp": 8}, "fsdp: 8 is not supported yet"),
         ({"stack": "hf-4.48"}, "stack: 'hf-4.48' is not supported yet"),
+        ({"model": {**LLAMA, "hidden_act": "relu6"}}, "model.hidden_act: relu6 is not supported yet"),
+        ({"model": {**LLAMA, "attention_dropout": 0.1}}, "model.attention_dropout: 0.1 is not supported yet"),
+        ({"model": {**LLAMA, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}}, "model.rope_scaling: rope_type dynamic is not supported yet"),
         ({"sm": 70}, "sm: 70 with attention sdpa is not supported yet"),
     ],
 )
 def test_what_is_not_supported_says_so(changes: dict[str, object], text: str) -> None:
     with pytest.raises(Unsupported, match=text):
-        model_of(Run(model="llama3.2-1b", **changes))
+        model_of(Run(**{"model": "llama3.2-1b", **changes}))

@@ -15,7 +15,7 @@ from memsim.models.model import Model, Parameter, Settings
 
 DEFAULTS: dict[str, dict[str, object]] = {
     "llama": {},
-    "mistral": {"sliding_window": 4096},
+    "mistral": {"sliding_window": 4096, "num_key_value_heads": 8},
     "qwen2": {},
     "qwen3": {"head_dim": 128},
 }
@@ -28,6 +28,7 @@ HOLD_MISTRAL = ("attention_mask", "position_ids", "sin", "cos", "hidden_states")
 def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     """The fields with their family's defaults."""
     config = decoder_config(fields, **DEFAULTS[str(fields["model_type"])])
+    check_supported(config)
     if config.model_type == "mistral":
         if "sliding_window" in fields and fields["sliding_window"] is None:
             return replace(config, sliding_window=None)
@@ -35,6 +36,19 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     if config.fields.get("use_sliding_window") and config.model_type in ("qwen2", "qwen3"):
         raise Unsupported("model.use_sliding_window: true is not supported yet; false is")
     return replace(config, sliding_window=None)
+
+
+def check_supported(config: DecoderConfig) -> None:
+    """Raises Unsupported for config fields that change what executes in ways that are not modelled."""
+    if config.hidden_act not in ACTIVATIONS:
+        raise Unsupported(f"model.hidden_act: {config.hidden_act} is not supported yet; {', '.join(ACTIVATIONS)} are")
+    if config.fields.get("attention_dropout"):
+        raise Unsupported(f"model.attention_dropout: {config.fields['attention_dropout']} is not supported yet; 0.0 is")
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = config.fields.get(key)
+        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else "default"
+        if kind in ("dynamic", "longrope"):
+            raise Unsupported(f"model.{key}: rope_type {kind} is not supported yet; default, linear, llama3 and yarn are")
 
 
 def biases(config: DecoderConfig) -> tuple[bool, bool]:
@@ -106,9 +120,12 @@ def mlp(b: Builder, config: DecoderConfig, settings: Settings, x: Tensor) -> Ten
         )
 
 
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu"}  # hidden_act → operator, where it is one kernel
+
+
 def activation(config: DecoderConfig) -> str:
     """The operator of hidden_act."""
-    return "silu" if config.hidden_act == "silu" else "gelu"
+    return ACTIVATIONS[config.hidden_act]
 
 
 @module_call
