@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from memsim.replayed import replay as replay
     from memsim.run import Run as Run
     from memsim.simulation import simulate as simulate
     from memsim.timeline import Timeline as Timeline
+    from memsim.traces.load import load_trace as load_trace
 
-_HOMES = {"Run": "memsim.run", "simulate": "memsim.simulation", "Timeline": "memsim.timeline"}
-__all__ = ["Run", "Timeline", "simulate"]
+_HOMES = {"Run": "memsim.run", "simulate": "memsim.simulation", "Timeline": "memsim.timeline", "replay": "memsim.replayed", "load_trace": "memsim.traces.load"}
+__all__ = ["Run", "Timeline", "load_trace", "replay", "simulate"]
 
 
 def __getattr__(name: str) -> object:

@@ -38,7 +38,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout a
 @app.command()
 def simulate(
     run: RunArgument,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the report, one HTML file that works offline.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the report (.html, works offline), a PyTorch snapshot (.pickle) or counters (.json).")] = None,
     as_json: JsonOption = False,
     settings: SetOption = None,
 ) -> None:
@@ -47,8 +47,10 @@ def simulate(
         console.writable(output)
     timeline = _simulate(_load(run, settings))
     if output is not None:
+        from memsim import replaying
+
         with console.written(output) as path:
-            timeline.write_html(path)
+            replaying.write(timeline, path, output.suffix)
     if as_json:
         _print_json(timeline.to_json())
     else:
@@ -110,6 +112,25 @@ def diff(
     console.out().print(differences.table(found, context, addresses))
     if not found.equal:
         raise typer.Exit(NO)
+
+
+@app.command()
+def replay(
+    traces: Annotated[list[Path], typer.Argument(metavar="TRACE...", help="PyTorch snapshots (.pickle), recordings and operation lists (.npz).")],
+    allocators: Annotated[list[str] | None, typer.Option("--allocator", metavar="SETTINGS", help="As PYTORCH_ALLOC_CONF. May be repeated.")] = None,
+    device_memory: Annotated[str | None, typer.Option("--device-memory", metavar="SIZE", help="Such as 24GiB; else the trace's, or no limit.")] = None,
+    torch: Annotated[str | None, typer.Option("--torch", metavar="VERSION", help="The PyTorch version whose rules hold.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write report.html, snapshot.pickle or trace.json.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Compare with what the trace recorded. Exits with 1 where they differ.")] = False,
+    smallest: Annotated[bool, typer.Option("--smallest-device", help="Find the least memory with which each setting survives.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Replay recorded traces under the same or other settings."""
+    from memsim import replaying
+
+    code = replaying.run(traces, allocators, device_memory, torch, output, check, smallest, as_json)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()

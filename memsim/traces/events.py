@@ -78,10 +78,13 @@ def trace_of_events(
     rows = _Rows()
     given: list[int] = []
     reserved = 0  # bytes
+    gaps: list[int] = []
     for segment in initial:
         reserved += segment.bytes
         given.append(segment.address)
-        _rebuild(rows, segment)
+        gaps += _rebuild(rows, segment)
+    for gap in gaps:  # only now: a later segment's blocks would go into them
+        rows.free(gap, 0)
     prefix = len(rows.rows)
     completes = any(event[0] == "free_completed" for event in events)
     released = False
@@ -147,8 +150,8 @@ def _serves(events: Sequence[Event], index: int, free: int, collects: bool) -> b
     return action == "oom" or (action in ("segment_alloc", "segment_map") and (collects or size > free))
 
 
-def _rebuild(rows: _Rows, segment: Segment) -> None:
-    """Requests that make the segment and leave its blocks as they were: it is filled from front to back, then the gaps are freed.
+def _rebuild(rows: _Rows, segment: Segment) -> list[int]:
+    """Requests that make the segment and leave its blocks as they were: it is filled from front to back, and the gaps returned, to be freed.
 
     A gap of at most 1 MiB behind a live block of a large segment belongs to that block: the allocator does not split off so little.
     """
@@ -169,9 +172,7 @@ def _rebuild(rows: _Rows, segment: Segment) -> None:
         rows.free(segment.address, 0)
     for address, block, _ in pieces:
         rows.alloc(address, block, segment.stream, 0, known=False)
-    for address, _, alive in pieces:
-        if not alive:
-            rows.free(address, 0)
+    return [address for address, _, alive in pieces if not alive]
 
 
 def _gap(address: int, size: int, small: bool) -> list[tuple[int, int, bool]]:

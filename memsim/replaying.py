@@ -1,0 +1,81 @@
+"""What `memsim replay` does and prints, and the writers that a file's suffix chooses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from memsim import console, whatif
+from memsim.errors import InputError
+from memsim.replayed import Agreement, check, replay
+from memsim.timeline import Timeline
+from memsim.traces.load import load_trace
+
+SUFFIXES = (".html", ".pickle", ".json")
+
+
+def run(
+    paths: Sequence[Path],
+    allocators: Sequence[str] | None,
+    device_memory: str | None,
+    torch: str | None,
+    output: Path | None,
+    checks: bool,
+    smallest: bool,
+    as_json: bool,
+) -> int:
+    """The command; returns its exit code. Raises InputError."""
+    chosen: list[str | None] = list(allocators) if allocators else [None]
+    if checks and (allocators or device_memory or output or smallest):
+        raise InputError("--check compares under the trace's own settings: it goes with --torch and --json only")
+    if output is not None:
+        console.writable(output)
+        if len(paths) * len(chosen) != 1:
+            raise InputError(f"{output}: one trace under one setting is written; {len(paths)} traces and {len(chosen)} settings are given")
+        if output.suffix not in SUFFIXES:
+            raise InputError(f"{output}: ends in none of {', '.join(SUFFIXES)}")
+    console.say_if_cold()
+    if checks:
+        return _check(paths, torch, as_json)
+    rows = []
+    with console.progress("replaying", len(paths) * len(chosen)) as advance:
+        for path in paths:
+            trace = load_trace(path)
+            rows += [advance(whatif.outcome(trace, text, device_memory, torch, smallest)) for text in chosen]
+    if output is not None:
+        with console.written(output) as place:
+            write(replay(trace, chosen[0], device_memory, torch), place, output.suffix)
+        console.note(f"memsim: wrote {output}")
+    if as_json:
+        print(json.dumps([row.to_json() for row in rows], indent=1))
+    else:
+        console.out().print(whatif.table(rows))
+    return 1 if any(row.out_of_memory_event is not None for row in rows) else 0
+
+
+def _check(paths: Sequence[Path], torch: str | None, as_json: bool) -> int:
+    found: list[Agreement] = []
+    with console.progress("comparing", len(paths)) as advance:
+        found += [advance(check(load_trace(path), torch)) for path in paths]
+    if as_json:
+        print(json.dumps([vars(row) for row in found], indent=1))
+    else:
+        for row in found:
+            where = "" if row.first is None else f", first difference at event {row.first}"
+            print(f"{row.source}: {row.agree} of {row.compared} agree (rules of torch {row.torch}){where}")
+    return 0 if all(row.agree == row.compared for row in found) else 1
+
+
+def write(timeline: Timeline, path: Path, suffix: str) -> None:
+    """Writes the Timeline as the suffix says: a snapshot, counters, or else the report."""
+    if suffix == ".pickle":
+        from memsim.traces.write_snapshot import write_snapshot
+
+        write_snapshot(timeline, path)
+    elif suffix == ".json":
+        from memsim.traces.write_counters import write_counters
+
+        write_counters(timeline, path)
+    else:
+        timeline.write_html(path)

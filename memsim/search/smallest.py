@@ -1,0 +1,22 @@
+"""The least memory with which something survives, by bisection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+MIB = 1 << 20
+
+
+def smallest(survives: Callable[[int], bool], low: int, high: int, step: int = MIB) -> int:
+    """The least multiple of `step` bytes above `low` at which `survives` turns true; `low` is known to fail, `high` to survive.
+
+    Survival need not be monotonic in memory (garbage collection, expandable segments): the result survives, and `step` less does not.
+    """
+    fails, lives = low // step, -(-high // step)
+    while lives - fails > 1:
+        middle = (fails + lives) // 2
+        if survives(middle * step):
+            lives = middle
+        else:
+            fails = middle
+    return lives * step
