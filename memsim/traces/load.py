@@ -38,7 +38,7 @@ def _is_operations(path: Path) -> bool:
 def _operations(path: Path) -> Trace:
     try:
         with np.load(path, allow_pickle=False) as file:
-            operations, answers = file["ops"], (file["answers"] if "answers" in file else None)
+            operations, answers = file["ops"], file.get("answers")
             settings = str(file["settings"]) if "settings" in file else ""
             memory = int(file["device_memory"]) if "device_memory" in file else None
     except Exception as error:  # a broken archive raises nearly anything
@@ -60,9 +60,7 @@ def _operations(path: Path) -> Trace:
     if answers.shape != (n, 2) or answers.dtype.kind not in "iu":
         raise InputError(f"{path}: answers: has shape {answers.shape}; ({n}, 2) is valid")
     answers = answers.astype(np.int64)
-    return Trace(
-        tape, str(path), "operations", answers[:, 0], tape.action == Action.ALLOC, answers[:, 1].copy(), settings=settings, device_memory=memory
-    )
+    return Trace(tape, str(path), "operations", answers[:, 0], tape.action == Action.ALLOC, answers[:, 1].copy(), settings=settings, device_memory=memory)
 
 
 def _recording(path: Path) -> Trace:
