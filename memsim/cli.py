@@ -38,7 +38,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout a
 @app.command()
 def simulate(
     run: RunArgument,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write a report (.html), snapshot (.pickle) or counters (.json).")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write report (.html), snapshot (.pickle), counters (.json).")] = None,
     as_json: JsonOption = False,
     settings: SetOption = None,
 ) -> None:
