@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from memsim.errors import Unsupported
-from memsim.models import llama
+from memsim.models import llama, olmo2
 from memsim.models.model import Model, Settings
 
 FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
@@ -13,6 +13,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "mistral": llama.build,
     "qwen2": llama.build,
     "qwen3": llama.build,
+    "olmo2": olmo2.build,
 }
 
 

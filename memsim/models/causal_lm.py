@@ -6,13 +6,21 @@ Every function has the locals of the function in transformers that it stands for
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.models import functional as F
 from memsim.models.config import DecoderConfig
 from memsim.models.model import Settings
 
-Norm = Callable[[Builder, Tensor, str], Tensor]
+
+@dataclass(frozen=True)
+class Parts:
+    """What families of decoders do differently around the layers."""
+
+    norm: Callable[[Builder, Tensor, str], Tensor]  # the final norm, by its name
+    mask_arguments: bool = False  # the mask's arguments are a dict that lives as long as the model's forward
+    rotary_in_fp32: bool = False  # the rotary tables stay in fp32
 
 
 @module_call
@@ -28,8 +36,8 @@ def rms_norm(b: Builder, hidden_states: Tensor, name: str, dtype: str) -> Tensor
 
 
 @module_call
-def rotary_embedding(b: Builder, x: Tensor, position_ids: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """LlamaRotaryEmbedding.forward: cos and sin of [1, S, D] in x's dtype."""
+def rotary_embedding(b: Builder, dtype: str, position_ids: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """LlamaRotaryEmbedding.forward: cos and sin of [1, S, D] in `dtype`."""
     with b.module("rotary_emb"), b.no_grad():
         inv_freq = b.parameter("rotary_emb.inv_freq", (head_dim // 2,), "fp32", False)
         shape = (*position_ids.shape, 1)
@@ -37,7 +45,7 @@ def rotary_embedding(b: Builder, x: Tensor, position_ids: Tensor, head_dim: int)
         emb = b.op("cat", freqs, freqs)
         cos = b.op("mul_scalar", b.op("cos", emb))
         sin = b.op("mul_scalar", b.op("sin", emb))
-        return F.to(b, cos, x.dtype), F.to(b, sin, x.dtype)
+        return F.to(b, cos, dtype), F.to(b, sin, dtype)
 
 
 def find_packed_sequence_indices(b: Builder, position_ids: Tensor) -> None:
@@ -137,7 +145,7 @@ def cross_entropy(b: Builder, source: Tensor, target: Tensor) -> Tensor:
 
 
 @module_call
-def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, norm: Norm, mask_arguments: bool) -> Tensor:
+def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, parts: Parts) -> Tensor:
     """LlamaModel.forward; returns last_hidden_state [B, S, H]."""
     weight = b.parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
     inputs_embeds = b.op("embedding", input_ids, weight, label="embed_tokens")
@@ -146,10 +154,10 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
     position_ids = b.op("view", position_ids, shape=(1, settings.sequence))
     mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids, config.sliding_window)
     hidden_states = inputs_embeds
-    position_embeddings = rotary_embedding(b, hidden_states, position_ids, config.head_dim)
+    position_embeddings = rotary_embedding(b, "fp32" if parts.rotary_in_fp32 else hidden_states.dtype, position_ids, config.head_dim)
     hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True)
-    hidden_states = norm(b, hidden_states, "norm")
-    if mask_arguments:  # causal_mask_mapping dies before mask_kwargs, which holds the other two in its own order
+    hidden_states = parts.norm(b, hidden_states, "norm")
+    if parts.mask_arguments:  # causal_mask_mapping dies before mask_kwargs, which holds the other two in its own order
         del mask
         del inputs_embeds
     del position_ids
@@ -157,9 +165,9 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
 
 
 @module_call
-def causal_lm(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, labels: Tensor, norm: Norm, mask_arguments: bool) -> Tensor:
+def causal_lm(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, labels: Tensor, parts: Parts) -> Tensor:
     """LlamaForCausalLM.forward with labels; returns the loss."""
-    hidden_states = decoder_model(b, config, settings, input_ids, norm, mask_arguments)
+    hidden_states = decoder_model(b, config, settings, input_ids, parts)
     head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     weight = b.parameter(head, (config.vocab_size, config.hidden_size), settings.dtype, True)
     logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")

@@ -8,8 +8,9 @@ from dataclasses import replace
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import Unsupported
 from memsim.models import functional as F
+from memsim.models.assemble import HOLD, assemble
 from memsim.models.attention import attention
-from memsim.models.causal_lm import causal_lm, rms_norm
+from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config
 from memsim.models.model import Model, Parameter, Settings
 
@@ -20,8 +21,6 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "qwen3": {"head_dim": 128},
 }
 
-# Keyword arguments of a decoder layer in the order of the call, as torch.utils.checkpoint lets go of them; a tuple goes from its end.
-HOLD = ("attention_mask", "sin", "cos", "position_ids", "hidden_states")
 HOLD_MISTRAL = ("attention_mask", "position_ids", "sin", "cos", "hidden_states")
 
 
@@ -176,31 +175,6 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config = read_config(fields)
-    b = Builder("outer")
-    ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
-    mask_arguments = config.model_type in ("qwen2", "qwen3")  # a dict that lives as long as the model's forward
-    loss = causal_lm(b, config, settings, ids, ids, lambda b, x, name: rms_norm(b, x, name, settings.dtype), mask_arguments)
-    outer = b.finish(loss)
-    call = next(op for op in outer.operators if op.kind == "layers")
-    names = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")
-    layer = Builder("decoder layer")
-    arguments = {name: layer.input(name, spec) for name, spec in zip(names, call.inputs, strict=False)}
-    with_mask = arguments.get("attention_mask")
-    hidden = decoder_layer(layer, config, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], with_mask)
-    graph = layer.finish(hidden)
-    dtype = settings.dtype
-    half = (config.head_dim // 2,)
-    tail = [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
-    tail += [Parameter(f"rotary_emb.{name}", half, "fp32", trainable=False, buffer=True) for name in ("inv_freq", "original_inv_freq")]
-    if not config.tie_word_embeddings:
-        tail.append(Parameter("lm_head.weight", (config.vocab_size, config.hidden_size), dtype, module="linear"))
-    return Model(
-        before=(Parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), dtype, module="embedding"),),
-        layers=(layer_parameters(config, dtype),),
-        after=tuple(tail),
-        pattern=(0,) * config.num_hidden_layers,
-        outer=outer,
-        layer_graphs=(graph,),
-        settings=settings,
-        hold_inputs=HOLD_MISTRAL if config.model_type == "mistral" else HOLD,
-    )
+    parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), mask_arguments=config.model_type in ("qwen2", "qwen3"))
+    hold = HOLD_MISTRAL if config.model_type == "mistral" else HOLD
+    return assemble(config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype), hold)

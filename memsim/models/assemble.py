@@ -1,0 +1,44 @@
+"""A decoder put together: the outer graph, the layer's graph, and the parameters in module order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from memsim.builder import Builder, Tensor
+from memsim.models.causal_lm import Parts, causal_lm
+from memsim.models.config import DecoderConfig
+from memsim.models.model import Model, Parameter, Settings
+
+Layer = Callable[[Builder, DecoderConfig, Settings, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")
+# Keyword arguments of a decoder layer in the order of the call, as torch.utils.checkpoint lets go of them; a tuple goes from its end.
+HOLD = ("attention_mask", "sin", "cos", "position_ids", "hidden_states")
+
+
+def assemble(
+    config: DecoderConfig, settings: Settings, parts: Parts, layer: Layer, layer_parameters: tuple[Parameter, ...], hold: tuple[str, ...] = HOLD
+) -> Model:
+    """The Model of a decoder whose layers are all alike."""
+    b = Builder("outer")
+    ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
+    outer = b.finish(causal_lm(b, config, settings, ids, ids, parts))
+    call = next(op for op in outer.operators if op.kind == "layers")
+    inner = Builder("decoder layer")
+    arguments = {name: inner.input(name, spec) for name, spec in zip(INPUTS, call.inputs, strict=False)}
+    hidden = layer(inner, config, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], arguments.get("attention_mask"))
+    graph = inner.finish(hidden)
+    dtype, table = settings.dtype, (config.vocab_size, config.hidden_size)
+    tail = [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
+    tail += [Parameter(f"rotary_emb.{name}", (config.head_dim // 2,), "fp32", trainable=False, buffer=True) for name in ("inv_freq", "original_inv_freq")]
+    if not config.tie_word_embeddings:
+        tail.append(Parameter("lm_head.weight", table, dtype, module="linear"))
+    return Model(
+        before=(Parameter("embed_tokens.weight", table, dtype, module="embedding"),),
+        layers=(layer_parameters,),
+        after=tuple(tail),
+        pattern=(0,) * config.num_hidden_layers,
+        outer=outer,
+        layer_graphs=(graph,),
+        settings=settings,
+        hold_inputs=hold,
+    )
