@@ -60,7 +60,7 @@ class Settings:
     def reservation(self, device_memory: int) -> int:
         """Bytes of address space that an expandable segment reserves, before rounding up to its pages."""
         full, reserve = device_memory + device_memory // 8, self.expandable_segments_reserve
-        if reserve is None:
+        if reserve is None or "expandable_segments_reserve" not in self.rules.keys:
             return full
         return int(min(reserve.value * (float(1 << 30) if reserve.in_gib else float(device_memory)), float(full)))
 
