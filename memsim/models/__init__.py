@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from memsim.errors import Unsupported
-from memsim.models import llama, olmo2
+from memsim.models import llama, olmo2, phi3
 from memsim.models.model import Model, Settings
 
 FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
@@ -14,6 +14,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "qwen2": llama.build,
     "qwen3": llama.build,
     "olmo2": olmo2.build,
+    "phi3": phi3.build,
 }
 
 

@@ -13,6 +13,7 @@ Layer = Callable[[Builder, DecoderConfig, Settings, Tensor, Tensor, Tensor, Tens
 INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")
 # Keyword arguments of a decoder layer in the order of the call, as torch.utils.checkpoint lets go of them; a tuple goes from its end.
 HOLD = ("attention_mask", "sin", "cos", "position_ids", "hidden_states")
+HOLD_POSITIONS_FIRST = ("attention_mask", "position_ids", "sin", "cos", "hidden_states")  # of Mistral and Phi-3
 
 
 def assemble(

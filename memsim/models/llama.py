@@ -8,7 +8,7 @@ from dataclasses import replace
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import Unsupported
 from memsim.models import functional as F
-from memsim.models.assemble import HOLD, assemble
+from memsim.models.assemble import HOLD, HOLD_POSITIONS_FIRST, assemble
 from memsim.models.attention import attention
 from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config
@@ -20,8 +20,6 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "qwen2": {},
     "qwen3": {"head_dim": 128},
 }
-
-HOLD_MISTRAL = ("attention_mask", "position_ids", "sin", "cos", "hidden_states")
 
 
 def read_config(fields: Mapping[str, object]) -> DecoderConfig:
@@ -176,5 +174,5 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config = read_config(fields)
     parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), mask_arguments=config.model_type in ("qwen2", "qwen3"))
-    hold = HOLD_MISTRAL if config.model_type == "mistral" else HOLD
+    hold = HOLD_POSITIONS_FIRST if config.model_type == "mistral" else HOLD
     return assemble(config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype), hold)

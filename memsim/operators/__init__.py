@@ -9,7 +9,7 @@ from memsim.operators.elementwise import Add, AddScalar, Cast, Clone, Dropout, M
 from memsim.operators.loss import NllLoss
 from memsim.operators.matmul import BatchedMatmul, Linear
 from memsim.operators.reductions import LogSoftmax, MeanLast, Softmax
-from memsim.operators.shapes import Cat, Embedding, Expand, Layers, Reshape, Slice, Transpose, View
+from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Reshape, Slice, Transpose, View
 
 KINDS: dict[str, Kind] = {
     "add": Add(),
@@ -17,6 +17,7 @@ KINDS: dict[str, Kind] = {
     "arange": Create(),
     "cast": Cast(),
     "cat": Cat(),
+    "chunk": Chunk(),
     "clone": Clone(),
     "compare": Compare(),
     "cos": SavesInput(),

@@ -23,6 +23,13 @@ def _head(d: int) -> int:
     return _round(d, 32 if d <= 128 else 64)
 
 
+def _is_sequence_first(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether [B, H, S, D] is contiguous as [B, S, H, D]."""
+    _, h, s, d = shape
+    wanted = (s * h * d, d, h * d, 1)
+    return all(size == 1 or stride == want for size, stride, want in zip(shape, strides, wanted, strict=True))
+
+
 def key_splits(heads: int, queries: int, keys: int, d: int, processors: int) -> int:
     """Into how many parts the forward kernel splits the keys to fill the device (set_params_splitkv, num_splits_heuristic); heads is B·H."""
     blocks = -(-keys // (256 if d <= 64 else 128 if d <= 128 else 64))
@@ -39,12 +46,12 @@ def key_splits(heads: int, queries: int, keys: int, d: int, processors: int) -> 
 
 
 class FlashAttention(Kind):
-    """q [B, H, S, D], k and v [B, K, S, D] → [B, H, S, D] laid out as [B, S, H, D]; keeps q, k, v, the result, the log-sum-exp and two seeds."""
+    """q [B, H, S, D], k and v [B, K, S, D] → [B, H, S, D] laid out as q is; keeps q, k, v, the result, the log-sum-exp and two seeds."""
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         q = inputs[0]
-        b, h, s, d = q.shape
-        out = Inferred(q.shape, (s * h * d, d, h * d, 1), q.dtype)
+        b, h, s, _ = q.shape
+        out = Inferred(q.shape, like(q.shape, (q.shape, q.strides)), q.dtype)
         lse = Inferred((b, h, s), like((b, h, s)), "fp32", differentiable=False)
         seeds = Inferred((2,), (1,), "int64", differentiable=False), Inferred((), (), "int64", differentiable=False)
         return (out, lse, *seeds)
@@ -66,12 +73,14 @@ class FlashAttention(Kind):
         q, k, v = inputs
         b, h, s, d = q.shape
         kv = k.shape[1]
-        dq, dk, dv = (m.grad(x.shape, (x.shape[2] * x.shape[1] * d, d, x.shape[1] * d, 1), x.dtype, view=True) for x in (q, k, v))
+        whole = (grads[0], outputs[0])  # grad_out.contiguous() and out.contiguous(), both as [B, S, H, D]
+        copies = [m.alloc(outputs[0].nbytes) for x in whole if not _is_sequence_first(x.shape, x.strides)]
+        dq, dk, dv = (m.grad(x.shape, like(x.shape, (x.shape, x.strides)), x.dtype, view=True) for x in (q, k, v))
         rounded = _round(s, 128)
         softmax_d = m.alloc(4 * b * h * rounded)
         accumulated = m.alloc(4 * b * h * rounded * _head(d))
         expanded = [m.alloc(b * s * h * d * 2) for _ in range(2)] if kv != h else []
-        m.release(*reversed(expanded), accumulated, softmax_d)
+        m.release(*reversed(expanded), accumulated, softmax_d, *reversed(copies))
         return [(0, dq), (1, dk), (2, dv)]
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:

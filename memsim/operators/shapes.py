@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memsim.graph import contiguous
-from memsim.operators.base import Attrs, Inferred, Kind, like, view_strides
+from memsim.operators.base import Attrs, Inferred, Kind, view_strides
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:
@@ -97,10 +97,26 @@ class Cat(Kind):
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x = inputs[0]
         shape = (*x.shape[:-1], sum(spec.shape[-1] for spec in inputs))
-        return (Inferred(shape, like(shape, (shape, x.strides)), x.dtype),)
+        return (Inferred(shape, contiguous(shape), x.dtype),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(i, m.view(grads[0], spec.shape, grads[0].strides)) for i, spec in enumerate(inputs) if spec.requires_grad]
+
+
+class Chunk(Kind):
+    """x.chunk(parts, dim=-1): views; backward puts the gradients together."""
+
+    flops_per_element = 0.0
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (x,) = inputs
+        parts = int(attrs["parts"])  # type: ignore[call-overload]
+        shape = (*x.shape[:-1], x.shape[-1] // parts)
+        piece = Inferred(shape, x.strides, x.dtype, alias=0)
+        return tuple(piece for _ in range(parts))
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]
 
 
 class Embedding(Kind):

@@ -1,0 +1,103 @@
+"""Phi-3 and Phi-4 (transformers/models/phi3/modeling_phi3.py): fused projections, cut and chunked; rotary tables over a part of each head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.errors import Unsupported
+from memsim.models import functional as F
+from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble
+from memsim.models.attention import attention
+from memsim.models.causal_lm import Parts, rms_norm
+from memsim.models.config import DecoderConfig, decoder_config
+from memsim.models.llama import activation, check_supported, rotate_half
+from memsim.models.model import Model, Parameter, Settings
+
+
+def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q [B, H, S, D], k [B, K, S, D], cos and sin [1, S, R] for the first R of D."""
+    cos = b.op("view", cos, shape=(cos.shape[0], 1, *cos.shape[1:]))
+    sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
+    rotary = cos.shape[-1]
+    q_rot, q_pass = part(b, q, rotary), b.op("slice", q, length=q.shape[-1] - rotary)
+    k_rot, k_pass = part(b, k, rotary), b.op("slice", k, length=k.shape[-1] - rotary)
+    q_embed = b.op("cat", b.op("add", b.op("mul", q_rot, cos), b.op("mul", rotate_half(b, q_rot), sin)), q_pass)
+    k_embed = b.op("cat", b.op("add", b.op("mul", k_rot, cos), b.op("mul", rotate_half(b, k_rot), sin)), k_pass)
+    return q_embed, k_embed
+
+
+def part(b: Builder, x: Tensor, length: int) -> Tensor:
+    """x[..., :length]: an alias where that is all of it."""
+    return b.op("view", x, shape=x.shape) if length == x.shape[-1] else b.op("slice", x, length=length)
+
+
+@module_call
+def self_attention(
+    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Phi3Attention.forward."""
+    with b.module("self_attn"):
+        batch, sequence, _ = hidden_states.shape
+        d, q, kv = config.head_dim, config.num_attention_heads, config.num_key_value_heads
+        qkv = F.linear(b, hidden_states, "qkv_proj", (q + 2 * kv) * d, settings.dtype)
+        query_states = b.op("slice", qkv, length=q * d)
+        key_states = b.op("slice", qkv, length=kv * d)
+        value_states = b.op("slice", qkv, length=kv * d)
+        query_states = F.transpose(b, b.op("view", query_states, shape=(batch, sequence, q, d)), 1, 2)
+        key_states = F.transpose(b, b.op("view", key_states, shape=(batch, sequence, kv, d)), 1, 2)
+        value_states = F.transpose(b, b.op("view", value_states, shape=(batch, sequence, kv, d)), 1, 2)
+        query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
+        attn_output, attn_weights = attention(b, settings, query_states, key_states, value_states, mask, config.groups)
+        attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, q * d))
+        attn_output = F.linear(b, attn_output, "o_proj", config.hidden_size, settings.dtype)
+        return attn_output, attn_weights
+
+
+@module_call
+def mlp(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor) -> Tensor:
+    """Phi3MLP.forward."""
+    with b.module("mlp"):
+        up_states = F.linear(b, hidden_states, "gate_up_proj", 2 * config.intermediate_size, settings.dtype)
+        gate, up_states = b.run("chunk", up_states, parts=2)
+        up_states = b.op("mul", up_states, b.op(activation(config), gate))
+        return F.linear(b, up_states, "down_proj", config.hidden_size, settings.dtype)
+
+
+@module_call
+def decoder_layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    """Phi3DecoderLayer.forward."""
+    residual = hidden_states
+    hidden_states = rms_norm(b, hidden_states, "input_layernorm", settings.dtype)
+    hidden_states, _ = self_attention(b, config, settings, hidden_states, cos, sin, mask)
+    hidden_states = b.op("add", residual, hidden_states, label="residual")
+    residual = hidden_states
+    hidden_states = rms_norm(b, hidden_states, "post_attention_layernorm", settings.dtype)
+    hidden_states = mlp(b, config, settings, hidden_states)
+    hidden_states = b.op("add", residual, hidden_states, label="residual")
+    return hidden_states
+
+
+def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]:
+    """A decoder layer's parameters in module order."""
+    hidden, inner, d = config.hidden_size, config.intermediate_size, config.head_dim
+    q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
+    shapes = {
+        "self_attn.o_proj": (hidden, q),
+        "self_attn.qkv_proj": (q + 2 * kv, hidden),
+        "mlp.gate_up_proj": (2 * inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    rows = [Parameter(f"{name}.weight", shape, dtype, module="linear") for name, shape in shapes.items()]
+    return tuple(rows + [Parameter(f"{name}.weight", (hidden,), dtype, module="norm") for name in ("input_layernorm", "post_attention_layernorm")])
+
+
+def build(fields: Mapping[str, object], settings: Settings) -> Model:
+    """The model of these Hugging Face config fields."""
+    config = decoder_config(fields)
+    check_supported(config)
+    for key, none in (("resid_pdrop", 0.0), ("embd_pdrop", 0.0), ("partial_rotary_factor", 1.0)):
+        if config.fields.get(key, none) != none:
+            raise Unsupported(f"model.{key}: {config.fields[key]} is not supported yet; {none} is")
+    parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype))
+    return assemble(config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype), HOLD_POSITIONS_FIRST)
