@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,12 @@ from memsim.errors import InputError
 from memsim.tape import Action, Tape
 
 ALIGNMENT = 512  # bytes; the allocator's own
+FEW = 2000  # buffers of which more is tried
 _CHECKPOINTS = 4_000_000  # about how many entries the index of live buffers may have
+_EFFORT = 60_000_000  # about how many pairs of buffers the improvement may look at: some tenths of a second
+_UNPLACED = 1 << 62
+
+Column = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,56 +85,68 @@ def most_live(buffers: Buffers) -> int:
 
 
 def pack(buffers: Buffers) -> Packing:
-    """The best of the greedy orders; an order is given up as soon as it is worse, and all are as soon as the lower bound is met."""
-    from memsim.allocator.packing import alive_at, place
+    """The best of several greedy orders, then of orders in which what lies highest is moved forward, until the lower bound or the effort is reached.
 
-    live = most_live(buffers)
-    by_start = np.argsort(buffers.lower, kind="stable")
-    lower, upper, size = (np.ascontiguousarray(array[by_start]) for array in (buffers.lower, buffers.upper, buffers.size))
-    n = len(size)
+    The same buffers give the same packing.
+    """
+    live, n = most_live(buffers), len(buffers)
     if n == 0:
         return Packing(np.zeros(0, np.int64), 0, "none")
-    # What lives to the end excludes each other at the end: it is laid out first, from 0 on, in order of its beginning, and is no candidate any more.
-    lasting = upper == upper.max()
-    base = np.cumsum(size * lasting) - size * lasting
-    floor = int((size * lasting).sum())
+    by_start = np.argsort(buffers.lower, kind="stable")
+    lower, upper, size = (np.ascontiguousarray(array[by_start]) for array in (buffers.lower, buffers.upper, buffers.size))
     best: Packing | None = None
-    for name, stacked, keys in _orders(lower, upper, size, lasting):
+    # What lives to the end excludes each other at the end: laid out first, from 0 on, it is a good beginning for a training run.
+    lasting = upper == upper.max()
+    for stacked in (True, False) if n <= FEW else (True,):
+        base = np.where(lasting & stacked, np.cumsum(size * lasting) - size * lasting, 0)
+        ground = int((size * lasting).sum()) if stacked else 0
         rest = np.flatnonzero(~lasting) if stacked else np.arange(n)
-        ground = floor if stacked else 0
-        spans = lower[rest], upper[rest], size[rest]
-        mean_live = float((spans[1] - spans[0]).sum()) / int(upper.max() - lower.min())
-        every = max(64, int(mean_live * len(rest)) // _CHECKPOINTS)
-        first, members = alive_at(spans[0], spans[1], every)
-        offset = np.full(len(rest), -1, np.int64)
-        limit = (best.height if best else np.iinfo(np.int64).max) - ground
-        order = np.lexsort(tuple(key[rest] for key in reversed(keys)))
-        height = ground + (int(place(*spans, order, offset, first, members, every, limit - 1)) if len(rest) else 0)
-        if best is None or height < best.height:
-            placed = np.empty(n, np.int64)
-            placed[lasting] = base[lasting]
+        offset, height, name = _place_best(lower[rest], upper[rest], size[rest], live - ground)
+        if best is None or ground + height < best.height:
+            placed = base.copy()
             placed[rest] = offset + ground
             found = np.empty(n, np.int64)
             found[by_start] = placed
-            best = Packing(found, height, name)
+            best = Packing(found, ground + height, f"lasting, then {name}" if stacked else name)
         if best.height == live:
             break
     assert best is not None
     return best
 
 
-def _orders(
-    lower: NDArray[np.int64], upper: NDArray[np.int64], size: NDArray[np.int64], lasting: NDArray[np.bool_]
-) -> list[tuple[str, bool, tuple[NDArray[Any], ...]]]:
-    """(name, whether what lives to the end is laid out first, keys to sort by, the first the most important)."""
+def _place_best(lower: Column, upper: Column, size: Column, goal: int) -> tuple[Column, int, str]:
+    """(offsets, height, order's name) of the best order found for buffers sorted by their beginning."""
+    from memsim.allocator.packing import alive_at, place
+
+    n = len(size)
+    if n == 0:
+        return size, 0, "nothing"
     life = upper - lower
-    orders: list[tuple[str, tuple[NDArray[Any], ...]]] = [
-        ("largest first", (-size, -life)),
-        ("longest first", (-life, -size)),
-        ("largest area first", (-size.astype(float) * life, -size)),
-    ]
-    few = len(size) <= 2000
-    return [(f"lasting, then {name}", True, keys) for name, keys in orders] + [(name, False, keys) for name, keys in orders if few]
+    mean_live = max(1, int(float(life.sum()) / int(upper.max() - lower.min())))
+    every = max(64, mean_live * n // _CHECKPOINTS)
+    first, members = alive_at(lower, upper, every)
+    best_offset, best_height, best_name, best_order = size, _UNPLACED, "", size
+    greedy = {"largest first": (-life, -size), "longest first": (-size, -life), "largest area first": (-size, -size.astype(float) * life)}
+    for name, keys in greedy.items():
+        order, offset = np.lexsort(keys), np.full(n, -1, np.int64)
+        height = int(place(lower, upper, size, order, offset, first, members, every, best_height - 1))
+        if height < best_height:
+            best_offset, best_height, best_name, best_order = offset, height, name, order
+        if best_height <= goal:
+            return best_offset, best_height, best_name
+    random = np.random.default_rng(0)
+    order, offset, height = best_order, best_offset, best_height
+    for _ in range(min(600, _EFFORT // (n * mean_live))):
+        highest = int(np.argmax((offset + size)[order] == height))
+        to = int(random.integers(0, highest + 1))
+        order = np.concatenate([order[:to], order[highest : highest + 1], order[to:highest], order[highest + 1 :]])
+        offset = np.full(n, -1, np.int64)
+        height = int(place(lower, upper, size, order, offset, first, members, every, _UNPLACED))
+        if height < best_height:
+            best_offset, best_height, best_name = offset, height, "improved"
+        if best_height <= goal:
+            break
+    return best_offset, best_height, best_name
 
 
 def bounds(tape: Tape, answer: Answer) -> Bounds:
