@@ -1,205 +1,283 @@
-"""The page of `memsim graph`: a block's operators in the order of execution, with what each allocates and keeps for backward."""
+"""The page of `memsim graph`: the operators of a decoder layer in the order of execution, with what each allocates and keeps for backward."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from memsim.graph import LayerGraph, Operator, TensorSpec
+from memsim.graph import LayerGraph, Operator
 from memsim.models.model import Model
-from memsim.operators import KINDS
-from memsim.report.page import render, write
+from memsim.report.graph_facts import HIDDEN, Facts, details, facts, flop_words, kept, kept_by_layers, layout, of_all_layers, storage_names
+from memsim.report.graph_layout import Box, Drawing, Line, draw
+from memsim.report.page import ASSETS, render, write
+from memsim.run import Run
 from memsim.words import size, version
 
-VIEWS = ("view", "transpose", "expand", "slice")  # they allocate nothing forward: their edges are drawn through
-WIDTH, HEIGHT, GAP_X, GAP_Y = 208, 44, 16, 20
-STYLE = """<style>
-.graph { overflow: auto; max-height: 82vh; border: 1px solid var(--rule); border-radius: 8px; }
-.graph svg { display: block; }
-.graph text { font: 12.5px/1 var(--font); fill: var(--ink); }
-.graph .bytes { font-size: 12px; fill: var(--soft); }
-.graph .box { fill: var(--paper); stroke: var(--edge, var(--rule)); stroke-width: 1; }
-.graph .kept .mark { fill: #0072b2; }
-.graph .made .mark { fill: #8f8f8f; }
-.graph .input .mark { fill: #e69f00; }
-.graph g[tabindex]:focus { outline: none; }
-.graph g[tabindex]:focus .box { stroke: var(--ink); stroke-width: 2; }
-.graph .edge { fill: none; stroke: var(--soft); stroke-opacity: .55; stroke-width: 1.3; }
-.graph .edge.save { stroke: #0072b2; stroke-opacity: .9; }
-</style>"""
+LETTERS = 29  # that fit a box's first line
+COLOURS = (("keeps", "bytes it keeps for backward"), ("allocates", "bytes it allocates"), ("parameters", "bytes of its parameters"))
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A box of the drawing; bytes as the operator's results and as what it keeps."""
+class Section:
+    """One block of the model as the page shows it."""
 
-    label: str
-    kind: str
-    row: int
-    lane: int
-    made: int
-    kept: int
-    style: str
-    detail: str
+    key: str
+    title: str
+    words: str  # a sentence, as HTML
+    graph: LayerGraph
+    rows: tuple[Facts, ...]
+    saved: frozenset[int]  # storages that backward keeps, whoever saves them
+    layers: str = ""  # what the operator "layers" keeps, in words
 
 
-def write_graph_html(model: Model, path: str | Path) -> None:
-    """Writes the graphs of every distinct kind of layer, and of what surrounds the layers. Raises InputError where the path cannot be written."""
-    sections = [
-        _section(graph, f"Decoder layer{'' if len(model.layer_graphs) == 1 else f' of kind {i + 1}'}", model.pattern.count(i), model)
-        for i, graph in enumerate(model.layer_graphs)
-    ]
-    sections.append(_section(model.outer, "Around the layers: embedding, head and loss", 1, model))
-    settings = model.settings
-    head = (
-        f"<h1>What one layer allocates, and what it keeps for backward</h1>"
-        f'<p class="lead">{len(model.pattern)} decoder layers, {settings.batch} × {settings.sequence} tokens, weights in {escape(settings.dtype)}, '
-        f"attention {escape(settings.attention)}{', every layer checkpointed' if model.checkpointed else ''}.</p>"
-    )
-    html = render(
+def write_graph_html(source: Run | Model, path: str | Path) -> None:
+    """Writes the graphs of every distinct kind of layer, and of what surrounds the layers; one file, without network requests.
+
+    Raises InputError for a Run that cannot be simulated, and where the path cannot be written.
+    """
+    write(graph_html(source), Path(path))
+
+
+def graph_html(source: Run | Model) -> str:
+    """The page of a Run, or of a Model, which has no name."""
+    if isinstance(source, Run):
+        from memsim.simulation import model_of
+
+        model, name = model_of(source), source.model_name
+    else:
+        model, name = source, ""
+    sections = _sections(model)
+    jump = "".join(f'<li><a href="#{part.key}">{escape(part.title)}</a></li>' for part in sections)
+    return render(
         kind="layer graph",
-        title="memsim graph",
-        main=STYLE + head + "".join(sections),
+        title=" ".join(filter(None, ("memsim graph", name))),
+        main=f'<style>{(ASSETS / "graph.css").read_text(encoding="utf-8")}</style><h1>{_headline(model, name)}</h1><p class="lead">{_lead(model)}</p>'
+        f'<nav aria-label="Parts of this page"><ul class="jump">{jump}</ul></nav>'
+        f'{"".join(map(_section, sections))}<div id="card" role="tooltip" hidden></div>',
         footer=f"memsim {escape(version())}. One file, complete in itself: it makes no network request.",
-        script=(),
-        start=THEME,
+        script=("page.js", "graph.js"),
+        start="graphs()",
         data={},
-        meta={},
+        meta={part.key: _cards(part) for part in sections},
     )
-    write(html, Path(path))
 
 
-THEME = """function failed(error) { const note = document.getElementById("failed"); note.hidden = false; note.textContent = String(error); }
-(async () => {
-  const button = document.getElementById("theme"), root = document.documentElement;
-  const name = () => { button.textContent = root.dataset.theme === "dark" ? "Light theme" : "Dark theme"; };
-  button.addEventListener("click", () => { root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark"; name();
-    try { localStorage.setItem("memsim-theme", root.dataset.theme); } catch { /* a page opened from a file may have no storage */ } });
-  name();
-})()"""
+def _headline(model: Model, name: str) -> str:
+    keeps = " or ".join(dict.fromkeys(size(kept(graph)) for graph in model.layer_graphs))
+    of = f" of {escape(name)}" if name else ""
+    if not model.checkpointed:
+        return f"A decoder layer{of} keeps {keeps} for its backward"
+    inputs = " or ".join(dict.fromkeys(size(graph.inputs[HIDDEN].nbytes) for graph in model.layer_graphs))
+    return f"Checkpointed, a decoder layer{of} keeps {inputs}; run again for its backward, {keeps}"
 
 
-def _section(graph: LayerGraph, title: str, times: int, model: Model) -> str:
-    drawn = [op for op in graph.operators if op.kind not in VIEWS]
-    parameters = {spec.storage for spec in graph.parameters.values()}
-    kept = {s for op in graph.operators for s in op.saved} - parameters
-    entering = {spec.storage for spec in graph.inputs.values()}
-    saved = sum(graph.storage_bytes[s] for s in kept - entering)
-    weights = sum(spec.nbytes for spec in graph.parameters.values())
-    flops = sum(KINDS[op.kind].flops(op.inputs, op.outputs, op.attrs) for op in graph.operators)
-    note = ""
-    if times > 1:
-        note = f"{times} such layers keep {size(saved * times)} together"
-        note += ", were they not checkpointed: each keeps its input only, and all this comes back while its backward runs" if model.checkpointed else ""
-        note = f'<p class="sub">{note}.</p>'
-    tiles = "".join(
-        f'<div class="tile"><dt>{name}</dt><dd>{value}</dd></div>'
-        for name, value in (("kept for backward", size(saved)), ("weights", size(weights)), ("operators", str(len(drawn))), ("forward FLOPs", f"{flops:.3g}"))
+def _lead(model: Model) -> str:
+    settings, total = model.settings, of_all_layers(model)
+    layers = f"{len(model.pattern)} layers" if len(model.pattern) != 1 else "the one layer"
+    words = f"{settings.batch} × {settings.sequence} tokens, weights in {escape(settings.dtype)}, attention {escape(settings.attention)}. "
+    if not model.checkpointed:
+        return words + f"The {layers} together keep <b>{size(total)}</b> from forward until their backward."
+    inputs = sum(model.layer_graphs[kind].inputs[HIDDEN].nbytes for kind in model.pattern)
+    return words + (
+        f"Every layer is checkpointed: from forward until backward the {layers} keep only their inputs, <b>{size(inputs)}</b> instead of {size(total)}; "
+        "what is drawn here comes back, a layer at a time, when backward runs the layer again."
     )
+
+
+def _sections(model: Model) -> list[Section]:
+    found = []
+    for i, graph in enumerate(model.layer_graphs):
+        count = model.pattern.count(i)
+        which = "Decoder layer" if len(model.layer_graphs) == 1 else f"Decoder layer, kind {i + 1}"
+        same = f"{count} layers are like this one. " if count > 1 else ""
+        own = graph.inputs[HIDDEN]
+        words = f"{same}Each takes the hidden states, {layout(own).split(', strides')[0]}, {size(own.nbytes)}, and hands on as much."
+        saved = frozenset(storage for op in graph.operators for storage in op.saved)
+        found.append(Section(f"layer-{i + 1}", which, words, graph, facts(graph), saved))
+    outer = model.outer
+    saved = kept_by_layers(model) | {storage for op in outer.operators for storage in op.saved}
+    inputs = sum(model.layer_graphs[kind].inputs[HIDDEN].nbytes for kind in model.pattern)
+    within = f"all {len(model.pattern)} keep {size(inputs if model.checkpointed else of_all_layers(model))}"
+    words = "Embedding, rotary tables, final norm, head and loss. The decoder layers are one box here; what they keep is not in this part's sums."
+    found.append(Section("outer", "Around the layers: embedding, head and loss", words, outer, facts(outer), saved, within))
+    return found
+
+
+def _section(part: Section) -> str:
+    title = escape(part.title)
+    own, views = [row for row in part.rows if not row.view], sum(row.view for row in part.rows)
+    whole = size(sum(spec.nbytes for spec in part.graph.parameters.values()))
+    tiles = (
+        ("kept for backward", size(kept(part.graph)), "each storage once, without parameters and shared inputs"),
+        ("allocated in forward", size(sum(row.allocates for row in own)), "all results; what is not kept is freed again"),
+        ("parameters", whole, "with adapters" if any(".lora_" in name for name in part.graph.parameters) else "read by the operators below"),
+        ("forward", flop_words(sum(row.flops for row in part.rows)), f"in {len(own)} operators, {views} views aside"),
+    )
+    shown = "".join(f'<div class="tile"><dt>{name}</dt><dd>{value}<div class="tile-note">{note}</div></dd></div>' for name, value, note in tiles)
+    options = "".join(f'<option value="{key}">{words}</option>' for key, words in COLOURS)
+    drawings = "".join(_drawing(part, views) for views in (False, True))
     return (
-        f'<section><h2>{escape(title)}</h2>{note}<dl class="tiles">{tiles}</dl>'
-        '<ul class="legend" style="margin-top:16px"><li><span class="swatch" style="background:#0072b2"></span>its result or an input is kept for backward</li>'
-        '<li><span class="swatch" style="background:#8f8f8f"></span>nothing is kept</li>'
-        '<li><span class="swatch" style="background:#e69f00"></span>from outside</li></ul>'
-        f'<div class="graph" tabindex="0" role="group" aria-label="{escape(title)}">{_svg(graph, drawn, parameters)}</div>'
-        f"{_table(graph, drawn, parameters)}</section>"
+        f'<section id="{part.key}" aria-labelledby="{part.key}-title"><h2 id="{part.key}-title">{title}</h2><p class="sub">{part.words}</p>'
+        f'<dl class="tiles">{shown}</dl>'
+        f'<div class="controls"><label>Colour by <select class="by">{options}</select></label>'
+        f'<label><input type="checkbox" class="views"> Show {views} views</label></div>'
+        '<ul class="legend"><li><span class="swatch scale"></span>the darker, the more bytes</li>'
+        '<li><span class="swatch line kept"></span>read, and kept for backward</li><li><span class="swatch line read"></span>only read</li></ul>'
+        f'<div class="graph" data-by="keeps" tabindex="-1" role="group" aria-label="{title}, drawn. Arrow keys go from operator to operator.">'
+        f"{drawings}</div>"
+        f"{_table(part)}</section>"
     )
 
 
-def _label(op: Operator) -> str:
-    parts = op.name.split(".")
-    return ".".join(parts[:-1]) + f" · {parts[-1]}" if len(parts) > 1 else op.name
+def _cards(part: Section) -> dict[str, list[tuple[str, list[str]]]]:
+    """What the card of each box says, by the box's key."""
+    names = storage_names(part.graph)
+    cards = {str(row.op.index): details(part.graph, row, names, part.saved) for row in part.rows}
+    for name, spec in part.graph.inputs.items():
+        cards[name] = [("comes from outside", [f"{layout(spec)}, {size(spec.nbytes)}"])]
+    for row in part.rows:
+        if row.op.kind == "layers":
+            cards[str(row.op.index)].append(("keeps for backward", [part.layers]))
+    return {_title(part, key): lines for key, lines in cards.items()}
 
 
-def _bytes(graph: LayerGraph, op: Operator, parameters: set[int]) -> tuple[int, int]:
-    """Bytes of its results, and of what it keeps besides weights."""
-    read = {spec.storage for spec in op.inputs}
-    made = sum(graph.storage_bytes[s] for s in {out.storage for out in op.outputs} - read)
-    return made, sum(graph.storage_bytes[s] for s in set(op.saved) - parameters)
+def _title(part: Section, key: str) -> str:
+    """The key of a card with its heading: "8 self_attn.q_proj.linear"."""
+    return f"{key} {part.graph.operators[int(key)].name}" if key.isdigit() else f"{key} input of this part"
 
 
-def _detail(graph: LayerGraph, op: Operator, parameters: set[int]) -> str:
-    def words(title: str, specs: tuple[TensorSpec, ...]) -> list[str]:
-        return [f"{title} {spec.parameter or ''} {list(spec.shape)} {spec.dtype}".replace("  ", " ") for spec in specs]
+def _drawing(part: Section, views: bool) -> str:
+    rows = {row.op.index: row for row in part.rows}
 
-    lines = [op.name, *words("reads", op.inputs), *words("makes", op.outputs)]
-    lines += [f"keeps {size(graph.storage_bytes[s])}{' (a weight)' if s in parameters else ''}" for s in op.saved]
-    lines.append(f"{KINDS[op.kind].flops(op.inputs, op.outputs, op.attrs):.3g} FLOPs")
-    return "\n".join(lines)
+    def height(op: Operator) -> int:
+        row = rows[op.index]
+        return 24 if row.view else 60 if row.parameters else 42
 
-
-def _cells(graph: LayerGraph, drawn: list[Operator], parameters: set[int]) -> tuple[list[Cell], list[tuple[int, int, str]]]:
-    """Boxes and edges (from, to, style): inputs first, then operators from top to bottom, each below what it continues."""
-    cells: list[Cell] = []
-    edges: list[tuple[int, int, str]] = []
-    maker: dict[int, int] = {}
-    last_use: dict[int, int] = {}
-    rows = {op: row for row, op in enumerate(drawn, 1)}
-    for op in drawn:
-        for spec in op.inputs:
-            last_use[spec.storage] = rows[op]
-    used = [(name, spec) for name, spec in graph.inputs.items() if spec.storage in last_use]
-    busy: dict[int, int] = {}  # lane → row until which something runs down it
-    end: dict[int, int] = {}  # lane → the box at its end
-    for lane, (name, spec) in enumerate(used):
-        maker[spec.storage] = len(cells)
-        busy[lane], end[lane] = 0, len(cells)  # edges from the top may pass behind boxes
-        cells.append(Cell(name, "input", 0, lane, spec.nbytes, 0, "input", f"{name} {list(spec.shape)} {spec.dtype}"))
-    for op in drawn:
-        row = rows[op]
-        sources = sorted({maker[spec.storage] for spec in op.inputs if spec.storage in maker})
-        continued = [cells[s].lane for s in reversed(sources) if end.get(cells[s].lane) == s]
-        free = [n for n in range(len(busy) + 1) if busy.get(n, -1) < row]
-        lane = (continued or free)[0]
-        made, kept = _bytes(graph, op, parameters)
-        number = len(cells)
-        cells.append(Cell(_label(op), op.kind, row, lane, made, kept, "kept" if op.saved else "made", _detail(graph, op, parameters)))
-        edges += [(s, number, "save" if any(maker.get(k) == s for k in op.saved) else "") for s in sources]
-        busy[lane] = max([row, *(last_use.get(out.storage, row) for out in op.outputs)])
-        end[lane] = number
-        for out in op.outputs:
-            maker.setdefault(out.storage, number)
-    return cells, edges
-
-
-def _svg(graph: LayerGraph, drawn: list[Operator], parameters: set[int]) -> str:
-    cells, edges = _cells(graph, drawn, parameters)
-    lanes = 1 + max((cell.lane for cell in cells), default=0)
-    wide, tall = lanes * (WIDTH + GAP_X) + GAP_X, (1 + max((cell.row for cell in cells), default=0)) * (HEIGHT + GAP_Y) + GAP_Y
-    place = [(GAP_X + cell.lane * (WIDTH + GAP_X), GAP_Y + cell.row * (HEIGHT + GAP_Y)) for cell in cells]
-    parts = [f'<svg width="{wide}" height="{tall}" viewBox="0 0 {wide} {tall}" xmlns="http://www.w3.org/2000/svg">']
-    for a, b, style in edges:
-        (xa, ya), (xb, yb) = place[a], place[b]
-        x1, y1, x2, y2 = xa + WIDTH / 2, ya + HEIGHT, xb + WIDTH / 2, yb
-        turn = min(40.0, (y2 - y1) / 2)
-        parts.append(f'<path class="edge {style}" d="M{x1:g} {y1:g} C{x1:g} {y2 - turn:g} {x2:g} {y2 - turn:g} {x2:g} {y2:g}"/>')
-    for cell, (x, y) in zip(cells, place, strict=True):
-        label = cell.label if len(cell.label) <= 30 else "…" + cell.label[-29:]
-        amount = size(cell.made) if cell.made else "no new memory"
-        kept = f", keeps {size(cell.kept)}" if cell.kept else ""
-        parts.append(
-            f'<g class="{cell.style}" tabindex="0" role="img" aria-label="{escape(f"{cell.label}: {amount}{kept}")}"><title>{escape(cell.detail)}</title>'
-            f'<rect class="box" x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>'
-            f'<rect class="mark" x="{x}" y="{y}" width="5" height="{HEIGHT}" rx="2"/>'
-            f'<text x="{x + 14}" y="{y + 18}">{escape(label)}</text>'
-            f'<text class="bytes" x="{x + 14}" y="{y + 35}">{escape(amount + kept)}</text></g>'
-        )
+    picture = draw(part.graph, height, views)
+    largest = {key: max((getattr(row, key) for row in part.rows), default=0) for key, _ in COLOURS}
+    parts = [
+        f'<svg class="{"with-views" if views else "without-views"}" width="{picture.width:g}" height="{picture.height:g}" '
+        f'viewBox="0 0 {picture.width:g} {picture.height:g}" xmlns="http://www.w3.org/2000/svg">',
+        *(_band(name, top, bottom, picture, i) for i, (name, top, bottom) in enumerate(picture.bands)),
+        *(_line(line, picture.boxes) for line in sorted(picture.lines, key=lambda line: line.kept)),
+    ]
+    first = True
+    for box in picture.boxes:
+        parts.append(_box(part, box, None if box.op is None else rows[box.op.index], largest, first))
+        first = False
     return "".join([*parts, "</svg>"])
 
 
-def _table(graph: LayerGraph, drawn: list[Operator], parameters: set[int]) -> str:
-    rows = []
-    for op in drawn:
-        made, kept = _bytes(graph, op, parameters)
-        flops = KINDS[op.kind].flops(op.inputs, op.outputs, op.attrs)
-        rows.append(
-            f'<tr><td>{escape(op.name)}</td><td class="number">{size(made) if made else "–"}</td>'
-            f'<td class="number">{size(kept) if kept else "–"}</td><td class="number">{flops:.3g}</td></tr>'
+def _band(name: str, top: float, bottom: float, picture: Drawing, number: int) -> str:
+    repeats = max(1, int((bottom - top) // 620))
+    words = ""
+    if name:
+        at = [top + 12 + (bottom - top) * i / repeats for i in range(repeats)]
+        words = "".join(f'<text class="module" transform="translate(11 {y:g}) rotate(90)">{escape(name)}</text>' for y in at)
+    return f'<rect class="band{" odd" if number % 2 else ""}" x="0" y="{top:g}" width="{picture.width:g}" height="{bottom - top:g}"/>{words}'
+
+
+def _line(line: Line, boxes: Sequence[Box]) -> str:
+    style = "edge kept" if line.kept else "edge"
+    (x, y), head = line.points[-1], 5
+    path = _rounded(line.points)
+    tip = f"M{x - 3.5:g} {y - head:g}L{x:g} {y:g}L{x + 3.5:g} {y - head:g}"
+    return f'<path class="{style}" data-from="{_key(boxes[line.source])}" data-to="{_key(boxes[line.target])}" d="{path}{tip}"/>'
+
+
+def _rounded(points: Sequence[tuple[float, float]], radius: float = 4) -> str:
+    """A path through corner points with rounded corners."""
+    path = [f"M{points[0][0]:g} {points[0][1]:g}"]
+    for (x0, y0), (x, y), (x1, y1) in zip(points, points[1:], points[2:], strict=False):
+        before, after = math.hypot(x - x0, y - y0), math.hypot(x1 - x, y1 - y)
+        r = min(radius, before / 2, after / 2)
+        if r == 0:
+            continue
+        path.append(f"L{x - (x - x0) / before * r:g} {y - (y - y0) / before * r:g}Q{x:g} {y:g} {x + (x1 - x) / after * r:g} {y + (y1 - y) / after * r:g}")
+    return "".join([*path, f"L{points[-1][0]:g} {points[-1][1]:g}"])
+
+
+def _key(box: Box) -> str:
+    return box.name if box.op is None else str(box.op.index)
+
+
+def _box(part: Section, box: Box, row: Facts | None, largest: dict[str, int], first: bool) -> str:
+    key = _key(box)
+    tab = f'tabindex="{0 if first else -1}" role="img" data-key="{escape(_title(part, key))}"'
+    x, y, w, h = box.x, box.y, box.width, box.height
+    frame = f'x="{x:g}" y="{y:g}" width="{w}" height="{h}" rx="6"'
+    if row is None:
+        amount = size(part.graph.inputs[box.name].nbytes)
+        texts = (
+            f'<text x="{x + 12:g}" y="{y + 17:g}" class="name">{escape(box.name)}</text><text x="{x + 12:g}" y="{y + 34:g}" class="soft">input, {amount}</text>'
         )
+        return f'<g class="node input" {tab} aria-label="input {escape(box.name)}, {amount}"><rect class="box" {frame}/>{texts}</g>'
+    lines, spoken = _texts(part, row)
+    texts = f'<text x="{x + 12:g}" y="{y + (16 if row.view else 17):g}">{_cut(lines[0], row.op.kind)}</text>'
+    texts += "".join(f'<text x="{x + 12:g}" y="{y + 34 + 17 * i:g}" class="soft">{escape(line)}</text>' for i, line in enumerate(lines[1:]))
+    shades = ";".join(f"--{what}:{_shade(getattr(row, what), most):g}" for what, most in largest.items())
+    style = "node view" if row.view else "node"
+    return f'<g class="{style}" {tab} aria-label="{escape(spoken)}" style="{shades}"><rect class="box" {frame}/><rect class="shade" {frame}/>{texts}</g>'
+
+
+def _texts(part: Section, row: Facts) -> tuple[list[str], str]:
+    """The lines in a box (the first is its module), and what a screen reader says of it."""
+    op = row.op
+    module = op.name.removesuffix(op.kind).rstrip(".") if op.name.endswith(op.kind) else op.name
+    name = f"{op.index} {op.name}" if op.kind in op.name else f"{op.index} {op.name}, {op.kind}"
+    if row.view:
+        return [module], f"{name}, a view: no new memory"
+    if op.kind == "layers":
+        return [module, part.layers], f"{name}, {part.layers}"
+    kept = [f"keeps {size(row.keeps)}"] if row.keeps else []
+    parameters = [f"parameters {size(row.parameters)}"] if row.parameters else []
+    made = size(row.allocates) if row.allocates else ""
+    lines = [module, " · ".join([f"+ {made}" if made else "no new memory", *kept]), *parameters]
+    return lines, ", ".join([name, f"allocates {made}" if made else "no new memory", *kept, *parameters])
+
+
+def _cut(module: str, kind: str) -> str:
+    """A box's first line: kind and module, the module's beginning left out where both do not fit."""
+    room = LETTERS - len(kind) - 1
+    return f'<tspan class="name">{escape(kind)}</tspan> {escape(module if len(module) <= room else f"…{module[-room + 1 :]}")}'
+
+
+def _shade(value: int, most: int) -> float:
+    """0 for nothing, else 0.1 to 0.6: by the square root, so that small amounts can still be told apart."""
+    return round(0.1 + 0.5 * math.sqrt(value / most), 3) if value else 0
+
+
+def _table(part: Section) -> str:
+    def number(count: int) -> str:
+        return f'<td class="number">{size(count) if count else "–"}</td>'
+
+    def line(row: Facts) -> str:
+        flops = flop_words(row.flops) if row.flops else "–"
+        cells = "".join(map(number, (row.allocates, row.keeps, row.adds, row.parameters)))
+        soft = ' class="soft"' if row.view else ""
+        return (
+            f'<tr{soft}><td class="number">{row.op.index}</td><th scope="row">{escape(row.op.name)}</th>'
+            f'<td>{"view: " if row.view else ""}{escape(row.op.kind)}</td>{cells}<td class="number">{flops}</td></tr>'
+        )
+
+    heads: tuple[tuple[str, Any], ...] = (
+        ("no.", "number"), ("operator", ""), ("kind", ""), ("allocates", "number"), ("keeps for backward", "number"),
+        ("adds to what is kept", "number"), ("parameters", "number"), ("forward", "number"),
+    )  # fmt: skip
+    head = "".join(f'<th scope="col"{f" class={style}" if style else ""}>{words}</th>' for words, style in heads)
+    total = (
+        f'<tr class="total"><td></td><th scope="row">all</th><td></td>{number(sum(row.allocates for row in part.rows))}<td></td>'
+        f"{number(sum(row.adds for row in part.rows))}{number(sum(spec.nbytes for spec in part.graph.parameters.values()))}"
+        f'<td class="number">{flop_words(sum(row.flops for row in part.rows))}</td></tr>'
+    )
     return (
-        '<h3>In order</h3><div class="scroll"><table><thead><tr><th scope="col">operator</th><th scope="col" class="number">allocates</th>'
-        '<th scope="col" class="number">keeps for backward</th><th scope="col" class="number">FLOPs</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-        '<p class="note">A storage that several operators keep is listed with each of them, and counted once above. Weights are apart.</p>'
+        f'<h3 class="apart">In order of execution</h3><div class="scroll" tabindex="0" role="region" aria-label="{escape(part.title)}, as a table">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(map(line, part.rows))}{total}</tbody></table></div>"
+        '<p class="note">A storage that several operators keep stands with each of them in “keeps”, and once, with the first, in “adds”. Bytes as requested of '
+        "the allocator, which rounds up to 512. Memory that an operator takes and returns while it runs (workspaces) is not shown here; the report of "
+        "<code>memsim simulate</code> has it.</p>"
     )
