@@ -72,6 +72,8 @@ def of_all_layers(model: Model) -> int:
     gradient, as with LoRA on frozen embeddings, keeps less than the others."""
     total = sum(kept(model.layer_graphs[kind]) for kind in model.pattern)
     call = next((op for op in model.outer.operators if op.kind == "layers"), None)
+    if not model.pattern:
+        return 0
     graph = model.layer_graphs[model.pattern[0]]
     if call is None or call.inputs[0].requires_grad or model.inputs_require_grad:
         return total
@@ -126,8 +128,8 @@ def details(graph: LayerGraph, row: Facts, names: dict[int, str], saved: Set[int
 
 
 def layout(spec: TensorSpec) -> str:
-    """A tensor's dtype, shape and strides: "bf16 [1, 1024, 8192], strides 8388608, 8192, 1"."""
-    strides = f", strides {', '.join(map(str, spec.strides))}" if spec.strides else ""
+    """A tensor's dtype, shape and strides in elements: "bf16 [1, 1024, 8192] (strides 8388608, 8192, 1)"."""
+    strides = f" (strides {', '.join(map(str, spec.strides))})" if spec.strides else ""
     return f"{spec.dtype} {list(spec.shape)}{strides}"
 
 

@@ -17,7 +17,7 @@ from memsim.report.page import ASSETS, render, write
 from memsim.run import Run
 from memsim.words import size, version
 
-LETTERS = 29  # that fit a box's first line
+LETTERS = 30  # that fit a box's first line
 COLOURS = (("keeps", "bytes it keeps for backward"), ("allocates", "bytes it allocates"), ("parameters", "bytes of its parameters"))
 
 
@@ -95,7 +95,7 @@ def _sections(model: Model) -> list[Section]:
         which = "Decoder layer" if len(model.layer_graphs) == 1 else f"Decoder layer, kind {i + 1}"
         same = f"{count} layers are like this one. " if count > 1 else ""
         own = graph.inputs[HIDDEN]
-        words = f"{same}Each takes the hidden states, {layout(own).split(', strides')[0]}, {size(own.nbytes)}, and hands on as much."
+        words = f"{same}Each takes the hidden states, {own.dtype} {list(own.shape)}, {size(own.nbytes)}, and hands on as much."
         saved = frozenset(storage for op in graph.operators for storage in op.saved)
         found.append(Section(f"layer-{i + 1}", which, words, graph, facts(graph), saved))
     outer = model.outer
@@ -125,7 +125,7 @@ def _section(part: Section) -> str:
         f'<dl class="tiles">{shown}</dl>'
         f'<div class="controls"><label>Colour by <select class="by">{options}</select></label>'
         f'<label><input type="checkbox" class="views"> Show {views} views</label></div>'
-        '<ul class="legend"><li><span class="swatch scale"></span>the darker, the more bytes</li>'
+        '<ul class="legend"><li><span class="swatch scale"></span>the stronger, the more bytes</li>'
         '<li><span class="swatch line kept"></span>read, and kept for backward</li><li><span class="swatch line read"></span>only read</li></ul>'
         f'<div class="graph" data-by="keeps" tabindex="-1" role="group" aria-label="{title}, drawn. Arrow keys go from operator to operator.">'
         f"{drawings}</div>"
@@ -243,7 +243,12 @@ def _texts(part: Section, row: Facts) -> tuple[list[str], str]:
 def _cut(module: str, kind: str) -> str:
     """A box's first line: kind and module, the module's beginning left out where both do not fit."""
     room = LETTERS - len(kind) - 1
-    return f'<tspan class="name">{escape(kind)}</tspan> {escape(module if len(module) <= room else f"…{module[-room + 1 :]}")}'
+    short = module
+    while len(short) > room and "." in short.lstrip("…."):
+        short = f"…{short.lstrip('….').partition('.')[2]}"
+    if len(short) > room:
+        short = f"{short[: room - 1]}…"
+    return f'<tspan class="name">{escape(kind)}</tspan> {escape(short)}'
 
 
 def _shade(value: int, most: int) -> float:
@@ -277,7 +282,8 @@ def _table(part: Section) -> str:
     return (
         f'<h3 class="apart">In order of execution</h3><div class="scroll" tabindex="0" role="region" aria-label="{escape(part.title)}, as a table">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(map(line, part.rows))}{total}</tbody></table></div>"
-        '<p class="note">A storage that several operators keep stands with each of them in “keeps”, and once, with the first, in “adds”. Bytes as requested of '
+        '<p class="note">A storage that several operators keep stands with each of them in “keeps”, and once, with the first, in “adds”. '
+        "Parameters count in neither, inputs that all layers share only in “keeps”. Bytes as requested of "
         "the allocator, which rounds up to 512. Memory that an operator takes and returns while it runs (workspaces) is not shown here; the report of "
         "<code>memsim simulate</code> has it.</p>"
     )

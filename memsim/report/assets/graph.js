@@ -10,7 +10,13 @@ const card = {
     if (this.owner !== node) this.light(this.owner, false);
     this.owner = node;
     this.light(node, true);
-    const at = node.querySelector(".box").getBoundingClientRect(), gap = 10;
+    this.place();
+  },
+
+  // Beside its operator, or on the other side where there is no room.
+  place() {
+    const box = document.getElementById("card");
+    const at = this.owner.querySelector(".box").getBoundingClientRect(), gap = 10;
     const right = at.right + gap + box.offsetWidth <= innerWidth - 8;
     box.style.left = `${right ? at.right + gap : Math.max(8, at.left - gap - box.offsetWidth)}px`;
     box.style.top = `${Math.max(8, Math.min(at.top, innerHeight - box.offsetHeight - 8))}px`;
@@ -73,6 +79,7 @@ async function graphs() {
   card.meta = JSON.parse(document.getElementById("meta").textContent);
   document.querySelectorAll(".graph svg").forEach(keys);
   const selects = [...document.querySelectorAll("select.by")], checks = [...document.querySelectorAll("input.views")];
+  const moved = () => { if (card.owner && card.owner === document.activeElement) card.place(); else card.hide(); };
   const apply = (by, views) => {
     card.hide();
     for (const select of selects) select.value = by;
@@ -82,7 +89,8 @@ async function graphs() {
   };
   for (const select of selects) select.addEventListener("change", () => apply(select.value, checks[0].checked));
   for (const check of checks) check.addEventListener("change", () => apply(selects[0].value, check.checked));
-  for (const graph of document.querySelectorAll(".graph")) graph.addEventListener("scroll", () => { if (card.owner !== document.activeElement) card.hide(); });
+  for (const graph of document.querySelectorAll(".graph")) graph.addEventListener("scroll", moved);
+  addEventListener("scroll", moved);
   addEventListener("keydown", (event) => { if (event.key === "Escape") card.hide(); });
   apply("keeps", false); // a browser may restore what was chosen before a reload
   window.memsim = { page, card };
