@@ -62,7 +62,7 @@ class Linear(Kind):
 
 
 class BatchedMatmul(Kind):
-    """torch.bmm of [B, M, K] and [B, K, N]."""
+    """torch.bmm of [B, M, K] and [B, K, N]; a product over a single element asks for no workspace (seen in recordings, not read in the source)."""
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         a, b = inputs
@@ -75,7 +75,8 @@ class BatchedMatmul(Kind):
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         into.append(m.alloc(outputs[0].nbytes))
-        m.workspace()
+        if inputs[0].shape[-1] != 1:
+            m.workspace()
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         a, b = inputs
@@ -83,10 +84,12 @@ class BatchedMatmul(Kind):
         of_b = None
         if b.requires_grad:
             of_b = m.grad(b.shape, like(b.shape), b.dtype, view=True)
-            m.workspace()
+            if a.shape[-2] != 1:
+                m.workspace()
         if a.requires_grad:
             edges.append((0, m.grad(a.shape, like(a.shape), a.dtype, view=True)))
-            m.workspace()
+            if b.shape[-1] != 1:
+                m.workspace()
         if of_b:
             edges.append((1, of_b))
         return edges
