@@ -125,7 +125,7 @@ def _section(part: Section) -> str:
         f'<dl class="tiles">{shown}</dl>'
         f'<div class="controls"><label>Colour by <select class="by">{options}</select></label>'
         f'<label><input type="checkbox" class="views"> Show {views} views</label></div>'
-        '<ul class="legend"><li><span class="swatch scale"></span>the stronger, the more bytes</li>'
+        '<ul class="legend"><li><b>+</b>&nbsp;bytes that it allocates</li><li><span class="swatch scale"></span>the stronger, the more bytes</li>'
         '<li><span class="swatch line kept"></span>read, and kept for backward</li><li><span class="swatch line read"></span>only read</li></ul>'
         f'<div class="graph" data-by="keeps" tabindex="-1" role="group" aria-label="{title}, drawn. Arrow keys go from operator to operator.">'
         f"{drawings}</div>"
