@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+from memsim.explain import show
+
 GIB = 2**30
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 LARGEST = 2**50  # 1 PiB; sums of what fits stay far within 64 bits
@@ -18,23 +20,34 @@ def read_bytes(value: object) -> int:
 
     Raises ValueError, in words that fit after the name of a key.
     """
+    number = as_float(value)
     if isinstance(value, str):
         match = _SIZE.fullmatch(value.strip())
         if match is None:
-            raise ValueError(f"{value!r} is not a size; write 24GiB, 80GB or a number of GiB")
+            raise ValueError(f"{show(value)} is not a size; write 24GiB, 80GB or a number of GiB")
         number, unit = float(match[1]), match[2]
         if unit and unit.lower() not in _BY_LOWER:
-            raise ValueError(f"{value!r} has an unknown unit{_nearest(unit)} (units: {', '.join(UNITS)})")
+            raise ValueError(f"{show(value)} has an unknown unit{_nearest(unit)} (units: {', '.join(UNITS)})")
         count = number * (UNITS[_BY_LOWER[unit.lower()]] if unit else GIB)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        count = float(value) * GIB
+    elif number is not None:
+        count = number * GIB
     else:
-        raise ValueError(f"{value!r} is not a size; write 24GiB, 80GB or a number of GiB")
-    if not math.isfinite(count) or count < 1:
-        raise ValueError(f"{value!r} is not a positive size; write 24GiB, 80GB or a number of GiB")
+        raise ValueError(f"{show(value)} is not a size; write 24GiB, 80GB or a number of GiB")
     if count > LARGEST:
-        raise ValueError(f"{value!r} is more than {LARGEST // 2**40} TiB")
+        raise ValueError(f"{show(value)} is more than {LARGEST // 2**40} TiB")
+    if not count >= 1:  # or not a number
+        raise ValueError(f"{show(value)} is not a positive size; write 24GiB, 80GB or a number of GiB")
     return int(count)
+
+
+def as_float(value: object) -> float | None:
+    """A number as a float, infinite where no float is as large; None where `value` is no number."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return math.copysign(math.inf, 1 if value > 0 else -1)
 
 
 def _nearest(unit: str) -> str:

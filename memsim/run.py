@@ -17,7 +17,7 @@ from memsim import catalog, yamlfile
 from memsim.errors import InputError
 from memsim.explain import explain, nearest, show
 from memsim.modelref import Resolved, resolve
-from memsim.quantity import GIB, read_bytes
+from memsim.quantity import GIB, as_float, read_bytes
 
 KEYWORDS = "keyword arguments"
 LARGEST_BATCH = 2**28  # tokens; beyond it byte counts would no longer fit 64 bits
@@ -35,9 +35,10 @@ def _whole(least: int, most: int) -> BeforeValidator:
 
 def _number(test: Callable[[float], bool], words: str) -> BeforeValidator:
     def check(value: object) -> object:
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or not test(value):
+        number = as_float(value)
+        if number is None or not math.isfinite(number) or not test(number):
             raise ValueError(f"{show(value)} is not {words}")
-        return float(value)
+        return number
 
     return BeforeValidator(check)
 
@@ -220,8 +221,8 @@ def _fill(run: Run, data: Mapping[str, Any], where: str, folder: Path, changed: 
     """Validates `data` into `run`. `changed` are the keys that came from --set, and are named so in errors."""
 
     def fail(key: str, reason: str) -> InputError:
-        place = "--set" if any(key == k or key.startswith(f"{k}.") for k in changed) else where
-        return InputError(f"{place}: {key}: {reason}" if key else f"{place}: {reason}")
+        place = "--set" if any(f"{key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{key}.") for k in changed) else where
+        return InputError(_printable(f"{place}: {key}: {reason}" if key else f"{place}: {reason}"))
 
     given = _of_device(data.get("device"))
     try:
@@ -235,6 +236,11 @@ def _fill(run: Run, data: Mapping[str, Any], where: str, folder: Path, changed: 
     except InputError as error:
         key, _, reason = str(error).partition(": ")
         raise fail(key, reason) from None
+
+
+def _printable(line: str) -> str:
+    """`line` with what would break it, or would command a terminal, written as Python writes it: keys and values come from anyone's file."""
+    return line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def _of_device(name: object) -> dict[str, object]:
@@ -277,7 +283,7 @@ def _change(text: str) -> tuple[str, object]:
 def _changed(data: Mapping[str, object], changes: Sequence[tuple[str, object]]) -> dict[str, object]:
     """A copy of `data` with the changes made, nested mappings made where they are missing."""
     result = dict(data)
-    if any(key == "device" for key, _ in changes):  # a device that is asked for decides, whatever the file says of another
+    if any(key == "device" and value is not None for key, value in changes):  # a device that is asked for decides, whatever the file says of another
         result = {key: value for key, value in result.items() if key not in ("device_memory_gib", "sm")}
     for key, value in changes:
         *outer, last = key.split(".")

@@ -29,6 +29,30 @@ ISSUE = {
 }
 
 
+# As data sheets and architecture white papers state them; scratch memory of attention and reductions depends on it.
+PROCESSORS = {
+    "rtx-3090": 82,
+    "rtx-4090": 128,
+    "rtx-5090": 170,
+    "a10g": 80,
+    "l4": 58,
+    "l40s": 142,
+    "a6000": 84,
+    "v100-16gb": 80,
+    "v100-32gb": 80,
+    "a100-40gb": 108,
+    "a100-80gb": 108,
+    "h100": 132,
+    "h200": 132,
+    "b200": 148,
+    "mi300x": 304,
+}
+
+
+def test_every_device_has_its_processors() -> None:
+    assert {name: device.processors for name, device in catalog.devices().items()} == PROCESSORS
+
+
 def test_every_device_is_there_with_its_memory() -> None:
     assert {name: device.memory / 2**30 for name, device in catalog.devices().items()} == ISSUE
 

@@ -87,6 +87,13 @@ def test_a_device_that_is_set_decides_whatever_the_file_says_of_another(tmp_path
     assert Run.load(path, set=["device=h200", "device_memory_gib=100"]).device_bytes == 100 * 2**30
 
 
+def test_no_device_leaves_what_the_file_says_of_memory(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("{model: gpt2, device: h100, device_memory_gib: 24, sm: 86}")
+    run = Run.load(path, set=["device=null"])
+    assert (run.device, run.device_memory_gib, run.sm) == (None, 24, 86)
+
+
 @pytest.mark.parametrize(("size", "count"), [(5.9, int(5.9 * 2**30)), ("24GiB", 24 * 2**30), ("80GB", 80 * 10**9), ("24576MiB", 24 * 2**30), (1024, 2**40)])
 def test_device_memory_in_bytes(size: object, count: int) -> None:
     assert Run(model="gpt2", device_memory_gib=size).device_bytes == count
@@ -158,6 +165,35 @@ def test_every_golden_run_is_a_run(shared: Path) -> None:
         for key, value in recorded["run"].items():
             mine = ours[key]
             assert {k: mine[k] for k in value} == value if isinstance(value, dict) and isinstance(mine, dict) else mine == value, (path, key)
+
+
+@pytest.mark.parametrize("key", ["clip_grad_norm", "device_memory_gib", "method.dropout", "steps", "batch.size"])
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "-1" + "0" * 400])
+def test_a_number_that_no_float_holds_is_refused_in_a_line(key: str, number: str) -> None:
+    with pytest.raises(InputError) as error:
+        Run.load("gpt2", set=[f"{key}={number}"])
+    assert str(error.value).startswith(f"--set: {key}: {number[:5]}") and len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        ({"a\nb": 1}, r"keyword arguments: a\nb: unknown key"),
+        ({"\x1b[31mred": 1}, r"keyword arguments: \x1b[31mred: unknown key"),
+        ({"method": "a\nb"}, r"keyword arguments: method: 'a\nb' is not a mapping; write method: {kind: a\nb}"),
+        ({"model": {"model_type": "llama", "hidden_siz\n": 1}}, r"keyword arguments: model.hidden_siz\n: unknown key"),
+    ],
+)
+def test_an_error_is_one_printable_line_whatever_the_file_holds(data: dict[str, object], line: str) -> None:
+    with pytest.raises(InputError) as error:
+        Run(**{"model": "gpt2", **data})
+    assert str(error.value).startswith(line) and str(error.value).isprintable()
+
+
+def test_set_is_blamed_for_the_key_above_its_own() -> None:
+    with pytest.raises(InputError) as error:
+        Run.load("gpt2", set=["modl.hidden_size=4"])
+    assert str(error.value).startswith("--set: modl: unknown key; did you mean model?")
 
 
 @pytest.mark.parametrize(

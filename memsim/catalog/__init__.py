@@ -29,6 +29,7 @@ class Device:
     title: str  # in full: "NVIDIA A100 SXM4 80GB"
     memory: int  # bytes; the data sheet's gigabytes are GiB. Driver and CUDA context take their part of it
     compute_capability: str | None  # "8.0"; None where it is not NVIDIA's
+    processors: int  # streaming multiprocessors, or AMD's compute units
     flops: Mapping[str, float]  # dense operations a second by dtype; tensor cores, with fp32 accumulation for 16 bits, where there are any
     memory_bandwidth: float  # bytes a second
     link: Link | None  # to its like: all links of the device together
