@@ -142,14 +142,10 @@ def graph(
     """Draw the layer graph of a run's decoder layer, with the bytes of each operator."""
     console.writable(output)
     loaded = _load(run, settings)
-    from memsim.simulation import model_of
-
-    with _naming(loaded):
-        model = model_of(loaded)
     from memsim.report.graph_page import write_graph_html
 
-    with console.written(output) as path:
-        write_graph_html(model, path)
+    with _naming(loaded), console.written(output) as path:
+        write_graph_html(loaded, path)
     console.note(f"memsim: wrote {output}")
 
 

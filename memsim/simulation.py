@@ -15,7 +15,7 @@ from memsim.passes.checkpoint import checkpoint_every_layer, require_input_grads
 from memsim.passes.lora import Lora, apply_lora
 from memsim.schedule import record
 from memsim.schedule.optimizers import Optimizer
-from memsim.schedule.stack import stack_for
+from memsim.schedule.stack import Stack, stack_for
 from memsim.schedule.training import Plan
 from memsim.tape import Tape
 from memsim.timeline import About, Timeline
@@ -45,6 +45,8 @@ def model_of(run: Run) -> Model:
 
 def check_supported(run: Run) -> None:
     """Raises Unsupported for a Run that is valid but not modelled yet, naming the key."""
+    from memsim.catalog import devices
+
     if run.method.kind == "qlora":
         raise Unsupported("method.kind: qlora is not supported yet; full and lora are")
     for key, value, known in (("precision", run.precision, PRECISIONS), ("optimizer", run.optimizer, OPTIMIZERS)):
@@ -52,6 +54,10 @@ def check_supported(run: Run) -> None:
             raise Unsupported(f"{key}: {value} is not supported yet; {', '.join(known)} are")
     if run.fsdp > 1:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
+    if run.device is not None and devices()[run.device].sm is None:
+        raise Unsupported(f"device: {run.device} is not NVIDIA's, and its kernels are not modelled; device_memory_gib asks whether a run fits its memory")
+    if run.sm < 75:
+        raise Unsupported(f"sm: {run.sm} is not supported; torch 2.15 holds no code for devices before 75")
     if run.stack != "golden":
         raise Unsupported(f"stack: {run.stack!r} is not supported yet; golden is")
 
@@ -60,7 +66,15 @@ def tape_of_run(run: Run, model: Model | None = None) -> Tape:
     """Every allocator request of the Run: its load and its steps."""
     model = model or model_of(run)
     plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer))
-    return record(model, plan, stack_for(run.sm))
+    return record(model, plan, stack_of(run))
+
+
+def stack_of(run: Run) -> Stack:
+    """The stack on the Run's device, with its own multiprocessors where it is of the catalogue and `sm` is not overridden."""
+    from memsim.catalog import devices
+
+    device = devices()[run.device] if run.device else None
+    return stack_for(run.sm, device.processors if device is not None and device.sm == run.sm else None)
 
 
 def simulate(run: Run) -> Timeline:
@@ -112,6 +126,6 @@ def about(run: Run, model: Model) -> About:
         parameters=model.count(),
         trainable_parameters=model.count(trainable=True),
         layers=len(model.pattern),
-        devices=tuple((device.label, device.memory) for device in catalogue.values()),
+        devices=tuple((device.label, device.memory) for device in catalogue.values() if device.sm is not None),
         versions={"torch": "2.15.0", "transformers": "5.23.0", "peft": "0.21.2"},
     )

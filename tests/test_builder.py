@@ -105,12 +105,14 @@ def test_a_target_that_matches_nothing(changes: dict[str, object], text: str) ->
     [
         ({"method": {"kind": "qlora"}}, "method.kind: qlora is not supported yet"),
         ({"precision": "amp-bf16"}, "precision: amp-bf16 is not supported yet"),
+        ({"device": "mi300x"}, "device: mi300x is not NVIDIA's"),
         ({"fsdp": 8}, "fsdp: 8 is not supported yet"),
         ({"stack": "hf-4.48"}, "stack: 'hf-4.48' is not supported yet"),
         ({"model": {**LLAMA, "hidden_act": "relu6"}}, "model.hidden_act: relu6 is not supported yet"),
         ({"model": {**LLAMA, "attention_dropout": 0.1}}, "model.attention_dropout: 0.1 is not supported yet"),
         ({"model": {**LLAMA, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}}, "model.rope_scaling: rope_type dynamic is not supported yet"),
-        ({"sm": 70}, "sm: 70 with attention sdpa is not supported yet"),
+        ({"sm": 75}, "sm: 75 with attention sdpa is not supported yet"),
+        ({"sm": 70}, "sm: 70 is not supported; torch 2.15 holds no code for devices before 75"),
     ],
 )
 def test_what_is_not_supported_says_so(changes: dict[str, object], text: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from memsim.run import Run
-from memsim.simulation import simulate
+from memsim.simulation import simulate, stack_of
 
 SMALL = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7, "num_attention_heads": 4, "vocab_size": 500}
 RECORDED = Path(__file__).parents[1] / "traces" / "golden" / "qwen2.5-0.5b-full.json"
@@ -48,3 +48,9 @@ def test_a_longer_run_repeats_its_second_step() -> None:
     steps = simulate(Run(model=SMALL, steps=5)).to_json()["steps"]
     assert [step["step"] for step in steps] == [0, 1, 2, 3, 4]
     assert len({(step["peak_requested"], step["end_allocated"]) for step in steps[1:]}) == 1
+
+
+def test_a_named_device_has_its_own_multiprocessors() -> None:
+    assert stack_of(Run(model="llama3.2-1b", device="l4")).processors == 58
+    assert stack_of(Run(model="llama3.2-1b", sm=89)).processors == 128
+    assert stack_of(Run(model="llama3.2-1b", device="l4", sm=80)).processors == 108

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from memsim.builder import Builder, Tensor
+from memsim.builder import Builder
 from memsim.models.causal_lm import Parts, causal_lm
 from memsim.models.config import DecoderConfig
+from memsim.models.layers import Layer
 from memsim.models.model import Model, Parameter, Settings
 
-Layer = Callable[[Builder, DecoderConfig, Settings, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")
 # Keyword arguments of a decoder layer in the order of the call, as torch.utils.checkpoint lets go of them; a tuple goes from its end.
 HOLD = ("attention_mask", "sin", "cos", "position_ids", "hidden_states")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from memsim.builder import Builder, Tensor
 from memsim.errors import Unsupported
 from memsim.models import functional as F
+from memsim.models.config import DecoderConfig
 from memsim.models.model import Settings
 
 
@@ -13,6 +14,17 @@ def attention(b: Builder, settings: Settings, query: Tensor, key: Tensor, value:
     if settings.attention == "eager":
         return eager(b, query, key, value, mask, groups)
     return sdpa(b, settings, query, key, value, mask, groups), None
+
+
+def attend(
+    b: Builder, config: DecoderConfig, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """How every decoder's attention ends: attention, the heads joined, o_proj."""
+    batch, heads, sequence, dim = query.shape
+    attn_output, attn_weights = attention(b, settings, query, key, value, mask, config.groups)
+    attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, heads * dim))
+    attn_output = F.linear(b, attn_output, "o_proj", config.hidden_size, settings.dtype, bias)
+    return attn_output, attn_weights
 
 
 def repeat_kv(b: Builder, hidden_states: Tensor, groups: int) -> Tensor:

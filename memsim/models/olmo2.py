@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from memsim.builder import Builder, Tensor, module_call
 from memsim.models import functional as F
 from memsim.models.assemble import assemble
-from memsim.models.attention import attention
+from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts
 from memsim.models.config import DecoderConfig, decoder_config
 from memsim.models.llama import check_supported, mlp, rotate_half
@@ -52,10 +52,7 @@ def self_attention(
         key_states = F.transpose(b, b.op("view", key_states, shape=(batch, sequence, kv, d)), 1, 2)
         value_states = F.transpose(b, b.op("view", value_states, shape=(batch, sequence, kv, d)), 1, 2)
         query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
-        attn_output, attn_weights = attention(b, settings, query_states, key_states, value_states, mask, config.groups)
-        attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, q * d))
-        attn_output = F.linear(b, attn_output, "o_proj", config.hidden_size, dtype, bias)
-        return attn_output, attn_weights
+        return attend(b, config, settings, query_states, key_states, value_states, mask, bias)
 
 
 @module_call

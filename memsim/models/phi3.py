@@ -8,9 +8,10 @@ from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import Unsupported
 from memsim.models import functional as F
 from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble
-from memsim.models.attention import attention
+from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config
+from memsim.models.layers import pre_norm
 from memsim.models.llama import activation, check_supported, rotate_half
 from memsim.models.model import Model, Parameter, Settings
 
@@ -48,10 +49,7 @@ def self_attention(
         key_states = F.transpose(b, b.op("view", key_states, shape=(batch, sequence, kv, d)), 1, 2)
         value_states = F.transpose(b, b.op("view", value_states, shape=(batch, sequence, kv, d)), 1, 2)
         query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
-        attn_output, attn_weights = attention(b, settings, query_states, key_states, value_states, mask, config.groups)
-        attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, q * d))
-        attn_output = F.linear(b, attn_output, "o_proj", config.hidden_size, settings.dtype)
-        return attn_output, attn_weights
+        return attend(b, config, settings, query_states, key_states, value_states, mask, False)
 
 
 @module_call
@@ -64,18 +62,7 @@ def mlp(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Te
         return F.linear(b, up_states, "down_proj", config.hidden_size, settings.dtype)
 
 
-@module_call
-def decoder_layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-    """Phi3DecoderLayer.forward."""
-    residual = hidden_states
-    hidden_states = rms_norm(b, hidden_states, "input_layernorm", settings.dtype)
-    hidden_states, _ = self_attention(b, config, settings, hidden_states, cos, sin, mask)
-    hidden_states = b.op("add", residual, hidden_states, label="residual")
-    residual = hidden_states
-    hidden_states = rms_norm(b, hidden_states, "post_attention_layernorm", settings.dtype)
-    hidden_states = mlp(b, config, settings, hidden_states)
-    hidden_states = b.op("add", residual, hidden_states, label="residual")
-    return hidden_states
+decoder_layer = pre_norm(self_attention, mlp)
 
 
 def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]:

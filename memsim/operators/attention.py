@@ -45,7 +45,15 @@ def key_splits(heads: int, queries: int, keys: int, d: int, processors: int) -> 
     return next(splits for splits, value in efficiency.items() if value >= 0.85 * best)
 
 
-class FlashAttention(Kind):
+class Attention(Kind):
+    """What both kernels compute."""
+
+    def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
+        b, h, s, d = inputs[0].shape
+        return 4.0 * b * h * s * inputs[1].shape[2] * d / 2  # causal: half of the products
+
+
+class FlashAttention(Attention):
     """q [B, H, S, D], k and v [B, K, S, D] → [B, H, S, D] laid out as q is; keeps q, k, v, the result, the log-sum-exp and two seeds."""
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
@@ -83,12 +91,8 @@ class FlashAttention(Kind):
         m.release(*reversed(expanded), accumulated, softmax_d, *reversed(copies))
         return [(0, dq), (1, dk), (2, dv)]
 
-    def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
-        b, h, s, d = inputs[0].shape
-        return 4.0 * b * h * s * inputs[1].shape[2] * d / (2 if attrs.get("causal", True) else 1)
 
-
-class EfficientAttention(Kind):
+class EfficientAttention(Attention):
     """The memory-efficient kernel (ATen/native/transformers/cuda/attention.cu, attention_backward.cu), which fp32 and masks need.
 
     Keeps q, k, v, the result, the log-sum-exp padded to 32 queries, and a seed and offset. A boolean mask, the fourth input, is turned into
@@ -150,10 +154,6 @@ class EfficientAttention(Kind):
         delta = m.alloc(4 * b * h * s)
         m.release(summed, product)
         return delta
-
-    def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
-        b, h, s, d = inputs[0].shape
-        return 4.0 * b * h * s * inputs[1].shape[2] * d / (2 if attrs.get("causal", True) else 1)
 
 
 def backward_workspace(heads: int, s: int, d: int, dtype: str, large_shared_memory: bool = True) -> int:

@@ -86,11 +86,13 @@ def like(shape: tuple[int, ...], *operands: tuple[tuple[int, ...], tuple[int, ..
 
 def view_strides(shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...] | None:
     """Strides of a view with the new shape, or None where only a copy will do (at::detail::computeStride)."""
+    if not shape:
+        return (1,) * len(new) if all(size == 1 for size in new) else None
     if 0 in shape:
         return strides if shape == new else None
     result = [0] * len(new)
     view_d = len(new) - 1
-    chunk = strides[-1] if strides else 1
+    chunk = strides[-1]
     tensor_numel, view_numel = 1, 1
     for d in range(len(shape) - 1, -1, -1):
         tensor_numel *= shape[d]

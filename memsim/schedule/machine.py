@@ -36,30 +36,28 @@ class Machine:
         self.stack = stack
         self.actions: list[int] = []
         self.events: list[int] = []  # the storage of each event
-        self.marks: list[tuple[int, int, int, int, str]] = []  # (event, phase, micro-batch, layer, operator) from there on
+        self.marks: list[tuple[int, int, int, str]] = []  # (event, phase, layer, operator) from there on
         self.bytes: list[int] = []  # by storage, like the three below
         self.references: list[int] = []
         self.category: list[int] = []
         self.owner: list[int] = []  # layer in which it was allocated
         self.phases: list[str] = []
         self.phase = 0
-        self.micro = 0
         self.layer = NO_LAYER
         self.default_category = int(Category.ACTIVATIONS)
         self.scratch_category = int(Category.SCRATCH)
 
     # context
 
-    def enter(self, phase: str, micro: int = 0) -> None:
-        """The events that follow belong to this phase and this micro-batch of it."""
+    def enter(self, phase: str) -> None:
+        """The events that follow belong to this phase."""
         if phase not in self.phases:
             self.phases.append(phase)
         self.phase = self.phases.index(phase)
-        self.micro = micro
 
     def at(self, operator: str) -> None:
         """The events that follow belong to this operator."""
-        self.marks.append((len(self.actions), self.phase, self.micro, self.layer, operator))
+        self.marks.append((len(self.actions), self.phase, self.layer, operator))
 
     # storages
 

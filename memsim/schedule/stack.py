@@ -32,20 +32,22 @@ class Stack:
         """Bytes."""
         return CUBLASLT_WORKSPACE
 
+    # Tiles are threads × items of cub/device/dispatch/tuning/tuning_{scan,unique_by_key,radix_sort}.cuh for 8-byte keys and values.
+
     def scan_bytes(self, n: int) -> int:
         """Temporary storage of cub::DeviceScan over n items of 8 bytes: a 16-byte descriptor for each tile of 128 threads × 7 items."""
         return _aliased(256, 16 * (-(-n // 896) + CUB_PADDING))
 
     def unique_bytes(self, n: int) -> int:
         """Temporary storage of cub::DeviceSelect::UniqueByKey over n pairs of 8-byte keys and values; its tile is tuned for each architecture."""
-        tile = 4928 if self.sm >= 90 else 1344 if self.sm == 80 else 320
+        tile = 448 * 11 if self.sm >= 90 else 192 * 7 if self.sm == 80 else 64 * 5
         return _aliased(256, 16 * (-(-n // tile) + CUB_PADDING))
 
     def sort_bytes(self, n: int, bits: int) -> int:
         """Temporary storage of cub::DeviceRadixSort over n pairs of 8-byte keys and values: two buffers, a histogram of 256 8-byte
         counters for each pass over 8 bits, a 4-byte look-back for each tile of items, and the passes' own counters."""
         passes = -(-bits // 8)
-        tile = 4608 if self.sm >= 90 else 3840
+        tile = 384 * 12 if self.sm >= 90 else 384 * 10 if self.sm >= 80 else 256 * 11
         return _aliased(8 * n, 8 * n, passes * 256 * 8, -(-n // tile) * 256 * 4, passes * 8)
 
     def embedding_sort(self, indices: int, rows: int, width: int) -> EmbeddingSort | None:
@@ -99,6 +101,6 @@ DEVICES = {
 
 
 def stack_for(sm: int, processors: int | None = None) -> Stack:
-    """The golden stack on a device of compute capability sm / 10, with so many multiprocessors (of the best-known such device)."""
+    """The golden stack on a device of compute capability sm / 10, with so many multiprocessors (else those of the best-known such device)."""
     known, threads = DEVICES.get(sm, DEVICES[80])
     return Stack(sm, processors or known, threads)

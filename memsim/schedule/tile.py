@@ -44,7 +44,7 @@ def events_of(machine: Machine) -> Events:
     """The machine's lists as arrays."""
     n = len(machine.actions)
     names: dict[str, int] = {}
-    rows = [(at, phase, layer, names.setdefault(operator, len(names))) for at, phase, _, layer, operator in machine.marks]
+    rows = [(at, phase, layer, names.setdefault(operator, len(names))) for at, phase, layer, operator in machine.marks]
     marks = np.array(rows, np.int64).reshape(-1, 4)
     counts = np.diff(np.append(marks[:, 0], n))
     phase, layer, operator = (np.repeat(marks[:, column], counts) for column in (1, 2, 3))

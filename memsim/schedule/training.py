@@ -78,9 +78,9 @@ class Training:
     def step(self, number: int) -> None:
         """One training step."""
         machine = self.machine
-        for micro in range(self.plan.accumulation):
-            machine.enter(f"{number}/forward", micro)
-            self.micro_batch(number, micro)
+        for _ in range(self.plan.accumulation):
+            machine.enter(f"{number}/forward")
+            self.micro_batch(number)
         machine.enter(f"{number}/optimizer")
         machine.layer = NO_LAYER
         if self.plan.clip_grad_norm:
@@ -94,7 +94,7 @@ class Training:
                 leaf.grad = None
         machine.layer = NO_LAYER
 
-    def micro_batch(self, number: int, micro: int) -> None:
+    def micro_batch(self, number: int) -> None:
         """Token ids, forward with labels, backward, and what the training loop lets go of."""
         machine, settings = self.machine, self.model.settings
         machine.layer = NO_LAYER
@@ -121,7 +121,7 @@ class Training:
                     autograd.leaves[instance.values[out.value]] = embedded
         machine.default_category = int(Category.ACTIVATIONS)
         loss = outer.outputs[0]
-        machine.enter(f"{number}/backward", micro)
+        machine.enter(f"{number}/backward")
         machine.at("loss.backward")
         machine.scratch_category = int(Category.LOGITS_AND_LOSS)
         one = machine.grad(loss.shape, loss.strides, loss.dtype)

@@ -1,0 +1,32 @@
+"""Decoder layers that several families share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.models.causal_lm import rms_norm
+from memsim.models.config import DecoderConfig
+from memsim.models.model import Settings
+
+Layer = Callable[[Builder, DecoderConfig, Settings, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+SelfAttention = Callable[[Builder, DecoderConfig, Settings, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+Mlp = Callable[[Builder, DecoderConfig, Settings, Tensor], Tensor]
+
+
+def pre_norm(self_attention: SelfAttention, mlp: Mlp) -> Layer:
+    """A layer with a norm ahead of attention and ahead of the MLP, as LlamaDecoderLayer and Phi3DecoderLayer."""
+
+    @module_call
+    def layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        residual = hidden_states
+        hidden_states = rms_norm(b, hidden_states, "input_layernorm", settings.dtype)
+        hidden_states, _ = self_attention(b, config, settings, hidden_states, cos, sin, mask)
+        hidden_states = b.op("add", residual, hidden_states, label="residual")
+        residual = hidden_states
+        hidden_states = rms_norm(b, hidden_states, "post_attention_layernorm", settings.dtype)
+        hidden_states = mlp(b, config, settings, hidden_states)
+        hidden_states = b.op("add", residual, hidden_states, label="residual")
+        return hidden_states
+
+    return layer
