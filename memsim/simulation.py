@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("bf16", "fp16", "fp32")
 OPTIMIZERS = ("adamw", "adamw-fused", "adamw-for-loop", "sgd", "sgd-momentum", "adafactor", "adamw-8bit", "paged-adamw-8bit", "paged-adamw", "lion-8bit")
 UNLIMITED = 1 << 57  # bytes
+LEAST_SM = 75  # compute capability times ten that the golden stack's wheels hold code for
 
 
 def model_of(run: Run) -> Model:
@@ -56,8 +57,8 @@ def check_supported(run: Run) -> None:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.device is not None and devices()[run.device].sm is None:
         raise Unsupported(f"device: {run.device} is not NVIDIA's, and its kernels are not modelled; device_memory_gib asks whether a run fits its memory")
-    if run.sm < 75:
-        raise Unsupported(f"sm: {run.sm} is not supported; torch 2.15 holds no code for devices before 75")
+    if run.sm < LEAST_SM:
+        raise Unsupported(f"sm: {run.sm} is not supported; torch 2.15 holds no code for devices before {LEAST_SM}")
     if run.stack != "golden":
         raise Unsupported(f"stack: {run.stack!r} is not supported yet; golden is")
 
@@ -126,6 +127,6 @@ def about(run: Run, model: Model) -> About:
         parameters=model.count(),
         trainable_parameters=model.count(trainable=True),
         layers=len(model.pattern),
-        devices=tuple((device.label, device.memory) for device in catalogue.values() if device.sm is not None),
+        devices=tuple((device.label, device.memory) for device in catalogue.values() if (device.sm or 0) >= LEAST_SM),
         versions={"torch": "2.15.0", "transformers": "5.23.0", "peft": "0.21.2"},
     )
