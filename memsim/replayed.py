@@ -41,8 +41,9 @@ def replay(tape: Tape | Trace, allocator: str | None = None, device_memory: int 
         memory = (trace.device_memory if trace else None) or UNLIMITED
     version = torch or (trace.torch if trace else None)
     settings = Settings.parse(text, **({"torch": version} if version else {}))
-    answer = allocate(requests, settings, memory)
-    unlimited = allocate(requests, settings, UNLIMITED) if answer.out_of_memory else None
+    prefix = trace.prefix if trace else 0
+    answer = allocate(requests, settings, memory, prefix=prefix)
+    unlimited = allocate(requests, settings, UNLIMITED, prefix=prefix) if answer.out_of_memory else None
     about = About(name=trace.source if trace else "", facts=(("allocator", text or "default"),), device_memory=memory if memory < UNLIMITED else None)
     return Timeline(requests, answer, about, unlimited)
 
@@ -66,7 +67,7 @@ def check(trace: Trace, torch: str | None = None) -> Agreement:
     for version in (known,) if known else VERSIONS:
         settings = Settings.parse(trace.settings, torch=version)
         given = trace.segments if len(trace.segments) else None
-        answer = allocate(trace.tape, settings, trace.device_memory or UNLIMITED, stop_at_oom=False, addresses=given)
+        answer = allocate(trace.tape, settings, trace.device_memory or UNLIMITED, stop_at_oom=False, addresses=given, prefix=trace.prefix)
         found = _compare(trace, answer, version)
         if best is None or found.agree > best.agree:
             best = found

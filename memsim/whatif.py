@@ -56,13 +56,13 @@ def least_memory(trace: Trace, allocator: str, torch: str | None = None) -> int:
     """The least bytes of device memory, to 1 MiB, with which no request of the trace fails under the setting."""
     version = torch or trace.torch
     settings = Settings.parse(allocator, **({"torch": version} if version else {}))
-    whole = allocate(trace.tape, settings, UNLIMITED)
+    whole = allocate(trace.tape, settings, UNLIMITED, prefix=trace.prefix)
     if not len(trace.tape):
         return 0
     low, high = int(whole.allocated.max()) - MIB, int(whole.reserved.max())
 
     def survives(memory: int) -> bool:
-        return allocate(trace.tape, settings, memory).out_of_memory is None
+        return allocate(trace.tape, settings, memory, prefix=trace.prefix).out_of_memory is None
 
     while high < UNLIMITED // 2 and not survives(max(high, MIB)):  # a memory fraction leaves part of the device unused
         low, high = high, 2 * max(high, MIB)

@@ -41,11 +41,13 @@ def allocate(
     *,
     stop_at_oom: bool = True,
     addresses: NDArray[np.int64] | None = None,
+    prefix: int = 0,
 ) -> Answer:
     """Answers every request of the Tape, on a device with so many bytes (80 GiB); stops at the first out of memory unless told otherwise.
 
     addresses: those that the driver gives the first segments (or reservations), of a recording; afterwards, and without, they count up from
-    0x700000000000. A request of 0 bytes gets address 0. Raises InputError for sizes that no device has.
+    0x700000000000. prefix: events that rebuild the state in which a recording began, which are served without the settings that change sizes.
+    A request of 0 bytes gets address 0. Raises InputError for sizes that no device has.
     """
     from memsim.allocator import arena
     from memsim.allocator.driver import CALL_WORDS
@@ -69,7 +71,6 @@ def allocate(
         ranks = np.unique(handles[action != Action.FREE])
     records = int(np.count_nonzero(action == Action.ALLOC)) * (6 if settings.expandable_segments else 2) + 64
     heap = arena.blank(len(ranks), uses, records)
-    settings.write(heap, memory)
     heap[arena.DEFERS] = uses > 0
     heap[arena.DELAYED] = bool((action == Action.COMPLETE).any())
     given = np.zeros(0, np.int64) if addresses is None else addresses
@@ -79,11 +80,13 @@ def allocate(
     block_of = np.zeros(tape.storages + 1, np.int64)  # at 0 what no storage has
     log = np.empty(4 * CALL_WORDS * records, np.int64)
     processed = 0
-    while True:
-        processed = replay(heap, given, action, tape.storage, size, handles, ranks, block_of, rows, log, processed, stop_at_oom)
-        if processed == n or (stop_at_oom and heap[arena.FAILED]):
-            break
-        log = np.concatenate([log, np.empty_like(log)])  # it was too short for all that the next event may ask of the driver
+    for phase, stop in ((settings.plain, prefix), (settings, n)):
+        phase.write(heap, memory)
+        while processed < stop and not (stop_at_oom and heap[arena.FAILED]):
+            before = processed
+            processed = replay(heap, given, action, tape.storage, size, handles, ranks, block_of, rows, log, processed, stop, stop_at_oom)
+            if processed == before:
+                log = np.concatenate([log, np.empty_like(log)])  # it was too short for all that the next event may ask of the driver
     driver = log[: CALL_WORDS * heap[arena.CALLS]].reshape(-1, CALL_WORDS)
     out_of_memory = None
     if heap[arena.FAILED]:

@@ -143,8 +143,8 @@ def _has_room(heap, first_block, room):
 
 
 @njit(cache=True)
-def replay(arena, addresses, action, storage, nbytes, stream, ranks, block_of, rows, log, start, stop_at_oom):
-    """Answers a Tape from event `start` on; returns the event that it would go on with: n, or after a failure, or where the log is too short.
+def replay(arena, addresses, action, storage, nbytes, stream, ranks, block_of, rows, log, start, stop, stop_at_oom):
+    """Answers a Tape from event `start` to `stop`; returns the event that it would go on with: `stop`, or after a failure, or where the log is too short.
 
     arena: settings and state. addresses: for the driver to hand out first. action [n] uint8, storage, nbytes [n] int64, stream [n] uint64.
     ranks: the streams' handles in PyTorch's order, uint64. block_of [storages + 1]: zeros at first.
@@ -161,7 +161,7 @@ def replay(arena, addresses, action, storage, nbytes, stream, ranks, block_of, r
     most_split = MAX_BYTES if heap[EXPANDABLE] else heap[MAX_SPLIT]
     defers = heap[DEFERS] != 0
     rank = 0
-    for e in range(start, n):
+    for e in range(start, stop):
         kind = kinds[e]
         if kind == ALLOC:
             asked = sizes[e]
@@ -231,4 +231,4 @@ def replay(arena, addresses, action, storage, nbytes, stream, ranks, block_of, r
             out[8 * n + e] = heap[OOMS]
         if stop_at_oom and heap[FAILED] != 0:
             return e + 1
-    return n
+    return stop

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from memsim.allocator.rules import GOLDEN, Rules, rules_of
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from memsim.allocator.arena import ARRAY
 
 MIB = 1 << 20
+UNIT = 512  # bytes
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,28 @@ class Settings:
     def rules(self) -> Rules:
         """What the PyTorch version means for the allocator. Raises InputError."""
         return rules_of(self.torch)
+
+    @property
+    def plain(self) -> Settings:
+        """These settings without those that change the sizes of blocks or collect garbage: what a recording's first state is rebuilt under."""
+        default = Settings()
+        return replace(
+            self,
+            max_split_size=default.max_split_size,
+            roundup_power2_divisions=default.roundup_power2_divisions,
+            garbage_collection_threshold=default.garbage_collection_threshold,
+            per_process_memory_fraction=default.per_process_memory_fraction,
+            throw_on_cudamalloc_oom=default.throw_on_cudamalloc_oom,
+        )
+
+    def rounded(self, asked: int) -> int:
+        """The size of the block that a request of so many bytes looks for."""
+        divisions = self.roundup_power2_divisions[min(max(asked.bit_length() - 21, 0), 15)]
+        if divisions > 1 and asked > UNIT * divisions:
+            power = 1 << (asked.bit_length() - 1)
+            step = power >> (divisions.bit_length() - 1)
+            return power if asked == power else (asked + step - 1) & -step
+        return max(UNIT, (asked + UNIT - 1) & -UNIT)
 
     def limit(self, device_memory: int) -> int | None:
         """Bytes that may be reserved on a device with so many; None without a limit."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import tempfile
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +18,7 @@ from memsim.report.pack import columns, pack
 from memsim.tape import Category
 from memsim.timeline import Timeline
 from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, version
+from memsim.writing import beside
 
 ASSETS = files("memsim.report") / "assets"
 SCRIPTS = ("data.js", "chart.js", "moment.js", "map.js", "page.js")
@@ -68,18 +67,8 @@ def render(*, kind: str, title: str, main: str, footer: str, script: tuple[str, 
 
 def write(html: str, path: Path) -> None:
     """Writes a page beside `path` and renames it. Raises InputError where the path cannot be written."""
-    try:
-        file = tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
-        try:
-            with file:
-                file.write(html)
-            os.chmod(file.name, 0o666 & ~_umask())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot write the report: {error.strerror or error}; name a file in a folder that exists and is writable") from None
+    with beside(path) as file:
+        file.write(html.encode())
 
 
 def notebook_html(timeline: Timeline) -> str:
@@ -93,12 +82,6 @@ def plotly() -> str:
     It is plotly-basic.min.js of the npm package plotly.js-basic-dist-min 4.1.1 (MIT), unchanged; a test holds it to that file's SHA-256.
     """
     return base64.b64encode((ASSETS / "plotly-basic.min.js.gz").read_bytes()).decode()
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # the only way to read it is to set it
-    os.umask(mask)
-    return mask
 
 
 def _asset(name: str) -> str:

@@ -2,116 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memsim.errors import InputError
 from memsim.tape import Action, Category, Tape
+from memsim.traces.rebuild import SMALL_SEGMENT, Rebuilt, Segment, rebuild
+from memsim.traces.recorder import ALLOC, FREE_COMPLETED, FREE_REQUESTED, OOM, SEGMENT_ALLOC, SEGMENT_FREE, SEGMENT_MAP, SEGMENT_UNMAP, Recording
 from memsim.traces.trace import Trace
 
-SMALL, SMALL_SEGMENT, UNIT = 1 << 20, 2 << 20, 512
-KNOWN = ("alloc", "free_requested", "free_completed", "free", "segment_alloc", "segment_free", "segment_map", "segment_unmap", "snapshot", "oom")
-Event = tuple[str, int, int, int, int]  # action, address, bytes, stream, phase
+Ints = NDArray[np.int64]
+PLACES = 4  # rows that one event may become
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A segment and the blocks in it that are live, as (address, bytes requested)."""
+@dataclass(frozen=True, eq=False)
+class _Lives:
+    """The storages of a recording; m of them are there at its start."""
 
-    address: int
-    bytes: int
-    stream: int
-    small: bool
-    live: tuple[tuple[int, int], ...]
-
-
-class _Rows:
-    """The Tape's columns while they grow."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[int, int, int, int, int]] = []
-        self.address: list[int] = []
-        self.known: list[bool] = []
-        self.live: dict[int, tuple[int, int]] = {}  # address: storage, bytes
-        self.storages = 0
-
-    def alloc(self, address: int, size: int, stream: int, phase: int, known: bool = True) -> None:
-        """An ALLOC; address -1 where it failed."""
-        if address >= 0:
-            self.live[address] = (self.storages, size)
-        self._add(Action.ALLOC, self.storages, size, stream, phase, address, known)
-        self.storages += 1
-
-    def free(self, address: int, phase: int) -> None:
-        """The FREE of what lives at the address."""
-        storage, size = self.live.pop(address)
-        self._add(Action.FREE, storage, size, 0, phase, address, False)
-
-    def empty(self, phase: int) -> None:
-        """An EMPTY_CACHE."""
-        self._add(Action.EMPTY_CACHE, -1, 0, 0, phase, 0, False)
-
-    def _add(self, action: Action, storage: int, size: int, stream: int, phase: int, address: int, known: bool) -> None:
-        self.rows.append((int(action), storage, size, stream, phase))
-        self.address.append(address)
-        self.known.append(known)
+    storage: Ints  # [n] of the block that an event allocates or frees, -1 for other events
+    immediate: Ints  # events that free a block at once
+    deferred: Ints  # events that ask for a block to be freed, which happens later …
+    completed: Ints  # … here; n where the recording ends before
 
 
 def trace_of_events(
-    events: Sequence[Event],
+    events: Recording,
     initial: Iterable[Segment],
-    phases: tuple[str, ...],
     source: str,
     kind: str,
     settings: str = "",
     device_memory: int | None = None,
     torch: str | None = None,
 ) -> Trace:
-    """The Trace of recorded events. A free takes effect where it completed.
+    """The Trace of recorded events, which begins with the requests that rebuild the `initial` segments.
 
-    A run of segment_free that no failed allocation explains becomes an EMPTY_CACHE. Without a known device memory one stands for every run: where
-    the allocator released its cache to try again, the addresses are the same. Raises InputError for an unknown action, a negative size, a free of
-    what was never allocated, an address that is allocated twice.
+    A free that completes at once is a FREE. One that completes later waits for an event on another stream, which the recording does not name: it is
+    the RECORD_STREAM of a stream of its own, and the COMPLETE of that. A run of segment_free that no failed allocation explains becomes an EMPTY_CACHE.
+    Without a known device memory one stands for every run: where the allocator released its cache to try again, the addresses are the same.
+    Raises InputError for a negative size, a free of what was never allocated, an address that is allocated twice.
     """
-    rows = _Rows()
-    given: list[int] = []
-    reserved = 0  # bytes
-    gaps: list[int] = []
-    for segment in initial:
-        reserved += segment.bytes
-        given.append(segment.address)
-        gaps += _rebuild(rows, segment)
-    for gap in gaps:  # only now: a later segment's blocks would go into them
-        rows.free(gap, 0)
-    prefix = len(rows.rows)
-    completes = any(event[0] == "free_completed" for event in events)
-    released = False
-    collects = "garbage_collection_threshold" in settings or "per_process_memory_fraction" in settings
-    for index, (action, address, size, stream, phase) in enumerate(events):
-        if size < 0:
-            raise InputError(f"{source}: event {index}: {action} of {size} bytes; 0 and more is valid")
-        if action == "alloc":
-            if address in rows.live:
-                raise InputError(f"{source}: event {index}: address {address} is allocated while it is in use")
-            rows.alloc(address, size, stream, phase)
-        elif action == "free_completed" or action == "free" or (action == "free_requested" and not completes):
-            if address not in rows.live:
-                raise InputError(f"{source}: event {index}: address {address} is freed while it is not allocated")
-            rows.free(address, phase)
-        elif action == "segment_alloc":
-            given.append(address)
-        elif action == "oom":
-            rows.alloc(-1, size, stream, phase)
-        elif action not in KNOWN:
-            raise InputError(f"{source}: event {index}: {action!r} is not an action of the allocator; valid are {', '.join(KNOWN)}")
-        releases = action == "segment_free" or action == "segment_unmap"
-        if releases and not released and not (device_memory is not None and _serves(events, index, device_memory - reserved, collects)):
-            rows.empty(phase)
-        released = releases
-        reserved += size * ((action in ("segment_alloc", "segment_map")) - releases)
-    table = np.array(rows.rows, np.int64).reshape(-1, 5)
+    negative = np.flatnonzero(events.bytes < 0)
+    if len(negative):
+        raise InputError(f"{source}: event {negative[0]}: {int(events.bytes[negative[0]])} bytes; 0 and more is valid")
+    start = rebuild(initial)
+    lives = _lives(events, start, source)
+    table, address, known = _rows(events, lives, start, _emptied(events, start, settings, device_memory))
     n = len(table)
     tape = Tape(
         action=table[:, 0].astype(np.uint8),
@@ -122,59 +61,157 @@ def trace_of_events(
         operator=np.zeros(n, np.int32),
         layer=np.full(n, -1, np.int32),
         category=np.full(n, Category.UNATTRIBUTED, np.uint8),
-        phases=phases,
+        phases=events.phases,
         operators=("trace",),
     )
-    return Trace(
-        tape,
-        source,
-        kind,
-        np.array(rows.address, np.int64),
-        np.array(rows.known, bool),
-        None,
-        prefix,
-        np.array(given, np.int64),
-        settings,
-        device_memory,
-        torch,
+    given = np.array([*start.given, *_given(events, start).tolist()], np.int64)
+    return Trace(tape, source, kind, address, known, None, len(start.rows), given, settings, device_memory, torch)
+
+
+def device_memory(events: Recording, reserved: int = 0) -> int | None:
+    """Bytes of the device, where an out of memory tells: what is free then, and what is reserved; `reserved` is that at the start."""
+    failed = np.flatnonzero(events.action == OOM)
+    if not len(failed):
+        return None
+    first = int(failed[0])
+    return reserved + int(_growth(events)[:first].sum() + events.address[first])
+
+
+def _growth(events: Recording) -> Ints:
+    """[n] bytes that each event adds to what is reserved."""
+    takes = (events.action == SEGMENT_ALLOC) | (events.action == SEGMENT_MAP)
+    gives = (events.action == SEGMENT_FREE) | (events.action == SEGMENT_UNMAP)
+    growth: Ints = events.bytes * (takes.astype(np.int64) - gives)
+    return growth
+
+
+def _lives(events: Recording, start: Rebuilt, source: str) -> _Lives:
+    """Which storage each event is about, and which frees come later than they are asked for."""
+    action, n = events.action, len(events)
+    at = np.flatnonzero(action <= FREE_COMPLETED)
+    places = np.concatenate([np.full(len(start.live), -1, np.int64), at])
+    kinds = np.concatenate([np.full(len(start.live), ALLOC, np.int64), action[at]])
+    where = np.concatenate([np.fromiter(start.live, np.int64, len(start.live)), events.address[at]])
+    born = (action == ALLOC) | (action == OOM)
+    number = start.storages - 1 + np.cumsum(born)
+    numbers = np.concatenate([np.array([storage for storage, _ in start.live.values()], np.int64), number[at]])
+    order = np.lexsort((np.arange(len(where)), where))  # the life of each address, one after the other
+    kind, place = kinds[order], places[order]
+    fresh = np.ones(len(order), bool)
+    fresh[1:] = where[order][1:] != where[order][:-1]
+    before = np.where(fresh, FREE_COMPLETED, np.concatenate([[FREE_COMPLETED], kind[:-1]])) if len(order) else kind
+    completes = bool((action == FREE_COMPLETED).any())
+    last = {FREE_COMPLETED} if completes else {FREE_COMPLETED, FREE_REQUESTED}
+    twice = (kind == ALLOC) & ~np.isin(before, list(last))
+    lost = ((kind == FREE_REQUESTED) & (before != ALLOC)) | ((kind == FREE_COMPLETED) & (before == FREE_COMPLETED))
+    wrong = np.flatnonzero(twice | lost)
+    if len(wrong):
+        first = int(wrong[np.argmin(place[wrong])])
+        reason = "is allocated while it is in use" if twice[first] else "is freed while it is not allocated"
+        raise InputError(f"{source}: event {int(place[first])}: address {int(where[order][first])} {reason}")
+    mother = np.maximum.accumulate(np.where(kind == ALLOC, np.arange(len(order)), -1)) if len(order) else order
+    storage = np.full(n, -1, np.int64)
+    real = place >= 0
+    storage[place[real]] = numbers[order][mother][real]
+    storage[action == OOM] = number[action == OOM]
+    asks = np.flatnonzero(kind == FREE_REQUESTED)
+    follows = np.append(kind, ALLOC)[asks + 1] == FREE_COMPLETED
+    done = np.where(follows, np.append(place, n)[asks + 1], n)
+    late = (done != place[asks] + 1) if completes else np.zeros(len(asks), bool)
+    unasked = (kind == FREE_COMPLETED) & (before == ALLOC)
+    by_event = np.argsort(place[asks][late])
+    return _Lives(storage, np.concatenate([place[asks][~late], place[unasked]]), place[asks][late][by_event], done[late][by_event])
+
+
+def _streams(lives: _Lives) -> Ints:
+    """A stream for each deferred free, which no other has while it waits; handles that PyTorch never gives."""
+    free: list[int] = []
+    waiting: list[tuple[int, int]] = []  # completion, stream
+    made = 0
+    chosen = []
+    for event, done in zip(lives.deferred.tolist(), lives.completed.tolist(), strict=True):
+        while waiting and waiting[0][0] < event:
+            heapq.heappush(free, heapq.heappop(waiting)[1])
+        if not free:
+            made += 1
+            free.append(made)
+        stream = heapq.heappop(free)
+        heapq.heappush(waiting, (done, stream))
+        chosen.append(-1 - stream)
+    return np.array(chosen, np.int64)
+
+
+def _rows(events: Recording, lives: _Lives, start: Rebuilt, emptied: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """(rows of action, storage, bytes, stream, phase; recorded addresses; whether they are recorded), those of `start` first."""
+    n = len(events)
+    born = np.flatnonzero((events.action == ALLOC) | (events.action == OOM))
+    streams = _streams(lives)
+    ends = np.flatnonzero(lives.completed < n)
+
+    def rows(action: Action, at: Ints, place: int, storage: Ints | int, size: Ints | int, stream: Ints | int) -> Ints:
+        made = np.zeros((len(at), 7), np.int64)
+        made[:, 0], made[:, 1], made[:, 2], made[:, 3], made[:, 4] = PLACES * at + place, int(action), storage, size, stream
+        made[:, 5] = events.phase[at]
+        return made
+
+    asked = np.full(start.storages + len(born), 0, np.int64)
+    for number, size in start.live.values():
+        asked[number] = size
+    asked[lives.storage[born]] = events.bytes[born]
+
+    def frees(at: Ints, place: int) -> Ints:
+        return rows(Action.FREE, at, place, lives.storage[at], asked[lives.storage[at]], 0)
+
+    allocs = rows(Action.ALLOC, born, 0, lives.storage[born], events.bytes[born], events.stream[born])
+    allocs[:, 6] = np.where(events.action[born] == OOM, -1, events.address[born])
+    table = np.concatenate(
+        [
+            allocs,
+            frees(lives.immediate, 0),
+            rows(Action.RECORD_STREAM, lives.deferred, 0, lives.storage[lives.deferred], 0, streams),
+            frees(lives.deferred, 1),
+            rows(Action.COMPLETE, lives.completed[ends], 2, -1, 0, streams[ends]),
+            rows(Action.EMPTY_CACHE, emptied, 3, -1, 0, 0),
+        ]
     )
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    prefix = np.array(start.rows, np.int64).reshape(-1, 4)
+    first = np.concatenate([prefix, np.zeros((len(prefix), 1), np.int64)], axis=1)
+    address = np.concatenate([np.zeros(len(prefix), np.int64), table[:, 6]])
+    known = np.concatenate([np.zeros(len(prefix), bool), table[:, 1] == int(Action.ALLOC)])
+    return np.concatenate([first, table[:, 1:6]]), address, known
 
 
-def _serves(events: Sequence[Event], index: int, free: int, collects: bool) -> bool:
-    """Whether a run of releases serves an allocation that found too little free memory, or that collected garbage: the allocator did it by itself."""
-    while index < len(events) and events[index][0] in ("segment_free", "segment_unmap", "free_completed"):
-        index += 1
-    if index == len(events):
-        return False
-    action, _, size, _, _ = events[index]
-    return action == "oom" or (action in ("segment_alloc", "segment_map") and (collects or size > free))
+def _emptied(events: Recording, start: Rebuilt, settings: str, device_memory: int | None) -> Ints:
+    """The first event of each run of releases that the allocator did not do by itself, to serve an allocation."""
+    action = events.action
+    gives = (action == SEGMENT_FREE) | (action == SEGMENT_UNMAP)
+    begins = np.flatnonzero(gives & ~np.concatenate([[False], gives[:-1]]))
+    if device_memory is None or not len(begins):
+        return begins
+    collects = "garbage_collection_threshold" in settings or "per_process_memory_fraction" in settings
+    growth = _growth(events)
+    reserved = start.reserved + np.cumsum(growth) - growth  # before the event
+    others = np.flatnonzero(~gives & (action != FREE_COMPLETED))
+    after = np.searchsorted(others, begins)
+    following = np.append(others, len(events))[after]
+    found = following < len(events)
+    next_action, size = np.append(action, 255)[following], np.append(events.bytes, 0)[following]
+    taken = (next_action == SEGMENT_ALLOC) | (next_action == SEGMENT_MAP)
+    serves = found & ((next_action == OOM) | (taken & (collects | (size > device_memory - reserved[begins]))))
+    emptied: Ints = begins[~serves]
+    return emptied
 
 
-def _rebuild(rows: _Rows, segment: Segment) -> list[int]:
-    """Requests that make the segment and leave its blocks as they were: it is filled from front to back, and the gaps returned, to be freed.
-
-    A gap of at most 1 MiB behind a live block of a large segment belongs to that block: the allocator does not split off so little.
-    """
-    pieces: list[tuple[int, int, bool]] = []
-    at, end = segment.address, segment.address + segment.bytes
-    live = sorted(segment.live)
-    for place, (address, size) in enumerate(live):
-        pieces += _gap(at, address - at, segment.small)
-        following = live[place + 1][0] if place + 1 < len(live) else end
-        block = max(UNIT, -(-size // UNIT) * UNIT)
-        if not segment.small and following - address - block <= SMALL:
-            block = following - address
-        pieces.append((address, block, True))
-        at = address + block
-    pieces += _gap(at, end - at, segment.small)
-    if not segment.small:  # the whole first: a first block alone could get a segment of another size
-        rows.alloc(segment.address, segment.bytes, segment.stream, 0, known=False)
-        rows.free(segment.address, 0)
-    for address, block, _ in pieces:
-        rows.alloc(address, block, segment.stream, 0, known=False)
-    return [address for address, _, alive in pieces if not alive]
-
-
-def _gap(address: int, size: int, small: bool) -> list[tuple[int, int, bool]]:
-    step = SMALL if small else max(size, 1)
-    return [(address + offset, min(step, size - offset), False) for offset in range(0, size, step)]
+def _given(events: Recording, start: Rebuilt) -> Ints:
+    """Addresses that the driver gave: of segments, and the first page of each pool's expandable memory."""
+    wanted = np.flatnonzero((events.action == SEGMENT_ALLOC) | (events.action == SEGMENT_MAP))
+    kept = events.action[wanted] == SEGMENT_ALLOC
+    pools = set(start.expandable)
+    for at, event in enumerate(wanted.tolist()):
+        if not kept[at]:
+            pool = int(events.stream[event]), int(events.bytes[event]) == SMALL_SEGMENT
+            kept[at] = pool not in pools
+            pools.add(pool)
+    given: Ints = events.address[wanted[kept]]
+    return given

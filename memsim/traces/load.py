@@ -11,7 +11,7 @@ import numpy as np
 from memsim.errors import InputError
 from memsim.tape import Action
 from memsim.traces import recorder
-from memsim.traces.events import trace_of_events
+from memsim.traces.events import device_memory, trace_of_events
 from memsim.traces.oplist import tape_of_operations
 from memsim.traces.snapshot import load_snapshot
 from memsim.traces.trace import Trace
@@ -65,9 +65,7 @@ def _operations(path: Path) -> Trace:
 
 def _recording(path: Path) -> Trace:
     recording = recorder.load(path)
-    names = np.array(recorder.ACTIONS)[recording.action].tolist()
-    events = list(zip(names, recording.address.tolist(), recording.bytes.tolist(), recording.stream.tolist(), recording.phase.tolist(), strict=True))
-    settings, memory = "", _memory(events)
+    settings, memory = "", device_memory(recording)
     beside = path.with_suffix(".json")  # the recorder's, which names the run
     if beside.is_file():
         try:
@@ -76,17 +74,4 @@ def _recording(path: Path) -> Trace:
             memory = memory or int(float(run["device_memory_gib"]) * 2**30)
         except (ValueError, AttributeError, OSError, KeyError, TypeError):
             pass  # it says nothing of the device
-    return trace_of_events(events, (), recording.phases, str(path), "recording", settings, memory)
-
-
-def _memory(events: list[tuple[str, int, int, int, int]]) -> int | None:
-    """Bytes of the device, where an out of memory tells: what is free then, and what is reserved."""
-    reserved = 0
-    for action, address, size, _, _ in events:
-        if action in ("segment_alloc", "segment_map"):
-            reserved += size
-        elif action in ("segment_free", "segment_unmap"):
-            reserved -= size
-        elif action == "oom":
-            return reserved + address
-    return None
+    return trace_of_events(recording, (), str(path), "recording", settings, memory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import gc
 import pickle
 from pathlib import Path
 
@@ -23,14 +23,18 @@ class _Plain(pickle.Unpickler):
 
 def load_plain(path: Path) -> object:
     """The object in the file. Raises InputError, one line, where the file is cut off, foreign or more than plain data."""
+    collects = gc.isenabled()
+    gc.disable()  # millions of new containers, none of them garbage
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    try:
-        return _Plain(io.BytesIO(data)).load()
+        with path.open("rb") as file:
+            return _Plain(file).load()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a broken pickle raises nearly anything
         words = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: is not a whole pickle: {words or type(error).__name__}") from error
+    finally:
+        if collects:
+            gc.enable()

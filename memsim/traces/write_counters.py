@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from memsim.timeline import Timeline
+from memsim.writing import beside
 
 COUNTERS = ("requested", "allocated", "active", "reserved")
 
 
 def write_counters(timeline: Timeline, path: str | Path) -> None:
-    """Writes the counters in bytes, an entry an event that changes one; an event of the tape is a microsecond, phases are slices."""
+    """Writes the counters in bytes, an entry an event that changes one; an event of the tape is a microsecond, phases are slices.
+
+    Raises InputError where the path cannot be written; then there is no file.
+    """
     answer = timeline.answer
     n = answer.processed
     columns = np.stack([getattr(answer, name)[:n] for name in COUNTERS], axis=1)
@@ -26,4 +30,5 @@ def write_counters(timeline: Timeline, path: str | Path) -> None:
             events.append({"ph": "X", "pid": 0, "tid": 0, "name": span.phase, "ts": span.start, "dur": min(span.stop, n) - span.start})
     for event, row in zip(at.tolist(), columns[at].tolist(), strict=True):
         events.append({"ph": "C", "pid": 0, "name": "GPU memory (bytes)", "ts": event, "args": dict(zip(COUNTERS, row, strict=True))})
-    Path(path).write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+    with beside(Path(path)) as file:
+        file.write(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode())

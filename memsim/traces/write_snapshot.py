@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import pickle
+from bisect import bisect_right, insort
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from memsim.allocator import DriverAction
+from memsim.allocator import DriverAction, Settings
+from memsim.blockmap import block_map
+from memsim.lifetimes import Lifetimes, lifetimes
 from memsim.tape import Action
 from memsim.timeline import Timeline
+from memsim.writing import beside
 
 DRIVER = {
     DriverAction.SEGMENT_ALLOC: "segment_alloc",
@@ -23,21 +27,39 @@ Frames = list[dict[str, Any]]
 
 
 def write_snapshot(timeline: Timeline, path: str | Path) -> None:
-    """Writes the events as far as the device served them, and the segments after the last. Frames are operator, layer and phase."""
-    with Path(path).open("wb") as file:
+    """Writes the events as far as the device served them, and the segments after the last. Frames are operator, layer and phase.
+
+    Raises InputError where the path cannot be written; then there is no file.
+    """
+    with beside(Path(path)) as file:
         pickle.dump(snapshot(timeline), file, protocol=4)
 
 
 def snapshot(timeline: Timeline) -> dict[str, Any]:
     """The snapshot as plain data; time_us counts the tape's events."""
-    frames = _Frames(timeline)
-    settings = dict(timeline.about.facts).get("allocator", "")
-    text = "" if settings == "default" else settings
+    frames, calls = _Frames(timeline), _SegmentsMade(timeline)
     return {
-        "segments": _segments(timeline, frames),
-        "device_traces": [_events(timeline, frames)],
-        "allocator_settings": {"PYTORCH_CUDA_ALLOC_CONF": text, "expandable_segments": "expandable_segments:True" in text},
+        "segments": _segments(timeline, frames, calls),
+        "device_traces": [_events(timeline, frames, calls)],
+        "allocator_settings": _settings(dict(timeline.about.facts).get("allocator", "default")),
         "external_annotations": [],
+    }
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """What PyTorch notes of its settings (torch/csrc/cuda/memory_snapshot.cpp)."""
+    text = "" if text == "default" else text
+    settings = Settings.parse(text)
+    return {
+        "PYTORCH_CUDA_ALLOC_CONF": text,
+        "max_split_size": -1 if settings.max_split_size is None else settings.max_split_size,
+        "garbage_collection_threshold": settings.garbage_collection_threshold,
+        "expandable_segments": settings.expandable_segments,
+        "pinned_num_register_threads": 1,
+        "release_lock_on_cudamalloc": False,
+        "pinned_use_cuda_host_register": False,
+        "graph_capture_record_stream_reuse": False,
+        "roundup_power2_divisions": {str(1 << power): divisions for power, divisions in enumerate(settings.roundup_power2_divisions)},
     }
 
 
@@ -59,43 +81,74 @@ class _Frames:
         return self.made[key]
 
 
-def _events(timeline: Timeline, frames: _Frames) -> list[dict[str, Any]]:
-    tape, answer = timeline.tape, timeline.answer
+def _events(timeline: Timeline, frames: _Frames, segments: _SegmentsMade) -> list[dict[str, Any]]:
+    tape, answer, lives = timeline.tape, timeline.answer, lifetimes(timeline.tape, timeline.answer)
     driver: dict[int, list[dict[str, Any]]] = {}
-    for event, action, address, size in zip(
-        answer.driver_event.tolist(), answer.driver_action.tolist(), answer.driver_address.tolist(), answer.driver_bytes.tolist(), strict=True
-    ):
-        name = DRIVER[DriverAction(action)]
-        row = {"action": name, "addr": address, "size": size, "stream": int(tape.stream[event]), "time_us": event, "frames": frames.of(event)}
-        driver.setdefault(event, []).append(row)
+    for call, event in enumerate(answer.driver_event.tolist()):
+        name, address, size = DRIVER[DriverAction(int(answer.driver_action[call]))], int(answer.driver_address[call]), int(answer.driver_bytes[call])
+        driver.setdefault(event, []).append(_row(name, address, size, segments.stream[call], event, frames))
+    late: dict[int, list[int]] = {}  # storages whose free is noticed at an event
+    for storage in np.flatnonzero((lives.released > lives.died) & (lives.released < answer.processed)).tolist():
+        late.setdefault(int(lives.released[storage]), []).append(storage)
     made: list[dict[str, Any]] = []
-    for event in range(answer.processed):
+    columns = (tape.action[: answer.processed], tape.storage, tape.bytes, answer.address)
+    for event, (action, storage, size, address) in enumerate(zip(*(column[: answer.processed].tolist() for column in columns), strict=True)):
+        for other in late.get(event, ()):
+            made.append(_row("free_completed", int(lives.address[other]), int(lives.bytes[other]), segments.stream_of(lives, other), event, frames))
         made += driver.get(event, [])
-        action, address = int(tape.action[event]), int(answer.address[event])
-        row = {"addr": address, "size": int(tape.bytes[event]), "stream": int(tape.stream[event]), "time_us": event, "frames": frames.of(event)}
         if action == Action.ALLOC and address == -1:
-            free = timeline.answer.out_of_memory.device_free if timeline.answer.out_of_memory else 0
-            made.append({**row, "action": "oom", "device_free": free})
+            failed = answer.out_of_memory
+            row = _row("oom", 0, size, int(tape.stream[event]), event, frames)
+            made.append({**row, "device_free": failed.device_free if failed and failed.event == event else 0})
         elif action == Action.ALLOC and address > 0:
-            made.append({**row, "action": "alloc"})
+            made.append(_row("alloc", address, size, int(tape.stream[event]), event, frames))
         elif action == Action.FREE and address > 0:
-            made += [{**row, "action": "free_requested"}, {**row, "action": "free_completed"}]
+            stream = segments.stream_of(lives, storage)
+            made.append(_row("free_requested", address, size, stream, event, frames))
+            if lives.released[storage] == event:
+                made.append(_row("free_completed", address, size, stream, event, frames))
     return made
 
 
-def _segments(timeline: Timeline, frames: _Frames) -> list[dict[str, Any]]:
-    answer, tape = timeline.answer, timeline.tape
+def _row(action: str, address: int, size: int, stream: int, event: int, frames: _Frames) -> dict[str, Any]:
+    return {"action": action, "addr": address, "size": size, "stream": stream, "time_us": event, "frames": frames.of(event)}
+
+
+class _SegmentsMade:
+    """Which stream's memory each call of the driver is about: a release does not come from a request of that stream."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        answer, self.tape = timeline.answer, timeline.tape
+        self.stream: list[int] = []
+        self.made: list[tuple[int, int]] = []  # (first address, call) of every segment and mapping, by address
+        for call, (event, action, address) in enumerate(
+            zip(answer.driver_event.tolist(), answer.driver_action.tolist(), answer.driver_address.tolist(), strict=True)
+        ):
+            if action in (DriverAction.SEGMENT_ALLOC, DriverAction.SEGMENT_MAP):
+                insort(self.made, (address, call))
+                self.stream.append(int(self.tape.stream[event]))
+            else:
+                self.stream.append(self.stream[self.call_of(address)])
+
+    def call_of(self, address: int) -> int:
+        """The latest call that made the segment, or mapped the pages, in which an address lies."""
+        return self.made[bisect_right(self.made, (address, 1 << 62)) - 1][1]
+
+    def stream_of(self, lives: Lifetimes, storage: int) -> int:
+        """The stream on which a storage was allocated."""
+        return int(self.tape.stream[lives.born[storage]])
+
+
+def _segments(timeline: Timeline, frames: _Frames, calls: _SegmentsMade) -> list[dict[str, Any]]:
+    answer = timeline.answer
     if not answer.processed:
         return []
-    from memsim.blockmap import block_map
-    from memsim.lifetimes import lifetimes
-
-    lives = lifetimes(tape, answer)
+    lives = lifetimes(timeline.tape, answer)
     layout = block_map(answer, lives, answer.processed - 1)
     made: list[dict[str, Any]] = []
-    calls = {int(a): (int(e), int(k)) for a, e, k in zip(answer.driver_address, answer.driver_event, answer.driver_action, strict=True)}
     for index, (address, size) in enumerate(zip(layout.segment_address.tolist(), layout.segment_bytes.tolist(), strict=True)):
-        event, kind = calls.get(address, (0, int(DriverAction.SEGMENT_MAP)))
+        call = calls.call_of(address)
+        event = int(answer.driver_event[call])
         blocks: list[dict[str, Any]] = []
         for at in np.flatnonzero(layout.segment == index).tolist():
             storage, block = int(layout.storage[at]), int(layout.bytes[at])
@@ -105,7 +158,6 @@ def _segments(timeline: Timeline, frames: _Frames) -> list[dict[str, Any]]:
             blocks.append({"address": int(layout.address[at]), "size": block, "requested_size": asked, "state": state, "frames": stack})
         used = [block for block in blocks if block["state"] != "inactive"]
         allocated = sum(block["size"] for block in used if block["state"] == "active_allocated")
-        small = int(tape.bytes[event]) <= SMALL
         made.append(
             {
                 "device": 0,
@@ -114,10 +166,10 @@ def _segments(timeline: Timeline, frames: _Frames) -> list[dict[str, Any]]:
                 "allocated_size": allocated,
                 "active_size": sum(block["size"] for block in used),
                 "requested_size": sum(block["requested_size"] for block in used),
-                "stream": int(tape.stream[event]),
-                "segment_type": "small" if small else "large",
+                "stream": calls.stream[call],
+                "segment_type": "small" if int(timeline.tape.bytes[event]) <= SMALL else "large",
                 "segment_pool_id": (0, 0),
-                "is_expandable": kind in (DriverAction.SEGMENT_MAP, DriverAction.SEGMENT_UNMAP),
+                "is_expandable": int(answer.driver_action[call]) in (DriverAction.SEGMENT_MAP, DriverAction.SEGMENT_UNMAP),
                 "frames": frames.of(event),
                 "blocks": blocks,
             }

@@ -1,0 +1,139 @@
+"""Requests that bring an empty allocator into the state in which a recording began: segments, live blocks, and free blocks between them.
+
+They are made for default settings (the Trace says how many they are, and `allocate` serves them so): each segment is filled from front to back,
+gaps and all, and then the gaps are freed. Gaps of expandable memory without pages behind them are given back on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from memsim.tape import Action
+
+SMALL, SMALL_SEGMENT, LARGE_SEGMENT, UNIT = 1 << 20, 2 << 20, 20 << 20, 512
+Row = tuple[int, int, int, int]  # action, storage, bytes, stream
+
+
+@dataclass(frozen=True)
+class Live:
+    """A block in use."""
+
+    address: int
+    bytes: int  # requested
+    block: int  # at least
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment, or a run of mapped pages of expandable memory, and the blocks in it that are in use, by address."""
+
+    address: int
+    bytes: int
+    stream: int
+    small: bool
+    live: tuple[Live, ...]
+    expandable: bool = False
+
+
+@dataclass(eq=False)
+class Rebuilt:
+    """The requests, and what is alive after them."""
+
+    rows: list[Row] = field(default_factory=list)
+    live: dict[int, tuple[int, int]] = field(default_factory=dict)  # address: storage, bytes
+    given: list[int] = field(default_factory=list)  # addresses that the driver gives, in order
+    expandable: set[tuple[int, bool]] = field(default_factory=set)  # pools with expandable memory: stream, whether it is the small one
+    reserved: int = 0  # bytes held from the driver
+    storages: int = 0
+
+    def alloc(self, size: int, stream: int) -> int:
+        """An ALLOC; its storage."""
+        self.rows.append((int(Action.ALLOC), self.storages, size, stream))
+        self.storages += 1
+        return self.storages - 1
+
+    def free(self, storage: int, size: int) -> None:
+        """A FREE."""
+        self.rows.append((int(Action.FREE), storage, size, 0))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Part of a segment: a block in use with what is too small behind it to be asked for by itself, or a gap, or pages that are not there."""
+
+    bytes: int
+    live: Live | None = None
+    mapped: bool = True
+
+
+def rebuild(segments: Iterable[Segment]) -> Rebuilt:
+    """The requests for these segments, whose order by address stands for that of their making."""
+    made = Rebuilt()
+    held: list[tuple[int, int]] = []  # storages of gaps, and bytes
+    absent: list[tuple[int, int]] = []
+    larger: list[tuple[int, Live, int, Segment]] = []  # storage of the place, block, bytes of the place
+    pools: dict[tuple[int, bool], int] = {}  # where the expandable memory of a pool ends so far
+    for segment in sorted(segments, key=lambda segment: segment.address):
+        pool = segment.stream, segment.small
+        made.reserved += segment.bytes
+        pieces = _pieces(segment)
+        if segment.expandable and pool in pools:
+            pieces = [*_gap(segment.address - pools[pool], segment.small, mapped=False), *pieces]
+        else:
+            made.given.append(segment.address)
+        if segment.expandable:
+            pools[pool] = segment.address + segment.bytes
+            made.expandable.add(pool)
+        elif not segment.small:  # the whole first: a first block alone could get a segment of another size
+            made.free(made.alloc(segment.bytes, segment.stream), segment.bytes)
+        for piece in pieces:
+            exact = piece.live is not None and piece.bytes == _rounded(piece.live.bytes)
+            asked = piece.live.bytes if exact and piece.live else piece.bytes
+            storage = made.alloc(asked, segment.stream)
+            if piece.live is None:
+                (held if piece.mapped else absent).append((storage, piece.bytes))
+            elif exact:
+                made.live[piece.live.address] = storage, asked
+            else:
+                larger.append((storage, piece.live, piece.bytes, segment))
+    for storage, live, size, segment in reversed(larger):  # nothing else so large is free, so the block goes where it was
+        spare = size - live.block if segment.small or segment.expandable else SMALL  # bytes that stay with the block, or come free by themselves
+        kept = live.bytes if size - _rounded(live.bytes) <= spare else live.block
+        made.free(storage, size)
+        made.live[live.address] = made.alloc(kept, segment.stream), kept
+    for storage, size in absent:
+        made.free(storage, size)
+    if absent:
+        made.rows.append((int(Action.EMPTY_CACHE), -1, 0, 0))
+    for storage, size in held:  # only now: a later segment's blocks would go into them
+        made.free(storage, size)
+    return made
+
+
+def _rounded(size: int) -> int:
+    """The block for a request under default settings."""
+    return max(UNIT, -(-size // UNIT) * UNIT)
+
+
+def _pieces(segment: Segment) -> list[_Piece]:
+    """The segment from front to back.
+
+    A gap of at most 1 MiB behind a live block of a large segment belongs to that block: the allocator does not split off so little, except from
+    expandable memory, where it is free, but cannot be asked for by itself.
+    """
+    pieces: list[_Piece] = []
+    at, end = segment.address, segment.address + segment.bytes
+    for place, live in enumerate(segment.live):
+        pieces += _gap(live.address - at, segment.small)
+        following = segment.live[place + 1].address if place + 1 < len(segment.live) else end
+        at = live.address + live.block
+        if not segment.small and 0 < following - at <= SMALL:
+            at = following
+        pieces.append(_Piece(at - live.address, live))
+    return pieces + _gap(end - at, segment.small)
+
+
+def _gap(size: int, small: bool, mapped: bool = True) -> list[_Piece]:
+    step = SMALL if small else max(size, 1)
+    return [_Piece(min(step, size - offset), mapped=mapped) for offset in range(0, size, step)]
