@@ -74,7 +74,10 @@ class FlashAttention(Attention):
         into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes)]
         splits = key_splits(b * h, s, inputs[1].shape[2], d, m.stack.processors)
         partial = [m.alloc(4 * splits * b * h * s), m.alloc(4 * splits * b * h * s * _head(d))] if splits > 1 else []
-        into += [m.alloc(outputs[2].nbytes), m.alloc(outputs[3].nbytes)]
+        if m.stack.software.flash_seeds_on_host:
+            into += [m.alloc(0), m.alloc(0)]
+        else:
+            into += [m.alloc(outputs[2].nbytes), m.alloc(outputs[3].nbytes)]
         m.release(*partial)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
