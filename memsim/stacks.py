@@ -24,11 +24,13 @@ class Software:
 
     keeps_cublas_workspaces: bool = False
     index_slices_whole_dimensions: bool = False
-    flash_seeds_on_host: bool = False
+    attention_seeds_on_host: bool = False
     norms_pad_chunks: bool = False
     embedding_sorts_all_bits: bool = False
     unique_in_32_bits: bool = False
     cub_without_head: bool = False
+    flash_pads_heads_to_32: bool = False
+    flash_partials_reversed: bool = False
     rotary_by_product: bool = False
     inv_freq_copies: bool = True
     dense_causal_mask: bool = False
@@ -47,7 +49,9 @@ class Software:
 MEANING: Mapping[str, str] = {
     "keeps_cublas_workspaces": "torch keeps a cuBLAS workspace for each handle and stream (the forward's thread, the backward's); else one lives for each call",
     "index_slices_whole_dimensions": "x[:, None] slices every `:`, and each such slice makes a tensor in backward; else a `:` is nothing",
-    "flash_seeds_on_host": "FlashAttention's two seeds are on the host without dropout; else on the device",
+    "attention_seeds_on_host": "the two seeds of fused attention are on the host without dropout; else on the device",
+    "flash_pads_heads_to_32": "FlashAttention pads every head dimension to a multiple of 32; else those above 128 to one of 64",
+    "flash_partials_reversed": "FlashAttention lets go of the outputs of split keys before their log-sum-exps; else after",
     "norms_pad_chunks": "the partial norms of clip_grad_norm have as many chunks for each gradient as the largest has; else their own, and a table of offsets",
     "embedding_sorts_all_bits": "the embedding's backward sorts ids by all of their 64 bits; else by those that the vocabulary needs",
     "unique_in_32_bits": "the values and offsets of CUB's UniqueByKey have 4 bytes; else 8",
@@ -72,11 +76,13 @@ HF_4_48 = Software(
     families=("llama", "mistral", "qwen2", "phi3", "olmo2"),
     keeps_cublas_workspaces=True,
     index_slices_whole_dimensions=True,
-    flash_seeds_on_host=True,
+    attention_seeds_on_host=True,
     norms_pad_chunks=True,
     embedding_sorts_all_bits=True,
     unique_in_32_bits=True,
     cub_without_head=True,
+    flash_pads_heads_to_32=True,
+    flash_partials_reversed=True,
     rotary_by_product=True,
     inv_freq_copies=False,
     dense_causal_mask=True,

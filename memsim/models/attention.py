@@ -50,6 +50,7 @@ def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tens
     if settings.stack.sdpa_repeats_heads:
         query, key, value = F.contiguous(b, query), F.contiguous(b, key), F.contiguous(b, value)
     if mask is not None:
+        mask = b.op("slice", mask, length=query.shape[2]) if mask.shape[-1] != query.shape[2] else mask
         attn_output = b.op("efficient_attention", query, key, value, mask)
     else:
         attn_output = b.op("flash_attention" if query.dtype in ("bf16", "fp16") else "efficient_attention", query, key, value)
@@ -63,6 +64,7 @@ def eager(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Ten
     value_states = repeat_kv(b, settings, value, groups)
     attn_weights = b.op("mul_scalar", F.matmul(b, query, F.transpose(b, key_states, 2, 3)))
     if mask is not None:
+        mask = b.op("slice", mask, length=key_states.shape[2]) if mask.shape[-1] != key_states.shape[2] else mask
         attn_weights = b.op("add", attn_weights, mask)
     attn_weights = F.to(b, F.softmax(b, attn_weights, "fp32"), query.dtype)
     attn_output = F.matmul(b, attn_weights, value_states)

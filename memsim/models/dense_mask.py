@@ -49,8 +49,8 @@ def windowed(b: Builder, sequence: int, dtype: str, window: int | None) -> Tenso
         positions = F.create(b, "arange", (shape[1],), "int64")
         first = F.create(b, "minus_window", (shape[0], 1), "int64")
         sliding_attend_mask = F.create(b, "compare", shape, "bool")
-        del first
         del positions
+        del first
         causal_mask = b.op("view", causal_mask, shape=(1, 1, *shape))
         del diagonal_attend_mask
         del sliding_attend_mask
