@@ -39,6 +39,8 @@ class Software:
     layers_return_tuples: bool = False
     takes_cache_position: bool = False
     checkpoints_positional_arguments: bool = False
+    olmo2_as_llama: bool = False
+    phi3_rotates_whole_heads: bool = False
 
     @property
     def versions(self) -> dict[str, str]:
@@ -64,6 +66,8 @@ MEANING: Mapping[str, str] = {
     "layers_return_tuples": "a decoder layer returns a tuple, which holds the last layer's result while the final norm runs",
     "takes_cache_position": "positions are made once, and an argument named cache_position holds them; else twice",
     "checkpoints_positional_arguments": "a checkpointed layer's arguments are positional, and let go of in their order; else by name, and in the reverse order",
+    "olmo2_as_llama": "OLMo-2's norms cast before the weight, and its rotary tables have the model's dtype, as Llama's; else both in fp32",
+    "phi3_rotates_whole_heads": "Phi-3 rotates heads as Llama does; else the part that turns is cut off and put back",
 }
 
 GOLDEN = Software("golden", torch="2.15.0", transformers="5.23.0", peft="0.21.2", bitsandbytes="0.50.2")
@@ -91,6 +95,8 @@ HF_4_48 = Software(
     layers_return_tuples=True,
     takes_cache_position=True,
     checkpoints_positional_arguments=True,
+    olmo2_as_llama=True,
+    phi3_rotates_whole_heads=True,
 )
 SAME = ("torch", "transformers", "peft")  # the packages by which a recording's stack is known
 

@@ -159,6 +159,9 @@ class EfficientAttention(Attention):
             return m.alloc(4 * b * h * s)
         product = m.alloc(4 * q.elements)
         summed = m.alloc(4 * b * h * s)
+        if h == 1 or s == 1:  # transposed it is contiguous already
+            m.release(product)
+            return summed
         delta = m.alloc(4 * b * h * s)
         m.release(summed, product)
         return delta
