@@ -18,6 +18,7 @@ from memsim.errors import InputError
 from memsim.explain import explain, nearest, show
 from memsim.modelref import Resolved, resolve
 from memsim.quantity import GIB, as_float, read_bytes
+from memsim.stacks import STACKS
 
 KEYWORDS = "keyword arguments"
 LARGEST_BATCH = 2**28  # tokens; beyond it byte counts would no longer fit 64 bits
@@ -67,6 +68,12 @@ def _device(value: object) -> object:
     known = catalog.devices()
     if value is not None and (not isinstance(value, str) or value not in known):
         raise ValueError(f"{show(value)} is not in the catalogue{nearest(str(value), known)} (devices: {', '.join(known)})")
+    return value
+
+
+def _stack(value: object) -> object:
+    if not isinstance(value, str) or value not in STACKS:
+        raise ValueError(f"{show(value)} is not a stack{nearest(str(value), STACKS)} (stacks: {', '.join(STACKS)})")
     return value
 
 
@@ -134,7 +141,7 @@ class Run(Part):
     device_memory_gib: Annotated[float, BeforeValidator(_memory)] = 80.0
     sm: Annotated[int, _whole(30, 200)] = 80  # compute capability times ten
     steps: Annotated[int, _whole(1, 10_000)] = 3
-    stack: Annotated[str, BeforeValidator(_text)] = "golden"
+    stack: Annotated[str, BeforeValidator(_stack)] = "golden"  # the versions of the framework (memsim/stacks.py)
 
     _resolved: Resolved = PrivateAttr()
     _name: str = PrivateAttr("")

@@ -17,6 +17,7 @@ from memsim.schedule import record
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
 from memsim.schedule.training import Plan
+from memsim.stacks import STACKS
 from memsim.tape import Tape
 from memsim.timeline import About, Timeline
 
@@ -26,13 +27,12 @@ if TYPE_CHECKING:
 PRECISIONS = ("bf16", "fp16", "fp32")
 OPTIMIZERS = ("adamw", "adamw-fused", "adamw-for-loop", "sgd", "sgd-momentum", "adafactor", "adamw-8bit", "paged-adamw-8bit", "paged-adamw", "lion-8bit")
 UNLIMITED = 1 << 57  # bytes
-LEAST_SM = 75  # compute capability times ten that the golden stack's wheels hold code for
 
 
 def model_of(run: Run) -> Model:
     """The Run's model after every pass. Raises InputError, and Unsupported for what memsim cannot simulate yet."""
     check_supported(run)
-    settings = Settings(run.batch.size, run.batch.sequence, run.precision, run.attention, run.sm)
+    settings = Settings(run.batch.size, run.batch.sequence, run.precision, run.attention, run.sm, STACKS[run.stack])
     model = build(run.config, settings)
     method = run.method
     if method.kind == "lora":
@@ -57,10 +57,14 @@ def check_supported(run: Run) -> None:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.device is not None and devices()[run.device].sm is None:
         raise Unsupported(f"device: {run.device} is not NVIDIA's, and its kernels are not modelled; device_memory_gib asks whether a run fits its memory")
-    if run.sm < LEAST_SM:
-        raise Unsupported(f"sm: {run.sm} is not supported; torch 2.15 holds no code for devices before {LEAST_SM}")
-    if run.stack != "golden":
-        raise Unsupported(f"stack: {run.stack!r} is not supported yet; golden is")
+    stack = STACKS[run.stack]
+    if run.sm < stack.least_sm:
+        raise Unsupported(f"sm: {run.sm} is not supported; torch {stack.torch} holds no code for devices before {stack.least_sm}")
+    family = run.config.get("model_type")
+    if stack.families is not None and family not in stack.families:
+        raise Unsupported(f"model: model_type {family!r} with stack {stack.name} is not supported yet; there are {', '.join(stack.families)}")
+    if stack.optimizers is not None and run.optimizer not in stack.optimizers:
+        raise Unsupported(f"optimizer: {run.optimizer} with stack {stack.name} is not supported yet; {', '.join(stack.optimizers)} are")
 
 
 def tape_of_run(run: Run, model: Model | None = None) -> Tape:
@@ -75,12 +79,12 @@ def stack_of(run: Run) -> Stack:
     from memsim.catalog import devices
 
     device = devices()[run.device] if run.device else None
-    return stack_for(run.sm, device.processors if device is not None and device.sm == run.sm else None)
+    return stack_for(run.sm, device.processors if device is not None and device.sm == run.sm else None, STACKS[run.stack])
 
 
 def simulate(run: Run) -> Timeline:
     """What the Run's training steps do to GPU memory, event by event."""
-    settings = AllocatorSettings.parse(run.allocator)
+    settings = AllocatorSettings.parse(run.allocator, STACKS[run.stack].torch)
     with uncollected():
         model = model_of(run)
         tape = tape_of_run(run, model)
@@ -129,6 +133,6 @@ def about(run: Run, model: Model) -> About:
         parameters=model.count(),
         trainable_parameters=model.count(trainable=True),
         layers=len(model.pattern),
-        devices=tuple((device.label, device.memory) for device in catalogue.values() if (device.sm or 0) >= LEAST_SM),
-        versions={"torch": "2.15.0", "transformers": "5.23.0", "peft": "0.21.2"},
+        devices=tuple((device.label, device.memory) for device in catalogue.values() if (device.sm or 0) >= STACKS[run.stack].least_sm),
+        versions={name: STACKS[run.stack].versions[name] for name in ("torch", "transformers", "peft")},
     )

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from memsim import diff, tables
 from memsim.errors import InputError, Unsupported
+from memsim.stacks import GOLDEN, SAME, STACKS, stack_of_versions
 from memsim.timeline import Timeline
 from memsim.traces import recorder
 from memsim.words import gib
@@ -103,8 +104,24 @@ def recorded(path: Path) -> dict[str, Any]:
 
 
 def run_of(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The Run that was recorded, with the model's config inline: a recording says what it was made of, whatever the catalogue says today."""
-    return {**data["run"], **({"model": data["model_config"]} if data.get("model_config") else {})}
+    """The Run that was recorded, with the model's config inline and the stack of its versions: a recording says what it was made of,
+    whatever the catalogue says today. Raises Unsupported."""
+    return {**data["run"], **({"model": data["model_config"]} if data.get("model_config") else {}), **stack_key(data.get("versions"))}
+
+
+def stack_key(versions: object) -> dict[str, str]:
+    """The Run's key `stack` for a recording with these versions: nothing for the default. Raises Unsupported where no stack has them."""
+    if not isinstance(versions, Mapping):
+        return {}
+    stack = stack_of_versions(versions)
+    if stack is None:
+        have = "; ".join(f"{known.name} is {_versions(known.versions)}" for known in STACKS.values())
+        raise Unsupported(f"versions: {_versions(versions)} are no stack that is supported ({have})")
+    return {} if stack is GOLDEN else {"stack": stack.name}
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {versions[name]}" for name in SAME if name in versions)
 
 
 def check(path: Path, simulate: Callable[[Mapping[str, Any]], Timeline], events: bool = False) -> Row:

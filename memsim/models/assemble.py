@@ -11,6 +11,7 @@ from memsim.models.model import Model, Parameter, Settings
 INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")
 # Keyword arguments of a decoder layer in the order of the call, as torch.utils.checkpoint lets go of them; a tuple goes from its end.
 HOLD = ("attention_mask", "sin", "cos", "position_ids", "hidden_states")
+HOLD_POSITIONAL = ("hidden_states", "attention_mask", "position_ids", "sin", "cos")  # positional ones: tensors in their order, then tuples
 HOLD_POSITIONS_FIRST = ("attention_mask", "position_ids", "sin", "cos", "hidden_states")  # of Mistral and Phi-3
 
 
@@ -27,8 +28,9 @@ def assemble(
     hidden = layer(inner, config, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], arguments.get("attention_mask"))
     graph = inner.finish(hidden)
     dtype, table = settings.dtype, (config.vocab_size, config.hidden_size)
+    frequencies = ("inv_freq", "original_inv_freq") if settings.stack.inv_freq_copies else ("inv_freq",)
     tail = [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
-    tail += [Parameter(f"rotary_emb.{name}", (config.head_dim // 2,), "fp32", trainable=False, buffer=True) for name in ("inv_freq", "original_inv_freq")]
+    tail += [Parameter(f"rotary_emb.{name}", (config.head_dim // 2,), "fp32", trainable=False, buffer=True) for name in frequencies]
     if not config.tie_word_embeddings:
         tail.append(Parameter("lm_head.weight", table, dtype, module="linear"))
     return Model(
@@ -39,5 +41,5 @@ def assemble(
         outer=outer,
         layer_graphs=(graph,),
         settings=settings,
-        hold_inputs=hold,
+        hold_inputs=HOLD_POSITIONAL if settings.stack.checkpoints_positional_arguments else hold,
     )

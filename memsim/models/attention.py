@@ -12,7 +12,7 @@ from memsim.models.model import Settings
 def attention(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> tuple[Tensor, Tensor | None]:
     """q [B, H, S, D], k and v [B, K, S, D] → [B, S, H, D], and the attention weights where they exist."""
     if settings.attention == "eager":
-        return eager(b, query, key, value, mask, groups)
+        return eager(b, settings, query, key, value, mask, groups)
     return sdpa(b, settings, query, key, value, mask, groups), None
 
 
@@ -27,12 +27,13 @@ def attend(
     return attn_output, attn_weights
 
 
-def repeat_kv(b: Builder, hidden_states: Tensor, groups: int) -> Tensor:
+def repeat_kv(b: Builder, settings: Settings, hidden_states: Tensor, groups: int) -> Tensor:
     """[B, K, S, D] → [B, K·groups, S, D], a copy."""
     batch, heads, sequence, dim = hidden_states.shape
     if groups == 1:
         return hidden_states
-    hidden_states = b.op("view", hidden_states, shape=(batch, heads, 1, sequence, dim))
+    hidden_states = b.op("view", F.index(b, settings, hidden_states, 0, 1), shape=(batch, heads, 1, sequence, dim))  # [:, :, None, :, :]
+    hidden_states = F.index(b, settings, hidden_states, 3, 4)
     hidden_states = b.op("expand", hidden_states, shape=(batch, heads, groups, sequence, dim))
     return F.reshape(b, hidden_states, batch, heads * groups, sequence, dim)
 
@@ -43,21 +44,27 @@ def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tens
         raise Unsupported(f"sm: {settings.sm} with attention sdpa is not supported yet; 80 and later are, or attention eager")
     if query.shape[-1] % 8 or query.shape[-1] > 256:
         raise Unsupported(f"model.head_dim: {query.shape[-1]} with attention sdpa is not supported yet; multiples of 8 up to 256 are")
+    if mask is not None or settings.stack.sdpa_repeats_heads:
+        key = repeat_kv(b, settings, key, groups)
+        value = repeat_kv(b, settings, value, groups)
+    if settings.stack.sdpa_repeats_heads:
+        query, key, value = F.contiguous(b, query), F.contiguous(b, key), F.contiguous(b, value)
     if mask is not None:
-        key = repeat_kv(b, key, groups)
-        value = repeat_kv(b, value, groups)
+        mask = b.op("slice", mask, length=query.shape[2]) if mask.shape[-1] != query.shape[2] else mask
         attn_output = b.op("efficient_attention", query, key, value, mask)
     else:
         attn_output = b.op("flash_attention" if query.dtype in ("bf16", "fp16") else "efficient_attention", query, key, value)
-    return F.contiguous(b, F.transpose(b, attn_output, 1, 2))
+    attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
+    return attn_output
 
 
-def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> tuple[Tensor, Tensor]:
+def eager(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> tuple[Tensor, Tensor]:
     """eager_attention_forward."""
-    key_states = repeat_kv(b, key, groups)
-    value_states = repeat_kv(b, value, groups)
+    key_states = repeat_kv(b, settings, key, groups)
+    value_states = repeat_kv(b, settings, value, groups)
     attn_weights = b.op("mul_scalar", F.matmul(b, query, F.transpose(b, key_states, 2, 3)))
     if mask is not None:
+        mask = b.op("slice", mask, length=key_states.shape[2]) if mask.shape[-1] != key_states.shape[2] else mask
         attn_weights = b.op("add", attn_weights, mask)
     attn_weights = F.to(b, F.softmax(b, attn_weights, "fp32"), query.dtype)
     attn_output = F.matmul(b, attn_weights, value_states)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from memsim.builder import Builder, Tensor, module_call
 from memsim.models import functional as F
 from memsim.models.config import DecoderConfig
+from memsim.models.dense_mask import dense_mask
 from memsim.models.model import Settings
 
 
@@ -36,16 +37,30 @@ def rms_norm(b: Builder, hidden_states: Tensor, name: str, dtype: str) -> Tensor
 
 
 @module_call
-def rotary_embedding(b: Builder, dtype: str, position_ids: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+def rotary_embedding(b: Builder, settings: Settings, dtype: str, position_ids: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     """LlamaRotaryEmbedding.forward: cos and sin of [1, S, D] in `dtype`."""
     with b.module("rotary_emb"), b.no_grad():
         inv_freq = b.parameter("rotary_emb.inv_freq", (head_dim // 2,), "fp32", False)
+        if settings.stack.rotary_by_product:
+            return rotary_tables(b, dtype, position_ids, inv_freq)
         shape = (*position_ids.shape, 1)
         freqs = b.op("mul", b.op("cast", b.op("view", position_ids, shape=shape), dtype="fp32"), inv_freq)
         emb = b.op("cat", freqs, freqs)
         cos = b.op("mul_scalar", b.op("cos", emb))
         sin = b.op("mul_scalar", b.op("sin", emb))
         return F.to(b, cos, dtype), F.to(b, sin, dtype)
+
+
+def rotary_tables(b: Builder, dtype: str, position_ids: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+    """LlamaRotaryEmbedding.forward where the angles are a matrix product."""
+    position_ids_expanded = b.op("cast", b.op("view", position_ids, shape=(1, *position_ids.shape)), dtype="fp32")
+    freqs = F.transpose(b, b.op("matmul", b.op("view", inv_freq, shape=(1, *inv_freq.shape, 1)), position_ids_expanded), 1, 2)
+    emb = b.op("cat", freqs, freqs)
+    cos = b.op("cos", emb)
+    sin = b.op("sin", emb)
+    cos = b.op("mul_scalar", cos)
+    sin = b.op("mul_scalar", sin)
+    return F.to(b, cos, dtype), F.to(b, sin, dtype)
 
 
 def find_packed_sequence_indices(b: Builder, position_ids: Tensor) -> None:
@@ -128,10 +143,16 @@ def windowed_mask(b: Builder, sequence: int) -> Tensor:
     return result
 
 
-def causal_lm_loss(b: Builder, logits: Tensor, labels: Tensor) -> Tensor:
+def causal_lm_loss(b: Builder, settings: Settings, logits: Tensor, labels: Tensor) -> Tensor:
     """loss_utils.ForCausalLMLoss: fp32 logits, labels shifted by padding."""
     batch, sequence, vocabulary = logits.shape
     logits = F.to(b, logits, "fp32")
+    if settings.stack.loss_slices_logits:
+        shift_logits = F.contiguous(b, F.index(b, settings, b.op("slice", logits, dim=1, length=sequence - 1), 2))
+        shift_labels = F.contiguous(b, b.op("slice", labels, length=sequence - 1))
+        shift_logits = b.op("view", shift_logits, shape=(batch * (sequence - 1), vocabulary))
+        shift_labels = b.op("view", shift_labels, shape=(batch * (sequence - 1),))
+        return cross_entropy(b, shift_logits, shift_labels)
     labels = F.create(b, "pad", (batch, sequence + 1), "int64")
     shift_labels = F.contiguous(b, b.op("slice", labels, length=sequence))
     logits = F.reshape(b, logits, batch * sequence, vocabulary)
@@ -150,13 +171,23 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
     weight = b.parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
     inputs_embeds = b.op("embedding", input_ids, weight, label="embed_tokens")
     position_ids = F.create(b, "arange", (settings.sequence,), "int64")
-    position_ids = F.create(b, "positions", (settings.sequence,), "int64")
+    if not settings.stack.takes_cache_position:
+        position_ids = F.create(b, "positions", (settings.sequence,), "int64")
     position_ids = b.op("view", position_ids, shape=(1, settings.sequence))
-    mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids, config.sliding_window)
+    if settings.stack.dense_causal_mask:
+        mask = dense_mask(b, config, settings, inputs_embeds.dtype)
+    else:
+        mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids, config.sliding_window)
     hidden_states = inputs_embeds
-    position_embeddings = rotary_embedding(b, "fp32" if parts.rotary_in_fp32 else hidden_states.dtype, position_ids, config.head_dim)
+    position_embeddings = rotary_embedding(b, settings, "fp32" if parts.rotary_in_fp32 else hidden_states.dtype, position_ids, config.head_dim)
     hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True)
+    layer_outputs = hidden_states if settings.stack.layers_return_tuples else None  # noqa: F841
     hidden_states = parts.norm(b, hidden_states, "norm")
+    if settings.stack.takes_cache_position:  # which holds the positions, an argument after inputs_embeds
+        del inputs_embeds
+        del position_ids
+        del mask
+        return hidden_states
     if parts.mask_arguments:  # causal_mask_mapping dies before mask_kwargs, which holds the other two in its own order
         del mask
         del inputs_embeds
@@ -170,6 +201,9 @@ def causal_lm(b: Builder, config: DecoderConfig, settings: Settings, input_ids: 
     hidden_states = decoder_model(b, config, settings, input_ids, parts)
     head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     weight = b.parameter(head, (config.vocab_size, config.hidden_size), settings.dtype, True)
-    logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
-    loss = causal_lm_loss(b, logits, labels)
+    if settings.stack.index_slices_whole_dimensions:
+        logits = b.op("linear", F.index(b, settings, hidden_states, 0, 1, 2), weight, label="lm_head", module="lm_head")  # [:, -0:, :]
+    else:
+        logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
+    loss = causal_lm_loss(b, settings, logits, labels)
     return loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from memsim.builder import Builder, Tensor
+from memsim.models.model import Settings
 from memsim.operators.base import view_strides
 
 
@@ -22,6 +23,14 @@ def reshape(b: Builder, x: Tensor, *shape: int) -> Tensor:
 def transpose(b: Builder, x: Tensor, i: int, j: int) -> Tensor:
     """x.transpose(i, j)."""
     return b.op("transpose", x, dims=(i, j))
+
+
+def index(b: Builder, settings: Settings, x: Tensor, *dims: int) -> Tensor:
+    """x[:, …] where these dimensions are indexed with `:`, which some stacks take for a slice and others for nothing."""
+    if settings.stack.index_slices_whole_dimensions:
+        for dim in dims:
+            x = b.op("slice", x, dim=dim, length=x.shape[dim])
+    return x
 
 
 def contiguous(b: Builder, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from memsim.dtypes import ITEMSIZE
 from memsim.graph import LayerGraph
+from memsim.stacks import GOLDEN, Software
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Settings:
     dtype: str  # of the weights
     attention: str
     sm: int = 80
+    stack: Software = GOLDEN
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memsim.builder import Builder, Tensor, module_call
-from memsim.models import functional as F
+from memsim.models import causal_lm, functional as F
 from memsim.models.assemble import assemble
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts
@@ -15,8 +15,11 @@ from memsim.models.model import Model, Parameter, Settings
 
 
 @module_call
-def rms_norm(b: Builder, hidden_states: Tensor, name: str, dtype: str) -> Tensor:
+def rms_norm(b: Builder, settings: Settings, hidden_states: Tensor, name: str) -> Tensor:
     """Olmo2RMSNorm.forward: the weight is applied in fp32, and the product cast."""
+    dtype = settings.dtype
+    if settings.stack.olmo2_as_llama:
+        return causal_lm.rms_norm(b, hidden_states, name, dtype)
     with b.module(name):
         weight = b.parameter(".".join([*b.path, "weight"]), (hidden_states.shape[-1],), dtype, True)
         input_dtype = hidden_states.dtype
@@ -45,8 +48,8 @@ def self_attention(
         batch, sequence, _ = hidden_states.shape
         d, bias, dtype = config.head_dim, config.attention_bias, settings.dtype
         q, kv = config.num_attention_heads, config.num_key_value_heads
-        query_states = rms_norm(b, F.linear(b, hidden_states, "q_proj", q * d, dtype, bias), "q_norm", dtype)
-        key_states = rms_norm(b, F.linear(b, hidden_states, "k_proj", kv * d, dtype, bias), "k_norm", dtype)
+        query_states = rms_norm(b, settings, F.linear(b, hidden_states, "q_proj", q * d, dtype, bias), "q_norm")
+        key_states = rms_norm(b, settings, F.linear(b, hidden_states, "k_proj", kv * d, dtype, bias), "k_norm")
         value_states = F.linear(b, hidden_states, "v_proj", kv * d, dtype, bias)
         query_states = F.transpose(b, b.op("view", query_states, shape=(batch, sequence, q, d)), 1, 2)
         key_states = F.transpose(b, b.op("view", key_states, shape=(batch, sequence, kv, d)), 1, 2)
@@ -60,11 +63,11 @@ def decoder_layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_
     """Olmo2DecoderLayer.forward."""
     residual = hidden_states
     hidden_states, _ = self_attention(b, config, settings, hidden_states, cos, sin, mask)
-    hidden_states = rms_norm(b, hidden_states, "post_attention_layernorm", settings.dtype)
+    hidden_states = rms_norm(b, settings, hidden_states, "post_attention_layernorm")
     hidden_states = b.op("add", residual, hidden_states, label="residual")
     residual = hidden_states
     hidden_states = mlp(b, config, settings, hidden_states)
-    hidden_states = rms_norm(b, hidden_states, "post_feedforward_layernorm", settings.dtype)
+    hidden_states = rms_norm(b, settings, hidden_states, "post_feedforward_layernorm")
     hidden_states = b.op("add", residual, hidden_states, label="residual")
     return hidden_states
 
@@ -89,5 +92,5 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config = decoder_config(fields)
     check_supported(config)
-    parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), rotary_in_fp32=True)
+    parts = Parts(lambda b, x, name: rms_norm(b, settings, x, name), rotary_in_fp32=not settings.stack.olmo2_as_llama)
     return assemble(config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype))

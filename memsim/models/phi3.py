@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import Unsupported
-from memsim.models import functional as F
+from memsim.models import functional as F, llama
 from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts, rms_norm
@@ -48,7 +48,8 @@ def self_attention(
         query_states = F.transpose(b, b.op("view", query_states, shape=(batch, sequence, q, d)), 1, 2)
         key_states = F.transpose(b, b.op("view", key_states, shape=(batch, sequence, kv, d)), 1, 2)
         value_states = F.transpose(b, b.op("view", value_states, shape=(batch, sequence, kv, d)), 1, 2)
-        query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
+        rotate = llama.apply_rotary_pos_emb if settings.stack.phi3_rotates_whole_heads else apply_rotary_pos_emb
+        query_states, key_states = rotate(b, query_states, key_states, cos, sin)
         return attend(b, config, settings, query_states, key_states, value_states, mask, False)
 
 

@@ -9,6 +9,7 @@ from memsim.dtypes import ITEMSIZE
 from memsim.graph import TensorSpec
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
+from memsim.stacks import Software
 
 if TYPE_CHECKING:
     from memsim.schedule.machine import Machine
@@ -18,9 +19,9 @@ def _round(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def _head(d: int) -> int:
+def _head(d: int, stack: Software) -> int:
     """Head dimensions as the kernels pad them."""
-    return _round(d, 32 if d <= 128 else 64)
+    return _round(d, 32 if d <= 128 or stack.flash_pads_heads_to_32 else 64)
 
 
 def _is_sequence_first(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
@@ -73,9 +74,9 @@ class FlashAttention(Attention):
         b, h, s, d = inputs[0].shape
         into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes)]
         splits = key_splits(b * h, s, inputs[1].shape[2], d, m.stack.processors)
-        partial = [m.alloc(4 * splits * b * h * s), m.alloc(4 * splits * b * h * s * _head(d))] if splits > 1 else []
-        into += [m.alloc(outputs[2].nbytes), m.alloc(outputs[3].nbytes)]
-        m.release(*partial)
+        partial = [m.alloc(4 * splits * b * h * s), m.alloc(4 * splits * b * h * s * _head(d, m.stack.software))] if splits > 1 else []
+        into += [m.alloc(0 if m.stack.software.attention_seeds_on_host else spec.nbytes) for spec in outputs[2:]]
+        m.release(*(reversed(partial) if m.stack.software.flash_partials_reversed else partial))
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         q, k, v = inputs
@@ -86,7 +87,7 @@ class FlashAttention(Attention):
         dq, dk, dv = (m.grad(x.shape, like(x.shape, (x.shape, x.strides)), x.dtype, view=True) for x in (q, k, v))
         rounded = _round(s, 128)
         softmax_d = m.alloc(4 * b * h * rounded)
-        accumulated = m.alloc(4 * b * h * rounded * _head(d))
+        accumulated = m.alloc(4 * b * h * rounded * _head(d, m.stack.software))
         expanded = [m.alloc(b * s * h * d * 2) for _ in range(2)] if kv != h else []
         m.release(*reversed(expanded), accumulated, softmax_d, *reversed(copies))
         return [(0, dq), (1, dk), (2, dv)]
@@ -96,7 +97,8 @@ class EfficientAttention(Attention):
     """The memory-efficient kernel (ATen/native/transformers/cuda/attention.cu, attention_backward.cu), which fp32 and masks need.
 
     Keeps q, k, v, the result, the log-sum-exp padded to 32 queries, and a seed and offset. A boolean mask, the fourth input, is turned into
-    zeros and minus infinity and padded to a multiple of 8 columns at every call, and kept as well (transformers/attention.cpp).
+    zeros and minus infinity and padded to a multiple of 8 columns at every call, and kept as well (transformers/attention.cpp). A mask of numbers
+    is padded, by up to 8 columns, where the strides of its rows are no multiples of 8.
     """
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
@@ -107,18 +109,23 @@ class EfficientAttention(Attention):
         kept = (Inferred(q.shape, (s * h * d, d, h * d, 1), q.dtype), Inferred(lse, like(lse), "fp32", differentiable=False), scalar, scalar)
         if len(inputs) == 3:
             return kept
-        padded = (b, 1, s, _round(s, 8))
+        mask = inputs[3]
+        if mask.dtype != "bool" and all(stride % 8 == 0 for stride in mask.strides[:-1]):
+            return kept
+        padded = (b, 1, s, _round(s, 8) if mask.dtype == "bool" else s + 8 - s % 8)
         return (*kept, Inferred(padded, like(padded), q.dtype, differentiable=False))
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
         q, k, v = inputs[:3]
         out, lse, seed, offset = outputs[:4]
-        bias = tuple(spec.storage for spec in outputs[4:])
+        bias = tuple(spec.storage for spec in outputs[4:] or inputs[3:])
         return (*bias, k.storage, q.storage, v.storage, lse.storage, out.storage, offset.storage, seed.storage)
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         bias = []
-        if len(inputs) == 4:
+        if len(inputs) == 4 and inputs[3].dtype != "bool":
+            bias = [m.alloc(spec.nbytes) for spec in outputs[4:]]
+        elif len(inputs) == 4:
             q = inputs[0]
             item = ITEMSIZE[q.dtype]
             zero, minimum = m.alloc(item), m.alloc(item)
@@ -128,7 +135,8 @@ class EfficientAttention(Attention):
             if outputs[4].shape[-1] != q.shape[2]:
                 bias = [m.alloc(outputs[4].nbytes)]
                 m.release(converted)
-        seed, offset = m.alloc(8), m.alloc(8)
+        size = 0 if m.stack.software.attention_seeds_on_host else 8
+        seed, offset = m.alloc(size), m.alloc(size)
         into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes), seed, offset, *bias]
         if inputs[0].shape[-1] > 128 and inputs[0].dtype != "fp32":  # kNeedsOutputAccumulatorBuffer
             m.scratch(4 * outputs[0].elements)
@@ -151,6 +159,9 @@ class EfficientAttention(Attention):
             return m.alloc(4 * b * h * s)
         product = m.alloc(4 * q.elements)
         summed = m.alloc(4 * b * h * s)
+        if h == 1 or s == 1:  # transposed it is contiguous already
+            m.release(product)
+            return summed
         delta = m.alloc(4 * b * h * s)
         m.release(summed, product)
         return delta

@@ -62,7 +62,8 @@ class Linear(Kind):
 
 
 class BatchedMatmul(Kind):
-    """torch.bmm of [B, M, K] and [B, K, N]; a product over a single element asks for no workspace (seen in recordings, not read in the source)."""
+    """torch.bmm of [B, M, K] and [B, K, N]; a product over a single element asks for no workspace, but where workspaces are kept (seen in
+    recordings, not read in the source)."""
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         a, b = inputs
@@ -75,7 +76,7 @@ class BatchedMatmul(Kind):
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         into.append(m.alloc(outputs[0].nbytes))
-        if inputs[0].shape[-1] != 1:
+        if inputs[0].shape[-1] != 1 or m.stack.software.keeps_cublas_workspaces:
             m.workspace()
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
@@ -84,11 +85,11 @@ class BatchedMatmul(Kind):
         of_b = None
         if b.requires_grad:
             of_b = m.grad(b.shape, like(b.shape), b.dtype, view=True)
-            if a.shape[-2] != 1:
+            if a.shape[-2] != 1 or m.stack.software.keeps_cublas_workspaces:
                 m.workspace()
         if a.requires_grad:
             edges.append((0, m.grad(a.shape, like(a.shape), a.dtype, view=True)))
-            if b.shape[-1] != 1:
+            if b.shape[-1] != 1 or m.stack.software.keeps_cublas_workspaces:
                 m.workspace()
         if of_b:
             edges.append((1, of_b))

@@ -153,6 +153,7 @@ class Autograd:
         buffers: dict[int, Grad] = dict(roots)
         before = machine.default_category, machine.scratch_category
         machine.default_category = machine.scratch_category = int(Category.LOGITS_AND_LOSS)  # until the first layer's backward
+        machine.backward_thread = True
         while self.nodes:
             node = self.nodes.pop()
             op, values = node.op, node.instance.values
@@ -192,6 +193,7 @@ class Autograd:
                 else:
                     buffers[value] = self._accumulate(buffers.get(value), grad)
         machine.default_category, machine.scratch_category = before
+        machine.backward_thread = False
 
     def _accumulate(self, held: Grad | None, grad: Grad) -> Grad:
         """InputBuffer::add: in place where nobody else can see the sum so far, into a new tensor otherwise."""

@@ -46,6 +46,8 @@ class Machine:
         self.layer = NO_LAYER
         self.default_category = int(Category.ACTIVATIONS)
         self.scratch_category = int(Category.SCRATCH)
+        self.backward_thread = False  # whether autograd's own thread executes
+        self.workspaces: dict[bool, int] = {}  # kept ones of cuBLAS, by thread
 
     # context
 
@@ -145,8 +147,13 @@ class Machine:
 
     def workspace(self, lt: bool = False) -> None:
         """What a matrix product asks for besides its result: the workspace of cuBLAS, or of cuBLASLt."""
-        size = self.stack.cublaslt_workspace if lt else self.stack.cublas_workspace
-        self.scratch(size)
+        if not lt and self.stack.software.keeps_cublas_workspaces:
+            if self.backward_thread not in self.workspaces:
+                layer, self.layer = self.layer, NO_LAYER
+                self.workspaces[self.backward_thread] = self.alloc(self.stack.cublas_workspace, int(Category.SCRATCH))
+                self.layer = layer
+            return
+        self.scratch(self.stack.cublaslt_workspace if lt else self.stack.cublas_workspace)
 
     def reduction_scratch(self, shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], dtype: str) -> None:
         """The staging buffer and semaphores of a reduction that is split over thread blocks."""

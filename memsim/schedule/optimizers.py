@@ -135,15 +135,19 @@ def clip_grad_norm(m: Machine, rows: Rows, whole: Sequence[Parameter]) -> None:
         item, every = ITEMSIZE[dtype], [p for p in whole if p.dtype == dtype]
         m.layer = NO_LAYER
         m.at("clip_grad_norm._foreach_norm")
-        offsets = m.alloc(8 * (len(every) + 1), int(Category.SCRATCH))
-        partial = m.alloc(4 * sum(-(-p.elements // NORM_CHUNK) for p in every), int(Category.SCRATCH))
+        chunks = [-(-p.elements // NORM_CHUNK) for p in every]
+        if m.stack.software.norms_pad_chunks:
+            scratch = [m.alloc(4 * len(chunks) * max(chunks), int(Category.SCRATCH))]
+        else:
+            offsets = m.alloc(8 * (len(every) + 1), int(Category.SCRATCH))
+            scratch = [m.alloc(4 * sum(chunks), int(Category.SCRATCH)), offsets]
         for layer, _, _ in group:
             m.layer = layer
             m.at("clip_grad_norm._foreach_norm")
             norms.append((layer, m.alloc(item, int(Category.SCRATCH))))
         m.layer = NO_LAYER
         m.at("clip_grad_norm._foreach_norm")
-        m.release(partial, offsets)
+        m.release(*scratch)
     m.at("clip_grad_norm.stack")
     item = ITEMSIZE[rows[0][1].dtype]
     stacked = m.alloc(item * len(whole), int(Category.SCRATCH))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from memsim.stacks import GOLDEN, Software
+
 CUBLAS_WORKSPACE = 8_519_680  # ":4096:2:16:8" before Hopper (aten/src/ATen/cuda/CublasHandlePool.cpp)
 CUBLAS_WORKSPACE_HOPPER = 32 * 2**20
 CUBLASLT_WORKSPACE = 2**20
@@ -11,11 +13,12 @@ CUBLASLT_WORKSPACE = 2**20
 
 @dataclass(frozen=True)
 class Stack:
-    """The golden stack on a device of one compute capability."""
+    """A software stack on a device of one compute capability."""
 
     sm: int = 80  # compute capability times ten
     processors: int = 108
     threads_per_processor: int = 2048
+    software: Software = GOLDEN
 
     @property
     def large_shared_memory(self) -> bool:
@@ -36,12 +39,21 @@ class Stack:
 
     def scan_bytes(self, n: int) -> int:
         """Temporary storage of cub::DeviceScan over n items of 8 bytes: a 16-byte descriptor for each tile of 128 threads × 7 items."""
-        return _aliased(256, 16 * (-(-n // 896) + CUB_PADDING))
+        return self._aliased_after_head(16 * (-(-n // 896) + CUB_PADDING))
 
     def unique_bytes(self, n: int) -> int:
-        """Temporary storage of cub::DeviceSelect::UniqueByKey over n pairs of 8-byte keys and values; its tile is tuned for each architecture."""
-        tile = 448 * 11 if self.sm >= 90 else 192 * 7 if self.sm == 80 else 64 * 5
-        return _aliased(256, 16 * (-(-n // tile) + CUB_PADDING))
+        """Temporary storage of cub::DeviceSelect::UniqueByKey over n pairs of 8-byte keys and values (of 4 bytes, with offsets of 4 bytes, on
+        some stacks); its tile is tuned for each architecture and for both sizes."""
+        short = self.software.unique_in_32_bits
+        if self.sm >= 90:
+            tile = 640 * 7 if short else 448 * 11
+        else:
+            tile = (256 if short else 192) * 7 if self.sm == 80 else 64 * 5
+        return self._aliased_after_head((8 if short else 16) * (-(-n // tile) + CUB_PADDING))
+
+    def _aliased_after_head(self, descriptors: int) -> int:
+        """Temporaries of tile descriptors, with whatever the version of CUB puts ahead of them."""
+        return _aliased(0 if self.software.cub_without_head else 256, descriptors)
 
     def sort_bytes(self, n: int, bits: int) -> int:
         """Temporary storage of cub::DeviceRadixSort over n pairs of 8-byte keys and values: two buffers, a histogram of 256 8-byte
@@ -57,7 +69,7 @@ class Stack:
         segments = min(indices, rows)
         partial = indices // 10 + segments
         return EmbeddingSort(
-            sort=self.sort_bytes(indices, rows.bit_length()),
+            sort=self.sort_bytes(indices, 64 if self.software.embedding_sorts_all_bits else rows.bit_length()),
             unique=self.unique_bytes(indices),
             segments=8 * segments,
             scan=self.scan_bytes(segments),
@@ -100,7 +112,7 @@ DEVICES = {
 }
 
 
-def stack_for(sm: int, processors: int | None = None) -> Stack:
-    """The golden stack on a device of compute capability sm / 10, with so many multiprocessors (else those of the best-known such device)."""
+def stack_for(sm: int, processors: int | None = None, software: Software = GOLDEN) -> Stack:
+    """A software stack on a device of compute capability sm / 10, with so many multiprocessors (else those of the best-known such device)."""
     known, threads = DEVICES.get(sm, DEVICES[80])
-    return Stack(sm, processors or known, threads)
+    return Stack(sm, processors or known, threads, software)
