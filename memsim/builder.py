@@ -7,11 +7,13 @@ Python code, to the line, as long as our function has the same locals as theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+from memsim.autocast import FLOATING, target
 from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous
 from memsim.operators import KINDS
 from memsim.operators.base import Inferred
@@ -42,11 +44,31 @@ class Tensor:
         return self.spec.dtype
 
 
+Rule = Callable[["Builder", str, tuple[Tensor, ...], Mapping[str, object]], tuple[Tensor, ...] | None]
+
+
+@dataclass(frozen=True)
+class Technique:
+    """What stands between a model's code and its operators while it runs: wrapped modules, autocast, which parameters train."""
+
+    rule: Rule | None = None  # what stands for an operator, kind, arguments and attributes given; None: itself
+    autocast: str | None = None  # the lower precision that torch.autocast casts to
+    trainable: Callable[[str], bool] | None = None  # by name within the block; None: as the model's code says
+
+
+PLAIN = Technique()
+
+
 class Builder:
     """Collects the operators of one block."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, technique: Technique = PLAIN) -> None:
         self.graph = LayerGraph(name)
+        self.technique = technique
+        self.autocast = technique.autocast
+        self.casts: dict[int, Tensor] = {}  # autocast's cache: value of a parameter → it in the lower precision
+        self.temporaries: list[Tensor] = []  # of the call that is running
+        self.replacing = False  # the rule is running: its own operators are what they are
         self.names: dict[int, int] = {}
         self.held: list[Tensor] = []  # parameters and inputs: other code holds them
         self.weights: dict[str, Tensor] = {}
@@ -84,6 +106,7 @@ class Builder:
     def parameter(self, name: str, shape: Sequence[int], dtype: str, trainable: bool) -> Tensor:
         """A weight of the block, by its name within the block; the same name gives the same tensor."""
         if name not in self.weights:
+            trainable = self.technique.trainable(name) if self.technique.trainable else trainable
             tensor = self._tensor(tuple(shape), dtype, trainable, name, parameter=name, leaf=trainable)
             self.weights[name] = tensor
             self.graph.parameters[name] = tensor.spec
@@ -112,8 +135,61 @@ class Builder:
         yield
         self.grad_enabled = before
 
+    @contextmanager
+    def no_autocast(self) -> Iterator[None]:
+        """As torch.autocast(enabled=False)."""
+        before, self.autocast = self.autocast, None
+        yield
+        self.autocast = before
+
     def run(self, kind: str, *inputs: Tensor, **attrs: object) -> tuple[Tensor, ...]:
-        """Executes an operator; returns its outputs, the hidden ones (kept for backward only) last."""
+        """Executes an operator, or what the technique puts in its place; returns its outputs, the hidden ones (kept for backward only) last."""
+        results = self._run(kind, inputs, attrs)
+        self._end_call()
+        return results
+
+    def _end_call(self) -> None:
+        """Temporaries of the call die, the first argument's first."""
+        while self.temporaries:
+            self.temporaries.pop(0)
+
+    def _run(self, kind: str, inputs: tuple[Tensor, ...], attrs: dict[str, object]) -> tuple[Tensor, ...]:
+        rule = self.technique.rule
+        if rule is not None and not self.replacing:
+            self.replacing = True
+            results = rule(self, kind, inputs, attrs)
+            self.replacing = False
+            if results is not None:
+                return results
+        if self.autocast is not None:
+            dtype = target(kind, self.autocast)
+            if dtype is not None and not (kind == "softmax" and "dtype" in attrs):
+                self.temporaries = self._casted(dtype, inputs)
+                return self._execute(kind, tuple(self.temporaries), attrs)
+        return self._execute(kind, inputs, attrs)
+
+    def lower(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The tensors as autocast gives them to an operator of the lower precision."""
+        return tuple(self._casted(self.autocast, inputs)) if self.autocast else inputs
+
+    def _casted(self, dtype: str, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """cached_cast of every argument, the last first, as C++ compilers evaluate them. What trains is cast to the lower precision once and kept."""
+        casts = list(inputs)
+        for i in reversed(range(len(casts))):
+            x = casts[i]
+            if x.dtype == dtype or x.dtype not in FLOATING:
+                continue
+            spec = x.spec
+            kept = spec.leaf and spec.requires_grad and spec.dtype == "fp32" and dtype == self.autocast
+            if kept and spec.value in self.casts:
+                casts[i] = self.casts[spec.value]
+                continue
+            casts[i] = self._execute("cast", (x,), {"dtype": dtype})[0]
+            if kept:
+                self.casts[spec.value] = casts[i]
+        return casts
+
+    def _execute(self, kind: str, inputs: tuple[Tensor, ...], attrs: dict[str, object]) -> tuple[Tensor, ...]:
         graph = self.graph
         specs = tuple(tensor.spec for tensor in inputs)
         semantics = KINDS[kind]
@@ -145,16 +221,18 @@ class Builder:
         The first three operands have names of their own so that temporaries among them die from first to last, as an expression's do.
         """
         inputs = tuple(tensor for tensor in (x, y, z, *more) if tensor is not None)
-        results = list(self.run(kind, *inputs, **attrs))
+        results = list(self._run(kind, inputs, attrs))
         first = results.pop(0)
         while results:
             results.pop(0)
+        self._end_call()
         del inputs
         return first
 
     def finish(self, *outputs: Tensor) -> LayerGraph:
         """The graph, with these results."""
         self.finished = True
+        self.graph.cached = tuple(tensor.spec.storage for tensor in self.casts.values())
         self.graph.outputs = tuple(tensor.spec for tensor in outputs)
         return self.graph
 
@@ -169,15 +247,8 @@ def module_call(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-Rule = Callable[[Builder, Operator, tuple[Tensor, ...]], tuple[Tensor, ...] | None]
-
-
-def rewrite(graph: LayerGraph, rule: Rule, trainable: Callable[[str], bool] | None = None, inputs: dict[str, TensorSpec] | None = None) -> LayerGraph:
-    """The graph executed again, with `rule` deciding what stands for each operator (None: itself). This is what a pass is made of.
-
-    Dtypes, shapes and what requires a gradient follow from the new operators; lifetimes follow from the old graph's drops and, inside a
-    replacement, from the rule's own locals. `trainable` says anew which parameters take a gradient, `inputs` what other blocks hand in.
-    """
+def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec]) -> LayerGraph:
+    """The graph executed again for other inputs, such as ones that require a gradient: dtypes, shapes and what requires a gradient follow from them."""
     b = Builder(graph.name)
     env: dict[int, Tensor] = {}
     values_of: dict[int, list[int]] = {}
@@ -189,9 +260,9 @@ def rewrite(graph: LayerGraph, rule: Rule, trainable: Callable[[str], bool] | No
         values_of.setdefault(old.storage, []).append(old.value)
 
     for name, spec in graph.inputs.items():
-        bind(spec, b.input(name, inputs[name] if inputs else spec))
+        bind(spec, b.input(name, inputs[name]))
     for name, spec in graph.parameters.items():
-        bind(spec, b.parameter(name, spec.shape, spec.dtype, trainable(name) if trainable else spec.requires_grad))
+        bind(spec, b.parameter(name, spec.shape, spec.dtype, spec.requires_grad))
     keep = {spec.storage for spec in graph.outputs}
     for op in graph.operators:
         module = op.name.removesuffix(str(op.attrs.get("label", op.kind))).rstrip(".")
@@ -200,7 +271,7 @@ def rewrite(graph: LayerGraph, rule: Rule, trainable: Callable[[str], bool] | No
         unwind: tuple[int, ...] = op.attrs.get("unwind", ())  # type: ignore[assignment]
         b.unwind = tuple(moved[storage] for storage in unwind)
         arguments = tuple(env[spec.value] for spec in op.inputs)
-        results = rule(b, op, arguments) or b.run(op.kind, *arguments, **op.attrs)
+        results = b.run(op.kind, *arguments, **op.attrs)
         del arguments
         for old, new in zip(op.outputs, results, strict=False):
             bind(old, new)
@@ -211,4 +282,6 @@ def rewrite(graph: LayerGraph, rule: Rule, trainable: Callable[[str], bool] | No
                 for value in values_of.pop(storage, ()):
                     env.pop(value, None)
     outputs = tuple(env[spec.value] for spec in graph.outputs)
-    return b.finish(*outputs)
+    again = b.finish(*outputs)
+    again.cached = tuple(moved[storage] for storage in graph.cached)
+    return again

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.allocator.answer import Answer, DriverAction
-from memsim.tape import Action, Tape
+from memsim.tape import AUTOCAST_CACHE, Action, Tape
 from memsim.traces import recorder
 from memsim.traces.recorder import ACTIONS, ALLOC, FREE_COMPLETED, FREE_REQUESTED, OOM, SNAPSHOT, Recording
 
@@ -145,6 +145,23 @@ def head(events: EventSequence, count: int) -> EventSequence:
         operator=e.operator[:count],
         layer=e.layer[:count],
     )
+
+
+def ordered_as(events: EventSequence, simulated: EventSequence) -> EventSequence:
+    """The events, with the frees that empty autocast's cache in the order in which the simulation has them, where they are the same frees."""
+    names = np.array([name == AUTOCAST_CACHE for name in simulated.operators], bool)
+    n = min(len(events), len(simulated))
+    loose = names[simulated.operator[:n]] & (simulated.ordinal[:n] >= 0)
+    if not loose.any():
+        return events
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], loose, [False]]).astype(np.int8)))
+    order = np.arange(len(events))
+    for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        keys = [np.stack([side.ordinal[start:stop], side.action[start:stop]]) for side in (events, simulated)]
+        theirs, ours = (np.lexsort(key[::-1]) for key in keys)
+        if (keys[0][:, theirs] == keys[1][:, ours]).all():
+            order[start + ours] = start + theirs
+    return replace(events, action=events.action[order], bytes=events.bytes[order], ordinal=events.ordinal[order], address=events.address[order])
 
 
 def first_difference(a: EventSequence, b: EventSequence, addresses: bool = False) -> int | None:

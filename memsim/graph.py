@@ -67,6 +67,7 @@ class LayerGraph(nx.DiGraph):  # type: ignore[misc]
         self.outputs: tuple[TensorSpec, ...] = ()
         self.storage_bytes: list[int] = []  # by storage number
         self.values = 0
+        self.cached: tuple[int, ...] = ()  # storages that autocast's cache holds until its context ends, in the order in which they were made
 
     def add_storage(self, nbytes: int, label: str = "") -> int:
         """A new storage of so many bytes; its number."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from memsim.allocator import Settings as AllocatorSettings, allocate
+from memsim.builder import PLAIN
 from memsim.errors import Unsupported
 from memsim.models import build
 from memsim.models.model import Model, Settings
 from memsim.passes.checkpoint import checkpoint_every_layer, require_input_grads
-from memsim.passes.lora import Lora, apply_lora
+from memsim.passes.lora import Lora, with_adapters, wrapped
 from memsim.schedule import record
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
@@ -24,7 +26,9 @@ from memsim.timeline import About, Timeline
 if TYPE_CHECKING:
     from memsim.run import Run
 
-PRECISIONS = ("bf16", "fp16", "fp32")
+PRECISIONS = ("bf16", "fp16", "fp32", "amp-bf16", "amp-fp16")
+AUTOCAST = {"amp-bf16": "bf16", "amp-fp16": "fp16"}
+WEIGHTS = {"amp-bf16": "fp32", "amp-fp16": "fp32"}  # precision → dtype of the weights, where it is not its own name
 OPTIMIZERS = ("adamw", "adamw-fused", "adamw-for-loop", "sgd", "sgd-momentum", "adafactor", "adamw-8bit", "paged-adamw-8bit", "paged-adamw", "lion-8bit")
 UNLIMITED = 1 << 57  # bytes
 
@@ -32,11 +36,13 @@ UNLIMITED = 1 << 57  # bytes
 def model_of(run: Run) -> Model:
     """The Run's model after every pass. Raises InputError, and Unsupported for what memsim cannot simulate yet."""
     check_supported(run)
-    settings = Settings(run.batch.size, run.batch.sequence, run.precision, run.attention, run.sm, STACKS[run.stack])
-    model = build(run.config, settings)
     method = run.method
-    if method.kind == "lora":
-        model = apply_lora(model, Lora(method.rank, method.targets, method.dropout))
+    lora = None if method.kind == "full" else Lora(method.rank, method.targets, method.dropout)
+    technique = replace(PLAIN if lora is None else wrapped(lora), autocast=AUTOCAST.get(run.precision))
+    settings = Settings(run.batch.size, run.batch.sequence, WEIGHTS.get(run.precision, run.precision), run.attention, run.sm, STACKS[run.stack], technique)
+    model = build(run.config, settings)
+    if lora is not None:
+        model = with_adapters(model, lora)
     if run.checkpointing == "full":
         model = checkpoint_every_layer(model)
         if method.kind == "lora":

@@ -11,6 +11,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+AUTOCAST_CACHE = "autocast cache"  # operator of the frees that empty it: their order is that of a hash table's entries, and no part of the prediction
+
 
 class Action(IntEnum):
     """What a Tape's event asks of the allocator."""

@@ -19,11 +19,11 @@ def assemble(
     config: DecoderConfig, settings: Settings, parts: Parts, layer: Layer, layer_parameters: tuple[Parameter, ...], hold: tuple[str, ...] = HOLD
 ) -> Model:
     """The Model of a decoder whose layers are all alike."""
-    b = Builder("outer")
+    b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     outer = b.finish(causal_lm(b, config, settings, ids, ids, parts))
     call = next(op for op in outer.operators if op.kind == "layers")
-    inner = Builder("decoder layer")
+    inner = Builder("decoder layer", settings.technique)
     arguments = {name: inner.input(name, spec) for name, spec in zip(INPUTS, call.inputs, strict=False)}
     hidden = layer(inner, config, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], arguments.get("attention_mask"))
     graph = inner.finish(hidden)

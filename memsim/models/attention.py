@@ -53,7 +53,7 @@ def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tens
         mask = b.op("slice", mask, length=query.shape[2]) if mask.shape[-1] != query.shape[2] else mask
         attn_output = b.op("efficient_attention", query, key, value, mask)
     else:
-        attn_output = b.op("flash_attention" if query.dtype in ("bf16", "fp16") else "efficient_attention", query, key, value)
+        attn_output = b.op("flash_attention" if (b.autocast or query.dtype) in ("bf16", "fp16") else "efficient_attention", query, key, value)
     attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
     return attn_output
 

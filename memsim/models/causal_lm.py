@@ -39,7 +39,7 @@ def rms_norm(b: Builder, hidden_states: Tensor, name: str, dtype: str) -> Tensor
 @module_call
 def rotary_embedding(b: Builder, settings: Settings, dtype: str, position_ids: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     """LlamaRotaryEmbedding.forward: cos and sin of [1, S, D] in `dtype`."""
-    with b.module("rotary_emb"), b.no_grad():
+    with b.module("rotary_emb"), b.no_grad(), b.no_autocast():
         inv_freq = b.parameter("rotary_emb.inv_freq", (head_dim // 2,), "fp32", False)
         if settings.stack.rotary_by_product:
             return rotary_tables(b, dtype, position_ids, inv_freq)

@@ -69,6 +69,7 @@ def matmul(b: Builder, x: Tensor, y: Tensor) -> Tensor:
     """torch.matmul of [B, H, M, K] and [B, H, K, N]: a bmm over B·H, of copies where the operands' layouts do not fold."""
     batch, heads, m, k = x.shape
     n = y.shape[-1]
+    x, y = b.lower(x, y)
     x_folded = reshape(b, x, batch * heads, m, k)
     y_folded = reshape(b, y, batch * heads, k, n)
     result = b.op("view", b.op("matmul", x_folded, y_folded), shape=(batch, heads, m, n))

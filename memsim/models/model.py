@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from memsim.builder import PLAIN, Technique
 from memsim.dtypes import ITEMSIZE
 from memsim.graph import LayerGraph
 from memsim.stacks import GOLDEN, Software
@@ -43,6 +44,7 @@ class Settings:
     attention: str
     sm: int = 80
     stack: Software = GOLDEN
+    technique: Technique = PLAIN
 
 
 @dataclass(frozen=True)

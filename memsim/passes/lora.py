@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from memsim.builder import Builder, Tensor, module_call, rewrite
+from memsim.builder import Builder, Technique, Tensor, module_call
 from memsim.errors import InputError
-from memsim.graph import LayerGraph, Operator
 from memsim.models import functional as F
 from memsim.models.model import Model, Parameter
 
@@ -31,21 +30,35 @@ def matches(lora: Lora, module: str) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
-def apply_lora(model: Model, lora: Lora) -> Model:
-    """The model with adapters, its own parameters frozen. Raises InputError where a target matches nothing."""
+def check_targets(model: Model, lora: Lora) -> None:
+    """Raises InputError where a target matches no linear module of the model."""
+    if lora.targets == "all-linear":
+        return
     modules = [p.name.removesuffix(".weight") for kind in model.layers for p in kind if p.module == "linear" and p.name.endswith(".weight")]
-    if lora.targets != "all-linear":
-        for name in [lora.targets] if isinstance(lora.targets, str) else lora.targets:
-            if not any(matches(replace(lora, targets=[name]), module) for module in modules):
-                valid = sorted({module.rsplit(".", 1)[-1] for module in modules})
-                near = difflib.get_close_matches(str(name), valid, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise InputError(f"method.targets: {name!r} matches no linear module{hint} (there are {', '.join(valid)})")
+    for name in [lora.targets] if isinstance(lora.targets, str) else lora.targets:
+        if not any(matches(replace(lora, targets=[name]), module) for module in modules):
+            valid = sorted({module.rsplit(".", 1)[-1] for module in modules})
+            near = difflib.get_close_matches(str(name), valid, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"method.targets: {name!r} matches no linear module{hint} (there are {', '.join(valid)})")
+
+
+def wrapped(lora: Lora) -> Technique:
+    """Linear modules that run with their adapters, and nothing else that trains."""
+
+    def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
+        if kind != "linear" or not matches(lora, str(attrs["module"])):
+            return None
+        return (lora_linear(b, attrs, inputs[0], inputs[1:], lora),)
+
+    return Technique(rule=rule, trainable=lambda name: ".lora_" in name)
+
+
+def with_adapters(model: Model, lora: Lora) -> Model:
+    """The model, built with `wrapped`, with the adapters among its parameters and its own frozen. Raises InputError where a target matches nothing."""
+    check_targets(model, lora)
     layers = tuple(tuple(_with_adapters(kind, lora)) for kind in model.layers)
-    frozen = replace(model, layers=layers).map_parameters(lambda p: p if p.adapter else replace(p, trainable=False))
-    outer = rewrite(frozen.outer, lambda b, op, inputs: None, trainable=lambda name: False)
-    graphs = tuple(_adapted(graph, lora) for graph in frozen.layer_graphs)
-    return replace(frozen, outer=outer, layer_graphs=graphs)
+    return replace(model, layers=layers).map_parameters(lambda p: p if p.adapter else replace(p, trainable=False))
 
 
 def _with_adapters(parameters: Sequence[Parameter], lora: Lora) -> list[Parameter]:
@@ -67,19 +80,10 @@ def _with_adapters(parameters: Sequence[Parameter], lora: Lora) -> list[Paramete
     return rows
 
 
-def _adapted(graph: LayerGraph, lora: Lora) -> LayerGraph:
-    def rule(b: Builder, op: Operator, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if op.kind != "linear" or not matches(lora, str(op.attrs["module"])):
-            return None
-        return (lora_linear(b, op, inputs[0], inputs[1:], lora),)
-
-    return rewrite(graph, rule, trainable=lambda name: ".lora_" in name)
-
-
 @module_call
-def lora_linear(b: Builder, op: Operator, x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
+def lora_linear(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
     """Linear.forward of PEFT: result + lora_B(lora_A(dropout(x))) * scaling, in the adapters' dtype, and back."""
-    result = b.run("linear", x, *weights, **op.attrs)[0]
+    result = b.run("linear", x, *weights, **attrs)[0]
     result_dtype = result.dtype
     own = x.dtype != lora.dtype
     x = F.to(b, x, lora.dtype)

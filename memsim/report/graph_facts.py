@@ -79,7 +79,7 @@ def of_all_layers(model: Model) -> int:
         return total
     old = graph.inputs[HIDDEN]
     inputs = dict(graph.inputs) | {HIDDEN: TensorSpec(old.value, old.storage, old.shape, old.strides, old.dtype, False)}
-    return total - kept(graph) + kept(rewrite(graph, lambda b, op, tensors: None, inputs=inputs))
+    return total - kept(graph) + kept(rewrite(graph, inputs))
 
 
 def kept_by_layers(model: Model) -> frozenset[int]:

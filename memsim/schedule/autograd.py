@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.operators import KINDS
 from memsim.schedule.machine import NO_LAYER, Grad, Machine
-from memsim.tape import Category
+from memsim.tape import AUTOCAST_CACHE, Category
 
 
 @dataclass(eq=False, slots=True)
@@ -137,6 +137,13 @@ class Autograd:
             for s in op.drops:
                 machine.release(storages[s])
                 alive.pop(s, None)
+        if graph.cached:  # the exception ends the contexts, autocast's too, and only then do the frames that it passed die
+            machine.at(AUTOCAST_CACHE)
+            for s in graph.cached:
+                if s in alive:
+                    machine.release(storages[s])
+                    del alive[s]
+            machine.at(first.prefix + graph.operators[last].name)
         # The exception unwinds: the locals of inner functions go first, in the order of their slots where that is known, else as on return.
         unwind: tuple[int, ...] = graph.operators[last].attrs.get("unwind", ())  # type: ignore[assignment]
         for s in (*unwind, *(s for op in graph.operators[last:] for s in op.drops)):

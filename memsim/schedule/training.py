@@ -11,10 +11,10 @@ from memsim.builder import rewrite
 from memsim.dtypes import ITEMSIZE
 from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.models.model import Model, Parameter
-from memsim.schedule.autograd import Autograd, Frame, Leaf
+from memsim.schedule.autograd import Autograd, Frame, Instance, Leaf
 from memsim.schedule.machine import NO_LAYER, Machine
 from memsim.schedule.optimizers import Optimizer
-from memsim.tape import Category
+from memsim.tape import AUTOCAST_CACHE, Category
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Training:
     order: list[tuple[int, Parameter, Leaf]] = field(default_factory=list)  # trainable, as model.parameters() gives them
     state: dict[int, list[int]] = field(default_factory=dict)  # optimizer state by parameter storage
     graphs: dict[tuple[int, bool], LayerGraph] = field(default_factory=dict)
+    casts: list[Instance] = field(default_factory=list)  # of the layers in this forward pass
 
     def load(self) -> None:
         """Moves the model to the device a parameter at a time, in module order; adapters follow when the model is wrapped."""
@@ -120,6 +121,7 @@ class Training:
                     machine.retain(embedded.storage)  # by its AccumulateGrad, which the graph keeps
                     autograd.leaves[instance.values[out.value]] = embedded
         machine.default_category = int(Category.ACTIVATIONS)
+        self.end_autocast(instance)
         loss = outer.outputs[0]
         machine.enter(f"{number}/backward")
         machine.at("loss.backward")
@@ -138,6 +140,17 @@ class Training:
         machine.release(instance.storages[loss.storage])
         machine.release(tokens)
 
+    def end_autocast(self, outer: Instance) -> None:
+        """The cache of weights in the lower precision is emptied."""
+        machine = self.machine
+        for layer, instance in [*enumerate(self.casts), (NO_LAYER, outer)]:
+            machine.layer = layer
+            if instance.graph.cached:
+                machine.at(AUTOCAST_CACHE)
+                machine.release(*(instance.storages[storage] for storage in instance.graph.cached))
+        machine.layer = NO_LAYER
+        self.casts.clear()
+
     def layer_graph(self, kind: int, requires_grad: bool) -> LayerGraph:
         """The graph of a kind of layer for hidden states that do or do not require a gradient."""
         graph = self.model.layer_graphs[kind]
@@ -148,7 +161,7 @@ class Training:
         if key not in self.graphs:
             inputs = dict(graph.inputs)
             inputs["hidden_states"] = TensorSpec(hidden.value, hidden.storage, hidden.shape, hidden.strides, hidden.dtype, requires_grad)
-            self.graphs[key] = rewrite(graph, lambda b, op, tensors: None, inputs=inputs)
+            self.graphs[key] = rewrite(graph, inputs)
         return self.graphs[key]
 
     def run_layers(self, autograd: Autograd, storages: list[int], values: list[int], op: Operator) -> None:
@@ -172,6 +185,7 @@ class Training:
                 frame = Frame(instance, held)
             for inner in graph.operators:
                 autograd.execute(instance, inner, frame)
+            self.casts.append(instance)
             out = graph.outputs[0]
             if layer > 0 or op.inputs[0].storage in op.drops:
                 machine.release(hidden[0])

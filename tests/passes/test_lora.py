@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memsim.errors import InputError
-from memsim.passes.lora import Lora, apply_lora, matches
+from memsim.passes.lora import Lora, check_targets, matches
 from memsim.run import Run
 from memsim.simulation import model_of
 
@@ -66,4 +66,4 @@ def test_dropout_adds_one_operator_a_module() -> None:
 @pytest.mark.parametrize("target", ["nothing", "lm_hed", "proj"])
 def test_a_target_that_matches_nothing_is_named_with_those_that_would(target: str) -> None:
     with pytest.raises(InputError, match=rf"method\.targets: '{target}' matches no linear module.*\(there are down_proj, gate_proj,"):
-        apply_lora(model_of(Run(model="llama3.2-1b")), Lora(8, ["q_proj", target]))
+        check_targets(model_of(Run(model="llama3.2-1b")), Lora(8, ["q_proj", target]))
