@@ -105,7 +105,8 @@ def fragmentation(answer: Answer, blocks: BlockMap, event: int) -> Fragmentation
     """How the reserved memory that `blocks` shows at `event` fails to be allocated."""
     free = blocks.bytes[blocks.free]
     used_segment = np.zeros(len(blocks.segment_bytes), np.bool_)
-    used_segment[blocks.segment[~blocks.free]] = True
+    homes = blocks.segment[~blocks.free]
+    used_segment[homes[homes >= 0]] = True  # a recording of totals alone names no segments
     in_used = int(free[used_segment[blocks.segment[blocks.free]]].sum())
     return Fragmentation(
         event=event,

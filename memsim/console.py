@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from rich.console import Console
 from rich.progress import Progress
@@ -16,6 +16,7 @@ from rich.progress import Progress
 from memsim.errors import InputError
 
 T = TypeVar("T")
+LARGE = 8 << 20  # bytes of a file that takes a moment to read
 PLAIN_WIDTH = 160  # columns of a table that goes to a file or a pipe, where nobody can widen the window
 
 
@@ -81,3 +82,13 @@ def progress(what: str, total: int) -> Iterator[Callable[[T], T]]:
             return item
 
         yield advance
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Callable[[BinaryIO], BinaryIO]]:
+    """A bar on stderr of how far a large file was read, while someone watches; yields what to read it through."""
+    if not sys.stderr.isatty() or not path.is_file() or path.stat().st_size < LARGE:
+        yield lambda file: file
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        yield lambda file: bar.wrap_file(file, total=path.stat().st_size, description=f"reading {path.name}")

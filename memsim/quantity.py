@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from memsim.errors import InputError
 from memsim.explain import show
 
 GIB = 2**30
@@ -54,3 +55,13 @@ def _nearest(unit: str) -> str:
     letter = unit[0].upper()
     candidates = [known for known in UNITS if known[0] == letter and known != "B"]
     return f"; did you mean {' or '.join(reversed(candidates))}?" if candidates else ""
+
+
+def bytes_of(size: int | str | None) -> int | None:
+    """Bytes of a device's memory; a string may have a unit. Raises InputError."""
+    if not isinstance(size, str):
+        return size
+    try:
+        return read_bytes(size)
+    except ValueError as error:
+        raise InputError(f"device memory: {error}") from error

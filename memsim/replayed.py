@@ -8,13 +8,14 @@ import numpy as np
 
 from memsim.allocator import Answer, Settings, allocate
 from memsim.errors import InputError
-from memsim.quantity import read_bytes
+from memsim.quantity import bytes_of
 from memsim.tape import Action, Tape
 from memsim.timeline import About, Timeline
 from memsim.traces.trace import Trace
 
 VERSIONS = ("2.15.0", "2.12.0", "2.11.0")  # one for each order of equal free blocks
 UNLIMITED = 1 << 57  # bytes
+ONLY_TOTALS = "a Chrome trace gives totals, not what the allocator was asked"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ def replay(tape: Tape | Trace, allocator: str | None = None, device_memory: int 
     Raises InputError for what PyTorch refuses.
     """
     trace = tape if isinstance(tape, Trace) else None
+    if trace is not None and trace.answer is not None:
+        if allocator is not None or device_memory is not None:
+            raise InputError(f"{trace.source}: {ONLY_TOTALS}, and cannot be replayed under settings or a device's memory; a snapshot can")
+        return Timeline(
+            trace.tape, trace.answer, About(name=trace.source, facts=(("recorded by", "the profiler: totals, no requests"),), first_event=trace.prefix)
+        )
     requests = tape.tape if isinstance(tape, Trace) else tape
     text = allocator if allocator is not None else trace.settings if trace else ""
     memory = bytes_of(device_memory)
@@ -44,22 +51,20 @@ def replay(tape: Tape | Trace, allocator: str | None = None, device_memory: int 
     prefix = trace.prefix if trace else 0
     answer = allocate(requests, settings, memory, prefix=prefix)
     unlimited = allocate(requests, settings, UNLIMITED, prefix=prefix) if answer.out_of_memory else None
-    about = About(name=trace.source if trace else "", facts=(("allocator", text or "default"),), device_memory=memory if memory < UNLIMITED else None)
+    about = About(
+        name=trace.source if trace else "",
+        facts=(("allocator", text or "default"),),
+        allocator=text,
+        device_memory=memory if memory < UNLIMITED else None,
+        first_event=min(prefix, answer.processed - 1) if prefix else 0,
+    )
     return Timeline(requests, answer, about, unlimited)
-
-
-def bytes_of(size: int | str | None) -> int | None:
-    """Bytes of a device's memory; a string may have a unit. Raises InputError."""
-    if not isinstance(size, str):
-        return size
-    try:
-        return read_bytes(size)
-    except ValueError as error:
-        raise InputError(f"device memory: {error}") from error
 
 
 def check(trace: Trace, torch: str | None = None) -> Agreement:
     """Compares a replay under the trace's own settings with what it recorded; where no version is known, each order of equal free blocks is tried."""
+    if trace.answer is not None:
+        raise InputError(f"{trace.source}: {ONLY_TOTALS}; --check has nothing to compare with")
     if not trace.known.any():
         raise InputError(f"{trace.source}: records no addresses; --check has nothing to compare with")
     known = torch or trace.torch

@@ -11,6 +11,7 @@ from memsim.errors import InputError
 from memsim.replayed import Agreement, check, replay
 from memsim.timeline import Timeline
 from memsim.traces.load import load_trace
+from memsim.traces.trace import Trace
 
 SUFFIXES = (".html", ".pickle", ".json")
 
@@ -27,8 +28,8 @@ def run(
 ) -> int:
     """The command; returns its exit code. Raises InputError."""
     chosen: list[str | None] = list(allocators) if allocators else [None]
-    if checks and (allocators or device_memory or output or smallest):
-        raise InputError("--check compares under the trace's own settings: it goes with --torch and --json only")
+    if checks and (allocators or output or smallest):
+        raise InputError("--check compares under the trace's own settings: it goes with --torch, --device-memory and --json only")
     if output is not None:
         console.writable(output)
         if len(paths) * len(chosen) != 1:
@@ -37,11 +38,12 @@ def run(
             raise InputError(f"{output}: ends in none of {', '.join(SUFFIXES)}")
     console.say_if_cold()
     if checks:
-        return _check(paths, torch, as_json)
+        return _check(paths, device_memory, torch, as_json)
     rows = []
+    loaded = [_load(path) for path in paths] if len(paths) == 1 else []
     with console.progress("replaying", len(paths) * len(chosen)) as advance:
         for path in paths:
-            trace = load_trace(path)
+            trace = loaded[0] if loaded else load_trace(path)
             rows += [advance(whatif.outcome(trace, text, device_memory, torch, smallest)) for text in chosen]
     if output is not None:
         with console.written(output) as place:
@@ -54,10 +56,15 @@ def run(
     return 1 if any(row.out_of_memory_event is not None for row in rows) else 0
 
 
-def _check(paths: Sequence[Path], torch: str | None, as_json: bool) -> int:
+def _load(path: Path) -> Trace:
+    with console.reading(path) as watch:
+        return load_trace(path, watch=watch)
+
+
+def _check(paths: Sequence[Path], device_memory: str | None, torch: str | None, as_json: bool) -> int:
     found: list[Agreement] = []
     with console.progress("comparing", len(paths)) as advance:
-        found += [advance(check(load_trace(path), torch)) for path in paths]
+        found += [advance(check(load_trace(path, device_memory), torch)) for path in paths]
     if as_json:
         print(json.dumps([vars(row) for row in found], indent=1))
     else:

@@ -117,6 +117,7 @@ def about(run: Run, model: Model) -> About:
         ("precision", run.precision),
         ("checkpointing", run.checkpointing),
         ("optimizer", run.optimizer),
+        *((("allocator", run.allocator),) if run.allocator else ()),
     )
     catalogue = devices()
     named = run.device is not None and catalogue[run.device].memory == run.device_bytes
@@ -128,6 +129,7 @@ def about(run: Run, model: Model) -> About:
         command=f"memsim simulate {run.argument} -o report.html" if run.argument else "",
         device=catalogue[run.device].label if named and run.device else "",
         device_memory=run.device_bytes,
+        allocator=run.allocator,
         parameters=model.count(),
         trainable_parameters=model.count(trainable=True),
         layers=len(model.pattern),

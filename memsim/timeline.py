@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,11 @@ from memsim.steps import Span, Step, spans, steps
 from memsim.tape import Category, Tape
 from memsim.words import version
 
+if TYPE_CHECKING:
+    from memsim.allocator.bound import Bounds
+
+MOST_PAIRS = 100_000_000  # of storages alive together, for which a packing is looked for: about a second
+
 
 @dataclass(frozen=True)
 class About:
@@ -31,10 +37,12 @@ class About:
     command: str = ""  # what repeats this Timeline
     device: str = ""  # "A100-80GB"
     device_memory: int | None = None  # bytes
+    allocator: str = ""  # settings, as PYTORCH_ALLOC_CONF has them
     parameters: int | None = None
     trainable_parameters: int | None = None
     layers: int | None = None
     loaded_event: int | None = None  # the last event of building the model; by default of the phase "load"
+    first_event: int = 0  # of what the Timeline is about: events before it rebuild the state in which a recording began
     devices: tuple[tuple[str, int], ...] = ()  # names and bytes of the devices that the headline may suggest
     versions: Mapping[str, str] = field(default_factory=dict)  # of the stack that is simulated or was recorded
 
@@ -79,17 +87,17 @@ class Timeline:
     @property
     def peak_reserved(self) -> int:
         """The largest reserved bytes."""
-        return _peak(self.whole.reserved)
+        return self._peak(self.whole.reserved)
 
     @property
     def peak_allocated(self) -> int:
         """The largest allocated bytes."""
-        return _peak(self.whole.allocated)
+        return self._peak(self.whole.allocated)
 
     @property
     def peak_requested(self) -> int:
         """The largest requested bytes."""
-        return _peak(self.whole.requested)
+        return self._peak(self.whole.requested)
 
     @cached_property
     def loaded_allocated(self) -> int:
@@ -118,10 +126,15 @@ class Timeline:
             total += curve
         return self.whole.allocated - total
 
+    def _peak(self, counter: NDArray[np.int64]) -> int:
+        since = counter[self.about.first_event :]
+        return int(since.max()) if len(since) else 0
+
     def peak_event(self, metric: str = "allocated") -> int:
         """The first event at which `metric` (requested, allocated, active or reserved) is largest."""
         counter: NDArray[np.int64] = getattr(self.whole, metric)
-        return int(np.argmax(counter)) if len(counter) else 0
+        first = self.about.first_event
+        return first + int(np.argmax(counter[first:])) if len(counter) > first else 0
 
     def at_peak(self, metric: str = "allocated", largest: int = 20) -> Moment:
         """What was alive when `metric` was largest."""
@@ -144,6 +157,13 @@ class Timeline:
     def fragmentation_at(self, event: int) -> Fragmentation:
         """How reserved memory fails to be allocated just after `event`."""
         return fragmentation(self.whole, self.block_map(event), event)
+
+    @cached_property
+    def bounds(self) -> Bounds | None:
+        """What the requests alone need, what a placement that knows all lifetimes needs, and what was reserved; None where only totals are known."""
+        from memsim.allocator.bound import bounds
+
+        return bounds(self.tape, self.whole, first=self.about.first_event, most_pairs=MOST_PAIRS) if len(self.whole.driver_event) else None
 
     def headline(self) -> str:
         """The answer in one or two sentences."""
@@ -174,7 +194,3 @@ class Timeline:
         from memsim.report.page import notebook_html
 
         return notebook_html(self)
-
-
-def _peak(counter: NDArray[np.int64]) -> int:
-    return int(counter.max()) if len(counter) else 0

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from rich.table import Table
+from rich.text import Text
 
+from memsim import tables
 from memsim.allocator import Settings, allocate
-from memsim.replayed import UNLIMITED, bytes_of, replay
+from memsim.errors import InputError
+from memsim.quantity import bytes_of
+from memsim.replayed import ONLY_TOTALS, UNLIMITED, replay
 from memsim.search.smallest import MIB, smallest
 from memsim.traces.trace import Trace
 
@@ -23,7 +27,7 @@ class Outcome:
     unallocated_at_peak: int  # reserved but not allocated when reserved was largest
     driver_calls: int
     retries: int
-    out_of_memory_event: int | None  # index into the tape; counters are then those up to it
+    out_of_memory_event: int | None  # counted from the recording's first event; negative: its first state does not fit
     smallest_device: int | None
 
     def to_json(self) -> dict[str, object]:
@@ -37,23 +41,26 @@ def outcome(trace: Trace, allocator: str | None, device_memory: int | str | None
     answer = replay(trace, allocator, memory, torch).answer
     text = trace.settings if allocator is None else allocator
     done = answer.processed
-    peak = int(answer.reserved[:done].argmax()) if done else 0
+    first = min(trace.prefix, max(done - 1, 0))  # what rebuilds the recording's first state is none of its own
+    peak = first + int(answer.reserved[first:done].argmax()) if done else 0
     failed = answer.out_of_memory
     return Outcome(
         trace.source,
         text,
         int(answer.reserved[peak]) if done else 0,
-        int(answer.allocated[:done].max()) if done else 0,
+        int(answer.allocated[first:done].max()) if done else 0,
         int(answer.reserved[peak] - answer.allocated[peak]) if done else 0,
-        len(answer.driver_event),
+        int((answer.driver_event >= first).sum()),
         int(answer.retries[done - 1]) if done else 0,
-        None if failed is None else failed.event,
+        None if failed is None else failed.event - trace.prefix,
         least_memory(trace, text, torch) if search else None,
     )
 
 
 def least_memory(trace: Trace, allocator: str, torch: str | None = None) -> int:
     """The least bytes of device memory, to 1 MiB, with which no request of the trace fails under the setting."""
+    if trace.answer is not None:
+        raise InputError(f"{trace.source}: {ONLY_TOTALS}; the smallest device cannot be found by replaying it")
     version = torch or trace.torch
     settings = Settings.parse(allocator, **({"torch": version} if version else {}))
     whole = allocate(trace.tape, settings, UNLIMITED, prefix=trace.prefix)
@@ -71,15 +78,12 @@ def least_memory(trace: Trace, allocator: str, torch: str | None = None) -> int:
 
 def table(rows: list[Outcome]) -> Table:
     """The rows as a table, sizes in GiB."""
-    made = Table("trace", "allocator", box=None)
-    for name in ("peak reserved GiB", "peak allocated GiB", "unallocated at peak GiB", "driver calls", "retries", "out of memory at event"):
-        made.add_column(name, justify="right")
     searched = any(row.smallest_device is not None for row in rows)
-    if searched:
-        made.add_column("smallest device GiB", justify="right")
+    columns = ["peak reserved GiB", "peak allocated GiB", "unallocated at peak GiB", "driver calls", "retries", "out of memory at event"]
+    made = tables.table("trace", "allocator", *columns, *(["smallest device GiB"] if searched else []), left=2)
     for row in rows:
         sizes = [f"{size / 2**30:.3f}" for size in (row.peak_reserved, row.peak_allocated, row.unallocated_at_peak)]
         failed = "-" if row.out_of_memory_event is None else str(row.out_of_memory_event)
         last = [f"{row.smallest_device / 2**30:.3f}"] if searched and row.smallest_device is not None else []
-        made.add_row(row.source.rsplit("/", 1)[-1], row.allocator or "default", *sizes, str(row.driver_calls), str(row.retries), failed, *last)
+        made.add_row(Text(row.source.rsplit("/", 1)[-1]), Text(row.allocator or "default"), *sizes, str(row.driver_calls), str(row.retries), failed, *last)
     return made

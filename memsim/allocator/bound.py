@@ -22,6 +22,7 @@ from memsim.errors import InputError
 from memsim.tape import Action, Tape
 
 ALIGNMENT = 512  # bytes; the allocator's own
+GOOD_ENOUGH = 2000  # a packing within this part of the lower bound is not improved
 FEW = 2000  # buffers of which more is tried
 _CHECKPOINTS = 4_000_000  # about how many entries the index of live buffers may have
 _EFFORT = 60_000_000  # about how many pairs of buffers the improvement may look at: some tenths of a second
@@ -56,7 +57,7 @@ class Bounds:
     """Bytes; each is at most the next."""
 
     live: int  # the largest sum of requested bytes alive at once: no allocator needs less
-    packing: int  # the least for which a placement with fixed addresses is known
+    packing: int | None  # the least for which a placement with fixed addresses is known; None: not looked for among so many
     reserved: int  # what the simulated allocator reserved at its peak
 
 
@@ -95,23 +96,49 @@ def pack(buffers: Buffers) -> Packing:
     by_start = np.argsort(buffers.lower, kind="stable")
     lower, upper, size = (np.ascontiguousarray(array[by_start]) for array in (buffers.lower, buffers.upper, buffers.size))
     best: Packing | None = None
-    # What lives to the end excludes each other at the end: laid out first, from 0 on, it is a good beginning for a training run.
+    # What lives to the end excludes each other at the end. Where that and the most of the rest come together, it is laid out from 0 on once and for all.
     lasting = upper == upper.max()
-    for stacked in (True, False) if n <= FEW else (True,):
-        base = np.where(lasting & stacked, np.cumsum(size * lasting) - size * lasting, 0)
-        ground = int((size * lasting).sum()) if stacked else 0
+    ground = int(size[lasting].sum())
+    passing = Buffers(lower[~lasting], upper[~lasting], size[~lasting])
+    free = ground + most_live(passing) == live
+    for stacked in (True,) if free else (False, True) if n <= FEW else (False,):
         rest = np.flatnonzero(~lasting) if stacked else np.arange(n)
-        offset, height, name = _place_best(lower[rest], upper[rest], size[rest], live - ground)
-        if best is None or ground + height < best.height:
-            placed = base.copy()
-            placed[rest] = offset + ground
+        floor = ground if stacked else 0
+        offset, height, name = _place_parts(lower[rest], upper[rest], size[rest], live - floor)
+        if best is None or floor + height < best.height:
+            placed = np.cumsum(size * lasting) - size * lasting
+            placed[rest] = offset + floor
             found = np.empty(n, np.int64)
             found[by_start] = placed
-            best = Packing(found, ground + height, f"lasting, then {name}" if stacked else name)
+            best = Packing(found, floor + height, f"lasting, then {name}" if stacked else name)
         if best.height == live:
             break
     assert best is not None
     return best
+
+
+def _place_parts(lower: Column, upper: Column, size: Column, goal: int) -> tuple[Column, int, str]:
+    """As `_place_best`, part by part: at some moments nothing is alive, as between the steps of a training run, and what lies between two such repeats."""
+    n = len(size)
+    if n == 0:
+        return size, 0, "nothing"
+    starts = np.flatnonzero(np.concatenate([[True], lower[1:] >= np.maximum.accumulate(upper)[:-1]]))
+    ends = np.append(starts[1:], n)
+    offset, height, longest, order = np.zeros(n, np.int64), int(size.max()), 0, "side by side"
+    found: dict[bytes, tuple[Column, int, str]] = {}
+    for start, end in zip(starts[ends - starts > 1].tolist(), ends[ends - starts > 1].tolist(), strict=True):
+        part = slice(start, end)
+        moments = np.concatenate([lower[part], upper[part]])
+        # Only the order of the moments matters, and so is known again in a step that has other events between them.
+        rank = np.unique(moments, return_inverse=True)[1] if end - start > FEW else moments - lower[start]
+        key = np.concatenate([rank, size[part]]).tobytes()
+        if key not in found:
+            found[key] = _place_best(rank[: end - start], rank[end - start :], size[part], goal)
+        offset[part], high, name = found[key]
+        if end - start > longest:
+            longest, order = end - start, name
+        height = max(height, high)
+    return offset, height, order
 
 
 def _place_best(lower: Column, upper: Column, size: Column, goal: int) -> tuple[Column, int, str]:
@@ -132,7 +159,7 @@ def _place_best(lower: Column, upper: Column, size: Column, goal: int) -> tuple[
         height = int(place(lower, upper, size, order, offset, first, members, every, best_height - 1))
         if height < best_height:
             best_offset, best_height, best_name, best_order = offset, height, name, order
-        if best_height <= goal:
+        if best_height <= goal + goal // GOOD_ENOUGH:
             return best_offset, best_height, best_name
     random = np.random.default_rng(0)
     order, offset, height = best_order, best_offset, best_height
@@ -149,11 +176,22 @@ def _place_best(lower: Column, upper: Column, size: Column, goal: int) -> tuple[
     return best_offset, best_height, best_name
 
 
-def bounds(tape: Tape, answer: Answer) -> Bounds:
-    """The chain for what the allocator served."""
-    reserved = int(answer.reserved[: answer.processed].max(initial=0))
-    live = most_live(buffers_of(tape, answer, alignment=1))
-    return Bounds(live, min(pack(buffers_of(tape, answer)).height, reserved), reserved)
+def bounds(tape: Tape, answer: Answer, *, first: int = 0, most_pairs: int | None = None) -> Bounds:
+    """The chain for what the allocator served, from event `first` on. No packing is looked for where more than `most_pairs` pairs of buffers would meet."""
+    reserved = int(answer.reserved[first : answer.processed].max(initial=0))
+    live = most_live(_since(buffers_of(tape, answer, alignment=1), first))
+    buffers = _since(buffers_of(tape, answer), first)
+    passing = buffers.upper < answer.processed  # what lasts to the end is not searched for a place
+    meetings = float((buffers.upper - buffers.lower)[passing].sum()) / max(answer.processed, 1) * int(passing.sum())
+    if most_pairs is not None and meetings > most_pairs:
+        return Bounds(live, None, reserved)
+    return Bounds(live, min(pack(buffers).height, reserved), reserved)
+
+
+def _since(buffers: Buffers, first: int) -> Buffers:
+    """Those that live at or after a moment, as if they began no earlier."""
+    kept = buffers.upper > first
+    return Buffers(np.maximum(buffers.lower[kept], first), buffers.upper[kept], buffers.size[kept])
 
 
 def load_csv(path: str | Path) -> Buffers:

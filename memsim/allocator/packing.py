@@ -8,8 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+PASSES = 12  # over the buffers in the way, before they are sorted
 
-@njit(cache=True)
+
+@njit(cache=True, nogil=True)
 def alive_at(lower, upper, every):
     """Which buffers are alive when buffer 0, every, 2 × every … begins, of those that began before it: (first [m + 1], members), CSR-like."""
     n = len(lower)
@@ -40,7 +42,7 @@ def alive_at(lower, upper, every):
     return first, members
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def place(lower, upper, size, order, offset, first, members, every, most):
     """Places the buffers of `order` one after the other at the lowest offset that is free for all of their lifetime.
 
@@ -67,9 +69,17 @@ def place(lower, upper, size, order, offset, first, members, every, most):
                 ends[count] = offset[j] + size[j]
                 count += 1
             j += 1
-        at, settled = 0, False
+        at, settled, passes = 0, False, 0
         while not settled:  # whoever is in the way stays in the way up to its end, and whoever is below is so for good
             settled = True
+            passes += 1
+            if passes == PASSES:  # many on top of each other: from here on from the lowest to the highest, once
+                for k in np.argsort(starts[:count]):
+                    if ends[k] > at:
+                        if starts[k] >= at + size[i]:
+                            break
+                        at = ends[k]
+                break
             above = 0
             for k in range(count):
                 if ends[k] > at:

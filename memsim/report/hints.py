@@ -16,7 +16,7 @@ def hints(timeline: Timeline) -> tuple[str, ...]:
     if timeline.out_of_memory and timeline.unlimited is None:
         found = (_in_pieces(timeline), _tokens(timeline))  # the peak is not known: only what the moment itself shows
     else:
-        found = (_tokens(timeline), _in_pieces(timeline), _phases(timeline), _allocator(timeline), _first_step(timeline), _retries(timeline))
+        found = (_tokens(timeline), _in_pieces(timeline), _phases(timeline), _first_step(timeline), _retries(timeline))
     return tuple(hint for hint in found if hint)
 
 
@@ -58,14 +58,6 @@ def _phases(timeline: Timeline) -> str:
     gain = size(most - next_most) if most > next_most else "nothing"
     return (
         f"The peak of allocated lies in {first} ({gib(most)}). Making {first} cheaper gains {gain} at most: then {second}, at {gib(next_most)}, sets the peak."
-    )
-
-
-def _allocator(timeline: Timeline) -> str:
-    spare = timeline.peak_reserved - timeline.peak_requested
-    return (
-        f"The largest amount ever requested at once is {gib(timeline.peak_requested)}; "
-        f"no allocator setting can save more than the {size(spare)} that is reserved beyond that."
     )
 
 

@@ -17,6 +17,7 @@ from memsim.allocator.answer import DriverAction
 from memsim.timeline import Timeline
 
 LEVEL = 6  # of zlib: a higher one saves little and takes much longer
+UNKNOWN = 2
 NOTHING, ALLOC = -2, -1  # what an event may be in `code`, beside the free of a storage
 
 
@@ -29,7 +30,8 @@ def columns(timeline: Timeline) -> dict[str, NDArray[Any]]:
     address [s]        of its block
     kind_bytes, kind_block, kind_category [k]
     late_storage, late_event    storages whose block stayed in use after their free, and until which event
-    driver_event, driver_sign, driver_whole, driver_address, driver_bytes [m]   +1 where memory came, -1 where it went; whole: a segment, not pages
+    driver_event, driver_sign, driver_whole, driver_address, driver_bytes [m]   +1 where memory came, -1 where it went; whole: a segment (1),
+                       pages (0), or memory of which no address is known (UNKNOWN)
     """
     tape, answer, lives = timeline.tape, timeline.whole, timeline.lifetimes
     n = answer.processed
@@ -50,6 +52,13 @@ def columns(timeline: Timeline) -> dict[str, NDArray[Any]]:
     kinds, first, kind = np.unique(combined, return_index=True, return_inverse=True)
     arrived = np.isin(answer.driver_action, (DriverAction.SEGMENT_ALLOC, DriverAction.SEGMENT_MAP))
     whole = np.isin(answer.driver_action, (DriverAction.SEGMENT_ALLOC, DriverAction.SEGMENT_FREE))
+    calls = {
+        "driver_event": answer.driver_event.astype(np.int32),
+        "driver_sign": np.where(arrived, 1, -1).astype(np.int8),
+        "driver_whole": whole.astype(np.uint8),
+        "driver_address": answer.driver_address.astype(np.float64),
+        "driver_bytes": answer.driver_bytes.astype(np.float64),
+    }
     return {
         "code": code.astype(np.int32),
         "operator": tape.operator[:n].astype(np.uint16 if len(tape.operators) < 2**16 else np.int32),
@@ -61,11 +70,20 @@ def columns(timeline: Timeline) -> dict[str, NDArray[Any]]:
         "kind_category": lives.category[served][first].astype(np.uint8),
         "late_storage": number[late].astype(np.int32),
         "late_event": lives.released[late].astype(np.int32),
-        "driver_event": answer.driver_event.astype(np.int32),
-        "driver_sign": np.where(arrived, 1, -1).astype(np.int8),
-        "driver_whole": whole.astype(np.uint8),
-        "driver_address": answer.driver_address.astype(np.float64),
-        "driver_bytes": answer.driver_bytes.astype(np.float64),
+        **(calls if len(answer.driver_event) else _totals(answer.reserved[:n])),
+    }
+
+
+def _totals(reserved: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """As if the driver had been called at each change of what is reserved, where a recording has totals only."""
+    change = np.diff(reserved, prepend=0)
+    at = np.flatnonzero(change)
+    return {
+        "driver_event": at.astype(np.int32),
+        "driver_sign": np.sign(change[at]).astype(np.int8),
+        "driver_whole": np.full(len(at), UNKNOWN, np.uint8),
+        "driver_address": np.zeros(len(at)),
+        "driver_bytes": np.abs(change[at]).astype(np.float64),
     }
 
 

@@ -8,6 +8,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from threading import Thread
 from typing import Any
 
 from memsim.errors import InputError
@@ -33,7 +34,11 @@ def report_html(timeline: Timeline) -> str:
     """The report of one Timeline as a page. Raises InputError where there is nothing to show."""
     if not timeline.whole.processed:
         raise InputError(f"{timeline.about.name or 'the Timeline'}: has no event, so there is nothing to report")
+    searched = Thread(target=lambda: timeline.bounds)  # compiled code that runs beside the rest of the page's making
+    searched.start()
     present = tuple(kind for kind in STACK if kind in timeline.curves)
+    data = pack(columns(timeline))
+    searched.join()
     versions = ", ".join([f"memsim {version()}", *(f"{name} {number}" for name, number in timeline.about.versions.items())])
     return render(
         kind="memory report",
@@ -42,7 +47,7 @@ def report_html(timeline: Timeline) -> str:
         footer=f"{escape(versions)}. One file, complete in itself: it makes no network request.",
         script=SCRIPTS,
         start="report()",
-        data={"data": pack(columns(timeline)), "plotly": plotly()},
+        data={"data": data, "plotly": plotly()},
         meta=_meta(timeline, present),
     )
 

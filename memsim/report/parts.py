@@ -49,6 +49,8 @@ def fields(timeline: Timeline, present: tuple[Category, ...]) -> dict[str, str]:
             f'<button type="button" data-moment="{moment["event"]}" aria-pressed="false">{moment["name"]}</button>' for moment in moments(timeline)
         ),
         "last_event": str(timeline.whole.processed - 1),
+        "map_hidden": "" if len(timeline.whole.driver_event) else " hidden",
+        "cost": cost(timeline),
         "change": change(timeline),
         "devices": devices(timeline),
         "steps": steps(timeline),
@@ -104,6 +106,37 @@ def legend(timeline: Timeline, present: tuple[Category, ...]) -> str:
     if timeline.about.device_memory:
         items.append(('<span class="swatch line capacity"></span>', escape(timeline.about.device or "device memory")))
     return "".join(f"<li>{swatch}{name}</li>" for swatch, name in items)
+
+
+def cost(timeline: Timeline) -> str:
+    """The peak of reserved, divided into what the requests cost, what placing them costs, and what the allocator adds."""
+    bounds = timeline.bounds
+    if bounds is None or not bounds.reserved or (timeline.out_of_memory and timeline.unlimited is None):
+        return ""
+    packing = bounds.live if bounds.packing is None else bounds.packing
+    asked = ("asked for at once", bounds.live, "cost-model", "the most that is alive together: no allocator can do with less")
+    placed = (
+        "having a place for it",
+        packing - bounds.live,
+        "cost-packing",
+        "the best placement known, with every lifetime known in advance and no block ever moved",
+    )
+    held = (
+        "PyTorch's allocator",
+        bounds.reserved - packing,
+        "cost-allocator",
+        "it knows no lifetimes, and never moves a block: what a perfect placement would save",
+    )
+    rows = [asked, held] if bounds.packing is None else [asked, placed, held]
+    lines = "".join(
+        f'<tr><th scope="row"><span class="swatch {look}"></span>{name}<span class="why">{why}</span></th>'
+        f'<td class="number">{size(value)}</td><td class="number soft">{share(value, bounds.reserved)}</td></tr>'
+        for name, value, look, why in rows
+    )
+    strip = "".join(f'<span class="{look}" style="flex:{value} 0 0"></span>' for _, value, look, _ in rows if value)
+    sub = f"Of the {gib(bounds.reserved)} reserved at the peak, what the run itself needs, and what comes of where its blocks lie."
+    table = f'<table class="narrow"><caption class="hidden-label">Parts of the peak of reserved</caption><tbody>{lines}</tbody></table>'
+    return _section("cost", "What fragmentation costs", sub, f'<div class="strip" aria-hidden="true">{strip}</div>{table}')
 
 
 def change(timeline: Timeline) -> str:

@@ -1,16 +1,24 @@
-"""Chrome traces of the PyTorch profiler: `[memory]` events → a timeline of totals. They name no requests to replay under other settings."""
+"""Chrome traces of the PyTorch profiler: `[memory]` events → a Trace with its answer. They give sizes and totals, but not what the allocator was asked."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memsim.allocator.answer import Answer
 from memsim.errors import InputError
+from memsim.tape import Action, Category, Tape
+from memsim.traces.trace import Trace
+
+CUDA = 1  # c10::DeviceType
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,10 +27,10 @@ class Totals:
 
     source: str
     seconds: NDArray[np.float64]  # [n] as the profiler counts them
-    address: NDArray[np.int64]  # [n]
-    bytes: NDArray[np.int64]  # [n] of the block; negative where it is freed
-    allocated: NDArray[np.int64]  # [n] bytes
-    reserved: NDArray[np.int64]  # [n] bytes
+    address: Ints  # [n]
+    bytes: Ints  # [n] of the block; negative where it is freed
+    allocated: Ints  # [n] bytes
+    reserved: Ints  # [n] bytes
 
 
 def load_chrome(path: str | Path) -> Totals:
@@ -32,17 +40,85 @@ def load_chrome(path: str | Path) -> Totals:
         data = place.read_bytes()
         loaded = json.loads(gzip.decompress(data) if place.suffix == ".gz" else data)
         events = loaded["traceEvents"] if isinstance(loaded, dict) else loaded
-        found = [event for event in events if event.get("name") == "[memory]" and event["args"].get("Device Type") == 1]
+        found = [event for event in events if event.get("name") == "[memory]" and event["args"].get("Device Type") == CUDA]
         device = found[0]["args"].get("Device Id", 0) if found else 0
         found = sorted((event for event in found if event["args"].get("Device Id", 0) == device), key=lambda event: float(event["ts"]))
         arguments = [event["args"] for event in found]
-        columns = [[int(row[key]) for row in arguments] for key in ("Addr", "Bytes", "Total Allocated", "Total Reserved")]
+        address, size, allocated, reserved = (_column(arguments, key) for key in ("Addr", "Bytes", "Total Allocated", "Total Reserved"))
         seconds = np.array([float(event["ts"]) / 1e6 for event in found], np.float64)
     except OSError as error:
         raise InputError(f"{path}: cannot be read as a Chrome trace: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError) as error:
-        raise InputError(f"{path}: is not a Chrome trace of the PyTorch profiler: {' '.join(str(error).split())[:120]}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, OverflowError, zlib.error) as error:
+        words = f"{type(error).__name__} {' '.join(str(error).split())[:120]}"
+        raise InputError(f"{path}: is not a Chrome trace of the PyTorch profiler: {words}") from error
     if not found:
         raise InputError(f"{path}: has no [memory] events of a GPU; record with profile(profile_memory=True)")
-    address, size, allocated, reserved = (np.array(column, np.int64) for column in columns)
     return Totals(str(path), seconds, address, size, allocated, reserved)
+
+
+def _column(rows: list[dict[str, Any]], key: str) -> Ints:
+    return np.array([int(row[key]) for row in rows], np.int64)
+
+
+def trace_of_totals(totals: Totals) -> Trace:
+    """The Trace whose answer is the recorded totals. What lived before the first event is its first events, so far as a free names it.
+
+    Sizes are those of blocks. A free of a block that nobody allocated meanwhile lasts from the start; what is left of the first total is one storage.
+    """
+    n = len(totals.bytes)
+    live: dict[int, int] = {}
+    sizes: list[int] = []  # by storage
+    owner = np.zeros(n, np.int64)
+    early: list[int] = []  # storages that were there before
+    for event, (address, size) in enumerate(zip(totals.address.tolist(), totals.bytes.tolist(), strict=True)):
+        if size >= 0 or address not in live:
+            live[address] = len(sizes)
+            sizes.append(abs(size))
+            if size < 0:
+                early.append(live[address])
+        owner[event] = live[address] if size >= 0 else live.pop(address)
+    first = int(totals.allocated[0] - totals.bytes[0])
+    rest = first - sum(sizes[storage] for storage in early)
+    if rest > 0:
+        early.append(len(sizes))
+        sizes.append(rest)
+    k, of = len(early), np.array(sizes, np.int64)
+    start = np.array(early, np.int64)
+    storage = np.concatenate([start, owner])
+    action = np.concatenate([np.full(k, Action.ALLOC, np.uint8), np.where(totals.bytes >= 0, Action.ALLOC, Action.FREE).astype(np.uint8)])
+    # An address may be anything but 0; the rest of what was there has none.
+    address = np.concatenate([np.ones(k, np.int64), np.maximum(totals.address, 1)])
+    grown = np.minimum(np.cumsum(of[start]), first) if k else start
+    allocated = np.concatenate([grown, totals.allocated])
+    reserved = np.concatenate([np.full(k, totals.reserved[0], np.int64), totals.reserved])
+    tape = Tape(
+        action=action,
+        storage=storage,
+        bytes=of[storage],
+        stream=np.zeros(k + n, np.int64),
+        phase=np.concatenate([np.zeros(k, np.int32), np.ones(n, np.int32)]),
+        operator=np.concatenate([np.zeros(k, np.int32), np.ones(n, np.int32)]),
+        layer=np.full(k + n, -1, np.int32),
+        category=np.full(k + n, Category.UNATTRIBUTED, np.uint8),
+        phases=("before", "trace"),
+        operators=("before the recording", "profiler"),
+    )
+    nothing = np.zeros(0, np.int64)
+    answer = Answer(
+        address=address,
+        block=of[storage],
+        requested=allocated,
+        allocated=allocated,
+        active=allocated,
+        reserved=reserved,
+        segments=np.zeros(k + n, np.int64),
+        retries=np.zeros(k + n, np.int64),
+        ooms=np.zeros(k + n, np.int64),
+        driver_event=nothing,
+        driver_action=nothing.astype(np.uint8),
+        driver_address=nothing,
+        driver_bytes=nothing,
+        processed=k + n,
+        out_of_memory=None,
+    )
+    return Trace(tape, totals.source, "totals", address, np.zeros(k + n, bool), prefix=k, answer=answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from memsim.traces.recorder import ALLOC, FREE_COMPLETED, FREE_REQUESTED, OOM, S
 from memsim.traces.trace import Trace
 
 Ints = NDArray[np.int64]
+BEFORE = ("before",)  # the phase of what rebuilds the first state
 PLACES = 4  # rows that one event may become
 
 
@@ -61,14 +63,14 @@ def trace_of_events(
         operator=np.zeros(n, np.int32),
         layer=np.full(n, -1, np.int32),
         category=np.full(n, Category.UNATTRIBUTED, np.uint8),
-        phases=events.phases,
+        phases=(*events.phases, *(BEFORE if start.rows else ())),
         operators=("trace",),
     )
     given = np.array([*start.given, *_given(events, start).tolist()], np.int64)
     return Trace(tape, source, kind, address, known, None, len(start.rows), given, settings, device_memory, torch)
 
 
-def device_memory(events: Recording, reserved: int = 0) -> int | None:
+def memory_of(events: Recording, reserved: int = 0) -> int | None:
     """Bytes of the device, where an out of memory tells: what is free then, and what is reserved; `reserved` is that at the start."""
     failed = np.flatnonzero(events.action == OOM)
     if not len(failed):
@@ -176,7 +178,7 @@ def _rows(events: Recording, lives: _Lives, start: Rebuilt, emptied: Ints) -> tu
     )
     table = table[np.argsort(table[:, 0], kind="stable")]
     prefix = np.array(start.rows, np.int64).reshape(-1, 4)
-    first = np.concatenate([prefix, np.zeros((len(prefix), 1), np.int64)], axis=1)
+    first = np.concatenate([prefix, np.full((len(prefix), 1), len(events.phases))], axis=1)
     address = np.concatenate([np.zeros(len(prefix), np.int64), table[:, 6]])
     known = np.concatenate([np.zeros(len(prefix), bool), table[:, 1] == int(Action.ALLOC)])
     return np.concatenate([first, table[:, 1:6]]), address, known
@@ -204,14 +206,32 @@ def _emptied(events: Recording, start: Rebuilt, settings: str, device_memory: in
 
 
 def _given(events: Recording, start: Rebuilt) -> Ints:
-    """Addresses that the driver gave: of segments, and the first page of each pool's expandable memory."""
-    wanted = np.flatnonzero((events.action == SEGMENT_ALLOC) | (events.action == SEGMENT_MAP))
-    kept = events.action[wanted] == SEGMENT_ALLOC
-    pools = set(start.expandable)
-    for at, event in enumerate(wanted.tolist()):
-        if not kept[at]:
-            pool = int(events.stream[event]), int(events.bytes[event]) == SMALL_SEGMENT
-            kept[at] = pool not in pools
-            pools.add(pool)
-    given: Ints = events.address[wanted[kept]]
-    return given
+    """Addresses that the driver gave: of segments, and of the reservations for expandable memory, where the first page of a pool that has none goes.
+
+    A reservation is given back with its last page.
+    """
+    calls = np.flatnonzero((events.action >= SEGMENT_ALLOC) & (events.action <= SEGMENT_UNMAP) & (events.action != SEGMENT_FREE))
+    given: list[int] = []
+    held = dict(start.expandable)  # first address of each reservation: its pool
+    mapped = dict(start.mapped)  # bytes by reservation
+    bases = sorted(held)
+    columns = (events.action[calls], events.address[calls], events.bytes[calls], events.stream[calls])
+    for action, address, size, stream in zip(*(column.tolist() for column in columns), strict=True):
+        if action == SEGMENT_ALLOC:
+            given.append(address)
+            continue
+        base = bases[max(bisect_right(bases, address) - 1, 0)] if bases else address
+        if action == SEGMENT_UNMAP:
+            mapped[base] = mapped.get(base, 0) - size
+            if mapped[base] <= 0 and base in held:
+                del held[base]
+                bases.remove(base)
+            continue
+        pool = stream, size == SMALL_SEGMENT
+        if pool not in held.values():
+            base = address
+            given.append(address)
+            held[base] = pool
+            insort(bases, base)
+        mapped[base] = mapped.get(base, 0) + size
+    return np.array(given, np.int64)

@@ -9,22 +9,31 @@ from pathlib import Path
 import numpy as np
 
 from memsim.errors import InputError
+from memsim.quantity import bytes_of
 from memsim.tape import Action
 from memsim.traces import recorder
-from memsim.traces.events import device_memory, trace_of_events
+from memsim.traces.chrome import load_chrome, trace_of_totals
+from memsim.traces.events import memory_of, trace_of_events
 from memsim.traces.oplist import tape_of_operations
+from memsim.traces.pickles import Watch
 from memsim.traces.snapshot import load_snapshot
 from memsim.traces.trace import Trace
 
 
-def load_trace(path: str | Path) -> Trace:
-    """Reads a PyTorch snapshot (.pickle), a recording or an operation list (.npz). Raises InputError, one line naming the file."""
-    place = Path(path)
+def load_trace(path: str | Path, device_memory: int | str | None = None, watch: Watch | None = None) -> Trace:
+    """Reads a PyTorch snapshot (.pickle), a recording or an operation list (.npz), or a Chrome trace of the profiler (.json, .json.gz).
+
+    device_memory: bytes, or "24GiB", of the device that was recorded on, where the file does not say: it tells which releases of memory the allocator
+    had to make, and which the program asked for by empty_cache(). watch: what a snapshot's file is read through. Raises InputError, one line naming the file.
+    """
+    place, memory = Path(path), bytes_of(device_memory)
     if place.suffix in (".pickle", ".pkl"):
-        return load_snapshot(place)
+        return load_snapshot(place, memory, watch)
+    if place.name.endswith((".json", ".json.gz")):
+        return trace_of_totals(load_chrome(place))
     if place.suffix != ".npz":
-        raise InputError(f"{path}: is not a trace; .pickle (PyTorch's snapshots) and .npz (recordings, operation lists) are")
-    return _operations(place) if _is_operations(place) else _recording(place)
+        raise InputError(f"{path}: is not a trace; .pickle (PyTorch's snapshots), .npz (recordings, operation lists) and .json (Chrome traces) are")
+    return _operations(place) if _is_operations(place) else _recording(place, memory)
 
 
 def _is_operations(path: Path) -> bool:
@@ -63,9 +72,9 @@ def _operations(path: Path) -> Trace:
     return Trace(tape, str(path), "operations", answers[:, 0], tape.action == Action.ALLOC, answers[:, 1].copy(), settings=settings, device_memory=memory)
 
 
-def _recording(path: Path) -> Trace:
+def _recording(path: Path, told: int | None) -> Trace:
     recording = recorder.load(path)
-    settings, memory = "", device_memory(recording)
+    settings, memory = "", told or memory_of(recording)
     beside = path.with_suffix(".json")  # the recorder's, which names the run
     if beside.is_file():
         try:

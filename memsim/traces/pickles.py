@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from memsim.errors import InputError
+
+Watch = Callable[[BinaryIO], BinaryIO]  # a file to the same file, such as one that shows how far it was read
 
 
 class _Plain(pickle.Unpickler):
@@ -21,13 +25,13 @@ class _Plain(pickle.Unpickler):
         raise InputError("refers to an object outside of the file; only plain containers, strings and numbers are loaded")
 
 
-def load_plain(path: Path) -> object:
-    """The object in the file. Raises InputError, one line, where the file is cut off, foreign or more than plain data."""
+def load_plain(path: Path, watch: Watch | None = None) -> object:
+    """The object in the file, which is read through `watch`. Raises InputError, one line, where the file is cut off, foreign or more than plain data."""
     collects = gc.isenabled()
     gc.disable()  # millions of new containers, none of them garbage
     try:
         with path.open("rb") as file:
-            return _Plain(file).load()
+            return _Plain(file if watch is None else watch(file)).load()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except OSError as error:

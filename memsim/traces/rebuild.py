@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from memsim.tape import Action
 
 SMALL, SMALL_SEGMENT, LARGE_SEGMENT, UNIT = 1 << 20, 2 << 20, 20 << 20, 512
+FARTHEST = 64 << 30  # bytes between pages of one reservation; what lies farther apart is not brought into its place
 Row = tuple[int, int, int, int]  # action, storage, bytes, stream
 
 
@@ -43,7 +44,8 @@ class Rebuilt:
     rows: list[Row] = field(default_factory=list)
     live: dict[int, tuple[int, int]] = field(default_factory=dict)  # address: storage, bytes
     given: list[int] = field(default_factory=list)  # addresses that the driver gives, in order
-    expandable: set[tuple[int, bool]] = field(default_factory=set)  # pools with expandable memory: stream, whether it is the small one
+    expandable: dict[int, tuple[int, bool]] = field(default_factory=dict)  # reservations: the pool of each, stream and whether it is the small one
+    mapped: dict[int, int] = field(default_factory=dict)  # bytes behind each
     reserved: int = 0  # bytes held from the driver
     storages: int = 0
 
@@ -78,13 +80,15 @@ def rebuild(segments: Iterable[Segment]) -> Rebuilt:
         pool = segment.stream, segment.small
         made.reserved += segment.bytes
         pieces = _pieces(segment)
-        if segment.expandable and pool in pools:
+        if segment.expandable and pool in pools and segment.address - pools[pool] <= FARTHEST:
             pieces = [*_gap(segment.address - pools[pool], segment.small, mapped=False), *pieces]
         else:
             made.given.append(segment.address)
         if segment.expandable:
             pools[pool] = segment.address + segment.bytes
-            made.expandable.add(pool)
+            base = next((base for base, of in made.expandable.items() if of == pool), segment.address)
+            made.expandable[base] = pool
+            made.mapped[base] = made.mapped.get(base, 0) + segment.bytes
         elif not segment.small:  # the whole first: a first block alone could get a segment of another size
             made.free(made.alloc(segment.bytes, segment.stream), segment.bytes)
         for piece in pieces:

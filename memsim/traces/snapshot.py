@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from memsim.allocator.settings import Settings
 from memsim.errors import InputError
-from memsim.traces.events import device_memory, trace_of_events
-from memsim.traces.pickles import load_plain
+from memsim.traces.events import memory_of, trace_of_events
+from memsim.traces.pickles import Watch, load_plain
 from memsim.traces.rebuild import LARGE_SEGMENT, SMALL, SMALL_SEGMENT, Live, Segment
 from memsim.traces.recorder import ACTIONS, ALLOC, FREE_COMPLETED, SEGMENT_ALLOC, SEGMENT_FREE, SEGMENT_MAP, SEGMENT_UNMAP, Recording
 from memsim.traces.trace import Trace
@@ -24,9 +24,9 @@ Rows = list[dict[str, Any]]
 Ints = NDArray[np.int64]
 
 
-def load_snapshot(path: Path) -> Trace:
-    """The events of the device that has most. Raises InputError, naming the file and the key."""
-    data = load_plain(path)
+def load_snapshot(path: Path, device_memory: int | None = None, watch: Watch | None = None) -> Trace:
+    """The events of the device that has most; device_memory is its bytes, where they are known. Raises InputError, naming the file and the key."""
+    data = load_plain(path, watch)
     try:
         if not isinstance(data, dict) or not isinstance(data["device_traces"], list) or not isinstance(data["segments"], list):
             raise InputError(f"{path}: is not a memory snapshot of PyTorch, which has the keys segments and device_traces")
@@ -44,7 +44,9 @@ def load_snapshot(path: Path) -> Trace:
         raise InputError(f"{path}: is not a memory snapshot of PyTorch: {type(error).__name__} {' '.join(str(error).split())[:100]}") from error
     if not len(events):
         raise InputError(f"{path}: device_traces: is empty; record with torch.cuda.memory._record_memory_history()")
-    return trace_of_events(events, initial, str(path), "snapshot", settings=text, device_memory=device_memory(events, sum(s.bytes for s in initial)))
+    return trace_of_events(
+        events, initial, str(path), "snapshot", settings=text, device_memory=device_memory or memory_of(events, sum(s.bytes for s in initial))
+    )
 
 
 def _events(rows: Rows, path: Path) -> Recording:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from memsim.allocator.answer import Answer
 from memsim.tape import Tape
 
 
@@ -16,7 +17,7 @@ class Trace:
 
     tape: Tape
     source: str  # the file
-    kind: str  # "snapshot", "recording", "operations"
+    kind: str  # "snapshot", "recording", "operations", "totals"
     address: NDArray[np.int64]  # [n] recorded for ALLOC; -1 where it failed; meaningless where `known` is False
     known: NDArray[np.bool_]  # [n] events whose address was recorded
     reserved: NDArray[np.int64] | None = None  # [n] bytes reserved after each event, where they were recorded
@@ -25,3 +26,4 @@ class Trace:
     settings: str = ""  # as PYTORCH_ALLOC_CONF
     device_memory: int | None = None  # bytes, where the file says or implies it
     torch: str | None = None  # version, where the file says it
+    answer: Answer | None = None  # where totals are all that was recorded: they are not to be replayed

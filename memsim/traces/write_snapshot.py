@@ -42,14 +42,13 @@ def snapshot(timeline: Timeline) -> dict[str, Any]:
     return {
         "segments": _segments(timeline, frames, calls),
         "device_traces": [_events(timeline, frames, calls)],
-        "allocator_settings": _settings(dict(timeline.about.facts).get("allocator", "default"), timeline.about.versions.get("torch", GOLDEN)),
+        "allocator_settings": _settings(timeline.about.allocator, timeline.about.versions.get("torch", GOLDEN)),
         "external_annotations": [],
     }
 
 
 def _settings(text: str, torch: str) -> dict[str, Any]:
     """What PyTorch notes of its settings (torch/csrc/cuda/memory_snapshot.cpp)."""
-    text = "" if text == "default" else text
     settings = Settings.parse(text, torch)
     return {
         "PYTORCH_CUDA_ALLOC_CONF": text,
@@ -89,7 +88,7 @@ def _events(timeline: Timeline, frames: _Frames, segments: _SegmentsMade) -> lis
         name, address, size = DRIVER[DriverAction(int(answer.driver_action[call]))], int(answer.driver_address[call]), int(answer.driver_bytes[call])
         driver.setdefault(event, []).append(_row(name, address, size, segments.stream[call], event, frames))
     late: dict[int, list[int]] = {}  # storages whose free is noticed at an event
-    for storage in np.flatnonzero((lives.released > lives.died) & (lives.released < answer.processed)).tolist():
+    for storage in np.flatnonzero((lives.released > lives.died) & (lives.released < answer.processed) & (lives.block > 0)).tolist():
         late.setdefault(int(lives.released[storage]), []).append(storage)
     made: list[dict[str, Any]] = []
     columns = (tape.action[: answer.processed], tape.storage, tape.bytes, answer.address)

@@ -49,7 +49,7 @@ def test_blocks_tile_segments_at_every_operation(torch: str, operations: NDArray
         upto = slice(0, e + 1)
         rows = np.zeros(9 * (e + 1), np.int64)
         columns = (tape.action[upto], tape.storage[upto], tape.bytes[upto], handles[upto])
-        assert replay(heap, given_addresses, *columns, ranks, block_of, rows, log, e, False) == e + 1
+        assert replay(heap, given_addresses, *columns, ranks, block_of, rows, log, e, e + 1, False) == e + 1
         assert rows[e] == whole.address[e]
         segments = structure(heap)
         mapped = [[b for b in run if not int(heap[b + arena.META]) & arena.IS_UNMAPPED] for run in segments]
@@ -64,6 +64,6 @@ def test_a_log_of_driver_calls_that_is_too_short_stops_the_replay_and_can_be_mad
     Settings().write(heap, 1 << 30)
     block_of, rows = np.zeros(3, np.int64), np.zeros(9 * 4, np.int64)
     columns = (np.zeros(0, np.int64), tape.action, tape.storage, tape.bytes, tape.stream.view(np.uint64), np.zeros(1, np.uint64), block_of, rows)
-    assert replay(heap, *columns, np.zeros(CALL_WORDS * 17, np.int64), 0, False) == 2
-    assert replay(heap, *columns, np.zeros(CALL_WORDS * 64, np.int64), 2, False) == 4
+    assert replay(heap, *columns, np.zeros(CALL_WORDS * 17, np.int64), 0, 4, False) == 2
+    assert replay(heap, *columns, np.zeros(CALL_WORDS * 64, np.int64), 2, 4, False) == 4
     assert rows[3] == allocate(tape).address[3]

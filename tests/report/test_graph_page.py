@@ -129,7 +129,7 @@ def test_flops_are_words() -> None:
 
 
 def test_an_unwritable_folder_is_one_line(tmp_path: Path, full: Model) -> None:
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match="cannot be written"):
         write_graph_html(full, tmp_path / "no" / "graph.html")
 
 

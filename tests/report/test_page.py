@@ -116,13 +116,25 @@ def test_every_category_has_its_colour_and_place() -> None:
 
 def test_the_hints_follow_from_the_numbers() -> None:
     found = timeline()
-    tokens, phases, allocator, first_step = hints(found)
+    tokens, phases, first_step = hints(found)
     peak = found.at_peak()
     fixed = sum(peak.by_category.get(kind, 0) for kind in (Category.WEIGHTS, Category.GRADIENTS, Category.OPTIMIZER_STATE))
     assert f"({100 * fixed / peak.allocated:.0f} %)" in tokens
     assert "lies in backward" in phases and "then forward" in phases
-    assert f"{(found.peak_reserved - found.peak_requested) / 2**20:.1f} MiB" in allocator
     assert "Step 1 needs" in first_step
+
+
+def test_the_cost_of_fragmentation_adds_up_to_what_is_reserved() -> None:
+    write = Writer()
+    held = [write.alloc(12 << 20) for _ in range(3)]
+    write.free(held[1])
+    write.alloc(15 << 20)
+    found = Timeline(write.tape(), allocate(write.tape()))
+    bounds = found.bounds
+    assert bounds is not None and bounds.packing is not None
+    assert (bounds.live, bounds.packing, bounds.reserved) == (39 << 20, 39 << 20, 52 << 20)
+    section = own_markup(report_html(found)).split('<h2 id="cost-title">')[1].split("</section>")[0]
+    assert re.findall(r'number">([^<]*)<', section) == ["39.0 MiB", "0 bytes", "13.0 MiB"]
 
 
 def out_of_memory(tape: Tape, memory: int) -> str:

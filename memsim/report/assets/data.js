@@ -1,6 +1,6 @@
 // The exact timeline, unpacked from the page: curves after each event, lifespans of storages, and what any moment looked like.
 const GIB = 2 ** 30, MIB = 2 ** 20, KIB = 2 ** 10;
-const NOTHING = -2, ALLOC = -1;
+const NOTHING = -2, ALLOC = -1, UNKNOWN = 2;
 
 function gib(bytes, unit = true) {
   const value = bytes / GIB, size = Math.abs(value);
@@ -172,6 +172,7 @@ class Timeline {
     const { driver_event, driver_sign, driver_whole, driver_address, driver_bytes } = this.columns;
     const whole = new Map(), edges = new Map();
     for (let at = 0; at < driver_event.length && driver_event[at] <= event; at++) {
+      if (driver_whole[at] === UNKNOWN) continue;
       const address = driver_address[at], sign = driver_sign[at];
       if (driver_whole[at]) {
         if (sign > 0) whole.set(address, driver_bytes[at]);
