@@ -64,13 +64,13 @@ def check_supported(run: Run) -> None:
     if run.device is not None and devices()[run.device].sm is None:
         raise Unsupported(f"device: {run.device} is not NVIDIA's, and its kernels are not modelled; device_memory_gib asks whether a run fits its memory")
     stack = STACKS[run.stack]
-    if run.sm < stack.least_sm:
-        raise Unsupported(f"sm: {run.sm} is not supported; torch {stack.torch} holds no code for devices before {stack.least_sm}")
+    if not stack.runs_on(run.sm):
+        raise Unsupported(f"sm: {run.sm} is not supported with torch {stack.torch}; {stack.devices} are")
     family = run.config.get("model_type")
     if stack.families is not None and family not in stack.families:
         raise Unsupported(f"model: model_type {family!r} with stack {stack.name} is not supported yet; there are {', '.join(stack.families)}")
-    if stack.optimizers is not None and run.optimizer not in stack.optimizers:
-        raise Unsupported(f"optimizer: {run.optimizer} with stack {stack.name} is not supported yet; {', '.join(stack.optimizers)} are")
+    if stack.loss_slices_logits and run.batch.sequence == 1:
+        raise Unsupported(f"batch.sequence: 1 with stack {stack.name} leaves no token to learn from; 2 and more are supported")
 
 
 def tape_of_run(run: Run, model: Model | None = None) -> Tape:
@@ -139,6 +139,6 @@ def about(run: Run, model: Model) -> About:
         parameters=model.count(),
         trainable_parameters=model.count(trainable=True),
         layers=len(model.pattern),
-        devices=tuple((device.label, device.memory) for device in catalogue.values() if (device.sm or 0) >= STACKS[run.stack].least_sm),
+        devices=tuple((device.label, device.memory) for device in catalogue.values() if STACKS[run.stack].runs_on(device.sm or 0)),
         versions={name: STACKS[run.stack].versions[name] for name in ("torch", "transformers", "peft")},
     )

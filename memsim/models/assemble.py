@@ -28,7 +28,7 @@ def assemble(
     hidden = layer(inner, config, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], arguments.get("attention_mask"))
     graph = inner.finish(hidden)
     dtype, table = settings.dtype, (config.vocab_size, config.hidden_size)
-    frequencies = ("inv_freq", "original_inv_freq") if settings.stack.inv_freq_copies else ("inv_freq",)
+    frequencies = ("inv_freq",) if settings.stack.inv_freq_once else ("inv_freq", "original_inv_freq")
     tail = [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
     tail += [Parameter(f"rotary_emb.{name}", (config.head_dim // 2,), "fp32", trainable=False, buffer=True) for name in frequencies]
     if not config.tie_word_embeddings:
