@@ -15,11 +15,12 @@ from memsim.models import build
 from memsim.models.model import Model, Settings
 from memsim.passes.checkpoint import checkpoint_every_layer, require_input_grads
 from memsim.passes.lora import Lora, with_adapters, wrapped
+from memsim.passes.quantize import Nf4, quantized, with_quantized
 from memsim.schedule import record
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
 from memsim.schedule.training import Plan
-from memsim.stacks import STACKS
+from memsim.stacks import GOLDEN, STACKS
 from memsim.tape import Tape
 from memsim.timeline import About, Timeline
 
@@ -38,14 +39,19 @@ def model_of(run: Run) -> Model:
     check_supported(run)
     method = run.method
     lora = None if method.kind == "full" else Lora(method.rank, method.targets, method.dropout)
-    technique = replace(PLAIN if lora is None else wrapped(lora), autocast=AUTOCAST.get(run.precision))
-    settings = Settings(run.batch.size, run.batch.sequence, WEIGHTS.get(run.precision, run.precision), run.attention, run.sm, STACKS[run.stack], technique)
+    nf4 = Nf4(method.double_quant) if method.kind == "qlora" else None
+    precision = "amp-bf16" if nf4 else run.precision  # what is not quantized is cast to fp32, and runs under autocast
+    technique = PLAIN if lora is None else quantized(nf4, lora) if nf4 else wrapped(lora)
+    technique = replace(technique, autocast=AUTOCAST.get(precision))
+    settings = Settings(run.batch.size, run.batch.sequence, WEIGHTS.get(precision, precision), run.attention, run.sm, STACKS[run.stack], technique)
     model = build(run.config, settings)
     if lora is not None:
         model = with_adapters(model, lora)
+    if nf4 is not None:
+        model = with_quantized(model, nf4)
     if run.checkpointing == "full":
         model = checkpoint_every_layer(model)
-        if method.kind == "lora":
+        if lora is not None:
             model = require_input_grads(model)
     return model
 
@@ -54,8 +60,8 @@ def check_supported(run: Run) -> None:
     """Raises Unsupported for a Run that is valid but not modelled yet, naming the key."""
     from memsim.catalog import devices
 
-    if run.method.kind == "qlora":
-        raise Unsupported("method.kind: qlora is not supported yet; full and lora are")
+    if run.method.kind == "qlora" and run.stack != GOLDEN.name:
+        raise Unsupported(f"method.kind: qlora with stack {run.stack} is not supported yet; full and lora are")
     for key, value, known in (("precision", run.precision, PRECISIONS), ("optimizer", run.optimizer, OPTIMIZERS)):
         if value not in known:
             raise Unsupported(f"{key}: {value} is not supported yet; {', '.join(known)} are")
@@ -115,7 +121,7 @@ def about(run: Run, model: Model) -> About:
     """What the Timeline is of, for its reader."""
     from memsim.catalog import devices
 
-    method = run.method.kind if run.method.kind == "full" else f"LoRA rank {run.method.rank}"
+    method = {"full": "full", "lora": f"LoRA rank {run.method.rank}", "qlora": f"QLoRA rank {run.method.rank}, NF4"}[run.method.kind]
     facts = (
         ("model", run.model_name),
         ("method", method),

@@ -6,6 +6,7 @@ from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
 from memsim.operators.creation import Compare, Create, CumulativeSum
 from memsim.operators.elementwise import Add, AddScalar, Cast, Clone, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Unary
+from memsim.operators.linear4bit import Linear4bit, Recast
 from memsim.operators.loss import NllLoss
 from memsim.operators.matmul import BatchedMatmul, Linear
 from memsim.operators.reductions import LogSoftmax, MeanLast, Softmax
@@ -31,6 +32,7 @@ KINDS: dict[str, Kind] = {
     "gelu": SavesInput(),
     "layers": Layers(),
     "linear": Linear(),
+    "linear4bit": Linear4bit(),
     "log_softmax": LogSoftmax(),
     "matmul": BatchedMatmul(),
     "mean": MeanLast(),
@@ -38,6 +40,7 @@ KINDS: dict[str, Kind] = {
     "mul_scalar": Unary(),
     "neg": Unary(),
     "nll_loss": NllLoss(),
+    "recast": Recast(),
     "reshape": Reshape(),
     "rsqrt": Rsqrt(),
     "sigmoid": SavesResult(),
