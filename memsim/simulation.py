@@ -15,7 +15,7 @@ from memsim.models import build
 from memsim.models.model import Model, Settings
 from memsim.passes.checkpoint import checkpoint_every_layer, require_input_grads
 from memsim.passes.lora import Lora, with_adapters, wrapped
-from memsim.passes.quantize import Nf4, quantized, with_quantized
+from memsim.passes.quantize import COMPUTE, Nf4, quantized, with_quantized
 from memsim.schedule import record
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
@@ -43,7 +43,9 @@ def model_of(run: Run) -> Model:
     precision = "amp-bf16" if nf4 else run.precision  # what is not quantized is cast to fp32, and runs under autocast
     technique = PLAIN if lora is None else quantized(nf4, lora) if nf4 else wrapped(lora)
     technique = replace(technique, autocast=AUTOCAST.get(precision))
-    settings = Settings(run.batch.size, run.batch.sequence, WEIGHTS.get(precision, precision), run.attention, run.sm, STACKS[run.stack], technique)
+    settings = Settings(
+        run.batch.size, run.batch.sequence, WEIGHTS.get(precision, precision), run.attention, run.sm, STACKS[run.stack], technique, COMPUTE if nf4 else ""
+    )
     model = build(run.config, settings)
     if lora is not None:
         model = with_adapters(model, lora)

@@ -49,6 +49,7 @@ KINDS: dict[str, Kind] = {
     "slice": Slice(),
     "softmax": Softmax(),
     "square": Square(),
+    "tanh": SavesResult(),
     "transpose": Transpose(),
     "view": View(),
 }
