@@ -17,7 +17,7 @@ from memsim.schedule import record
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
 from memsim.schedule.training import Plan
-from memsim.stacks import STACKS
+from memsim.stacks import STACKS, Software
 from memsim.tape import Tape
 from memsim.timeline import About, Timeline
 
@@ -57,12 +57,24 @@ def check_supported(run: Run) -> None:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.device is not None and devices()[run.device].sm is None:
         raise Unsupported(f"device: {run.device} is not NVIDIA's, and its kernels are not modelled; device_memory_gib asks whether a run fits its memory")
-    stack = STACKS[run.stack]
+    check_stack(run, STACKS[run.stack])
+
+
+def check_stack(run: Run, stack: Software) -> None:
+    """Raises Unsupported for what is not held against recordings of the stack."""
     if not stack.runs_on(run.sm):
         raise Unsupported(f"sm: {run.sm} is not supported with torch {stack.torch}; {stack.devices} are")
-    family = run.config.get("model_type")
-    if stack.families is not None and family not in stack.families:
-        raise Unsupported(f"model: model_type {family!r} with stack {stack.name} is not supported yet; there are {', '.join(stack.families)}")
+    asked = {
+        "model_type": str(run.config.get("model_type")),
+        "method.kind": run.method.kind,
+        "precision": run.precision,
+        "optimizer": run.optimizer,
+        "attention": run.attention,
+        "checkpointing": run.checkpointing,
+    }
+    for key, values in stack.held.items():
+        if asked[key] not in values:
+            raise Unsupported(f"{key}: {asked[key]} with stack {stack.name} is not supported yet; {', '.join(values)} are")
     if stack.loss_slices_logits and run.batch.sequence == 1:
         raise Unsupported(f"batch.sequence: 1 with stack {stack.name} leaves no token to learn from; 2 and more are supported")
 
