@@ -95,8 +95,7 @@ def embed(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tens
     """Gemma2TextScaledWordEmbedding.forward."""
     weight = b.parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
     scale = b.parameter("embed_tokens.embed_scale", (), settings.created, False)
-    embedded = b.op("embedding", input_ids, weight, label="embed_tokens.embedding")
-    return b.op("mul", embedded, F.to(b, scale, settings.dtype), label="embed_tokens")
+    return b.op("mul", b.op("embedding", input_ids, weight, label="embed_tokens.embedding"), F.to(b, scale, settings.dtype), label="embed_tokens")
 
 
 @module_call
@@ -115,7 +114,8 @@ def model(b: Builder, gemma: Gemma, settings: Settings, input_ids: Tensor) -> Te
     tables = {"cos": "rotary_emb"}
     if gemma.rotary_by_type:
         # A Python set's order, which differs from process to process; the tables are alike.
-        tables = {name: f"rotary_emb.{kind}" for name, kind in (("sliding_cos", SLIDING), ("cos", FULL)) if kind in gemma.layer_types}
+        order = (("cos", FULL), ("sliding_cos", SLIDING))
+        tables = {name: f"rotary_emb.{kind}" for name, kind in (order[::-1] if settings.other_order else order) if kind in gemma.layer_types}
     position_embeddings: dict[str, Tensor] = {}
     for name, module in tables.items():
         cos, sin = rotary_embedding(b, settings, hidden_states.dtype, position_ids, config.head_dim, f"{module}_inv_freq" if "." in module else "")

@@ -48,6 +48,8 @@ class Settings:
     technique: Technique = PLAIN
     loaded: str = ""  # dtype in which the model is made, where it is cast afterwards
 
+    other_order: bool = False  # the other way round, where a Python set's order decides
+
     @property
     def created(self) -> str:
         """dtype in which the model is made, and its buffers stay."""
