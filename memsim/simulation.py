@@ -44,7 +44,15 @@ def model_of(run: Run, other_order: bool = False) -> Model:
     technique = PLAIN if lora is None else quantized(nf4, lora) if nf4 else wrapped(lora)
     technique = replace(technique, autocast=AUTOCAST.get(precision))
     settings = Settings(
-        run.batch.size, run.batch.sequence, WEIGHTS.get(precision, precision), run.attention, run.sm, STACKS[run.stack], technique, COMPUTE if nf4 else ""
+        batch=run.batch.size,
+        sequence=run.batch.sequence,
+        dtype=WEIGHTS.get(precision, precision),
+        attention=run.attention,
+        sm=run.sm,
+        stack=STACKS[run.stack],
+        technique=technique,
+        loaded=COMPUTE if nf4 else "",
+        other_order=other_order,
     )
     model = build(run.config, settings)
     if lora is not None:
