@@ -39,7 +39,9 @@ def model_of(run: Run) -> Model:
     method = run.method
     lora = None if method.kind == "full" else Lora(method.rank, method.targets, method.dropout)
     technique = replace(PLAIN if lora is None else wrapped(lora), autocast=AUTOCAST.get(run.precision))
-    settings = Settings(run.batch.size, run.batch.sequence, WEIGHTS.get(run.precision, run.precision), run.attention, run.sm, STACKS[run.stack], technique)
+    routing = run.routing if isinstance(run.routing, str) else run.routing["imbalance"]
+    weights = WEIGHTS.get(run.precision, run.precision)
+    settings = Settings(run.batch.size, run.batch.sequence, weights, run.attention, run.sm, STACKS[run.stack], technique, routing)
     model = build(run.config, settings)
     if lora is not None:
         model = with_adapters(model, lora)

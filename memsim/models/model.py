@@ -45,6 +45,7 @@ class Settings:
     sm: int = 80
     stack: Software = GOLDEN
     technique: Technique = PLAIN
+    routing: str | float = "balanced"  # of tokens to experts: see models/moe.py
 
 
 @dataclass(frozen=True)

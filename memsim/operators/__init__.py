@@ -6,9 +6,11 @@ from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
 from memsim.operators.creation import Compare, Create, CumulativeSum
 from memsim.operators.elementwise import Add, AddScalar, Cast, Clone, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Unary
+from memsim.operators.grouped import GroupedLinear
 from memsim.operators.loss import NllLoss
 from memsim.operators.matmul import BatchedMatmul, Linear
 from memsim.operators.reductions import LogSoftmax, MeanLast, Softmax
+from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
 from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Reshape, Slice, Transpose, View
 
 KINDS: dict[str, Kind] = {
@@ -23,12 +25,15 @@ KINDS: dict[str, Kind] = {
     "cos": SavesInput(),
     "create": Create(),
     "cumsum": CumulativeSum(),
+    "divide_": DivideInPlace(),
     "dropout": Dropout(),
     "efficient_attention": EfficientAttention(),
     "embedding": Embedding(),
     "expand": Expand(),
     "flash_attention": FlashAttention(),
     "gelu": SavesInput(),
+    "grouped_linear": GroupedLinear(),
+    "index": Index(),
     "layers": Layers(),
     "linear": Linear(),
     "log_softmax": LogSoftmax(),
@@ -40,12 +45,16 @@ KINDS: dict[str, Kind] = {
     "nll_loss": NllLoss(),
     "reshape": Reshape(),
     "rsqrt": Rsqrt(),
+    "scan": Scan(),
     "sigmoid": SavesResult(),
     "silu": SavesInput(),
     "sin": SavesInput(),
     "slice": Slice(),
     "softmax": Softmax(),
+    "sort": Sort(),
     "square": Square(),
+    "sum": Sum(),
+    "topk": TopK(),
     "transpose": Transpose(),
     "view": View(),
 }

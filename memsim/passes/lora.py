@@ -47,7 +47,7 @@ def wrapped(lora: Lora) -> Technique:
     """Linear modules that run with their adapters, and nothing else that trains."""
 
     def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
-        if kind != "linear" or not matches(lora, str(attrs["module"])):
+        if kind != "linear" or "module" not in attrs or not matches(lora, str(attrs["module"])):
             return None
         return (lora_linear(b, attrs, inputs[0], inputs[1:], lora),)
 
