@@ -176,6 +176,19 @@ def devices(as_json: JsonOption = False) -> None:
         console.out().print(tables.devices(listed))
 
 
+@app.command()
+def stacks(as_json: JsonOption = False) -> None:
+    """List the stacks: versions of the framework, and how they differ."""
+    from memsim import tables
+    from memsim.stacks import STACKS
+
+    if as_json:
+        _print_json(tables.stacks_json(STACKS))
+    else:
+        for grid in tables.stacks(STACKS):
+            console.out().print(grid, "")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; no traceback for what a user or a full disk can cause."""
     chosen = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]

@@ -15,11 +15,13 @@ from memsim.models import build
 from memsim.models.model import Model, Settings
 from memsim.passes.checkpoint import checkpoint_every_layer, require_input_grads
 from memsim.passes.lora import Lora, with_adapters, wrapped
+from memsim.passes.lora_parameters import converted
+from memsim.passes.quantize import Nf4, quantized, with_quantized
 from memsim.schedule import record
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
 from memsim.schedule.training import Plan
-from memsim.stacks import STACKS
+from memsim.stacks import GOLDEN, STACKS
 from memsim.tape import Tape
 from memsim.timeline import About, Timeline
 
@@ -37,17 +39,22 @@ def model_of(run: Run) -> Model:
     """The Run's model after every pass. Raises InputError, and Unsupported for what memsim cannot simulate yet."""
     check_supported(run)
     method = run.method
-    lora = None if method.kind == "full" else Lora(method.rank, method.targets, method.dropout)
-    technique = replace(PLAIN if lora is None else wrapped(lora), autocast=AUTOCAST.get(run.precision))
+    lora = None if method.kind == "full" else converted(Lora(method.rank, method.targets, method.dropout), str(run.config.get("model_type")))
+    nf4 = Nf4(method.double_quant) if method.kind == "qlora" else None
+    precision = "amp-bf16" if nf4 else run.precision  # what is not quantized is cast to fp32, and runs under autocast
+    technique = PLAIN if lora is None else quantized(nf4, lora) if nf4 else wrapped(lora)
+    technique = replace(technique, autocast=AUTOCAST.get(precision))
     routing = run.routing if isinstance(run.routing, str) else run.routing["imbalance"]
-    weights = WEIGHTS.get(run.precision, run.precision)
+    weights = WEIGHTS.get(precision, precision)
     settings = Settings(run.batch.size, run.batch.sequence, weights, run.attention, run.sm, STACKS[run.stack], technique, routing)
     model = build(run.config, settings)
     if lora is not None:
         model = with_adapters(model, lora)
+    if nf4 is not None:
+        model = with_quantized(model, nf4)
     if run.checkpointing == "full":
         model = checkpoint_every_layer(model)
-        if method.kind == "lora":
+        if lora is not None:
             model = require_input_grads(model)
     return model
 
@@ -56,8 +63,8 @@ def check_supported(run: Run) -> None:
     """Raises Unsupported for a Run that is valid but not modelled yet, naming the key."""
     from memsim.catalog import devices
 
-    if run.method.kind == "qlora":
-        raise Unsupported("method.kind: qlora is not supported yet; full and lora are")
+    if run.method.kind == "qlora" and run.stack != GOLDEN.name:
+        raise Unsupported(f"method.kind: qlora with stack {run.stack} is not supported yet; full and lora are")
     for key, value, known in (("precision", run.precision, PRECISIONS), ("optimizer", run.optimizer, OPTIMIZERS)):
         if value not in known:
             raise Unsupported(f"{key}: {value} is not supported yet; {', '.join(known)} are")
@@ -66,13 +73,13 @@ def check_supported(run: Run) -> None:
     if run.device is not None and devices()[run.device].sm is None:
         raise Unsupported(f"device: {run.device} is not NVIDIA's, and its kernels are not modelled; device_memory_gib asks whether a run fits its memory")
     stack = STACKS[run.stack]
-    if run.sm < stack.least_sm:
-        raise Unsupported(f"sm: {run.sm} is not supported; torch {stack.torch} holds no code for devices before {stack.least_sm}")
+    if not stack.runs_on(run.sm):
+        raise Unsupported(f"sm: {run.sm} is not supported with torch {stack.torch}; {stack.devices} are")
     family = run.config.get("model_type")
     if stack.families is not None and family not in stack.families:
         raise Unsupported(f"model: model_type {family!r} with stack {stack.name} is not supported yet; there are {', '.join(stack.families)}")
-    if stack.optimizers is not None and run.optimizer not in stack.optimizers:
-        raise Unsupported(f"optimizer: {run.optimizer} with stack {stack.name} is not supported yet; {', '.join(stack.optimizers)} are")
+    if stack.loss_slices_logits and run.batch.sequence == 1:
+        raise Unsupported(f"batch.sequence: 1 with stack {stack.name} leaves no token to learn from; 2 and more are supported")
 
 
 def tape_of_run(run: Run, model: Model | None = None) -> Tape:
@@ -117,7 +124,7 @@ def about(run: Run, model: Model) -> About:
     """What the Timeline is of, for its reader."""
     from memsim.catalog import devices
 
-    method = run.method.kind if run.method.kind == "full" else f"LoRA rank {run.method.rank}"
+    method = {"full": "full", "lora": f"LoRA rank {run.method.rank}", "qlora": f"QLoRA rank {run.method.rank}, NF4"}[run.method.kind]
     facts = (
         ("model", run.model_name),
         ("method", method),
@@ -141,6 +148,6 @@ def about(run: Run, model: Model) -> About:
         parameters=model.count(),
         trainable_parameters=model.count(trainable=True),
         layers=len(model.pattern),
-        devices=tuple((device.label, device.memory) for device in catalogue.values() if (device.sm or 0) >= STACKS[run.stack].least_sm),
+        devices=tuple((device.label, device.memory) for device in catalogue.values() if STACKS[run.stack].runs_on(device.sm or 0)),
         versions={name: STACKS[run.stack].versions[name] for name in ("torch", "transformers", "peft")},
     )

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from memsim.allocator.rules import rules_of
+
 
 @dataclass(frozen=True)
 class Software:
-    """A stack: versions, and differences. A difference's default is what the golden stack does; MEANING says each in words."""
+    """A stack: versions, and differences. The golden one has no difference; MEANING says in words what each is."""
 
     name: str
     torch: str
@@ -19,28 +21,38 @@ class Software:
     peft: str
     bitsandbytes: str
     families: tuple[str, ...] | None = None  # model types held against recordings; None: all that memsim has
-    optimizers: tuple[str, ...] | None = None
-    least_sm: int = 75  # compute capability times ten that the wheels of torch hold code for
+    least_sm: int = 75  # compute capability times ten; torch's wheels hold no code for older and newer devices, or it is not modelled
+    most_sm: int | None = None
 
+    # differences, by what they change: torch's operators, transformers' code around the layers, checkpoints, families
     keeps_cublas_workspaces: bool = False
     index_slices_whole_dimensions: bool = False
     attention_seeds_on_host: bool = False
+    flash_pads_heads_to_32: bool = False
+    flash_partials_reversed: bool = False
     norms_pad_chunks: bool = False
     embedding_sorts_all_bits: bool = False
     unique_in_32_bits: bool = False
     cub_without_head: bool = False
-    flash_pads_heads_to_32: bool = False
-    flash_partials_reversed: bool = False
     rotary_by_product: bool = False
-    inv_freq_copies: bool = True
+    inv_freq_once: bool = False
+    takes_cache_position: bool = False
     dense_causal_mask: bool = False
     sdpa_repeats_heads: bool = False
-    loss_slices_logits: bool = False
     layers_return_tuples: bool = False
-    takes_cache_position: bool = False
+    loss_slices_logits: bool = False
     checkpoints_positional_arguments: bool = False
     olmo2_as_llama: bool = False
     phi3_rotates_whole_heads: bool = False
+
+    def runs_on(self, sm: int) -> bool:
+        """Whether it is modelled on devices of this compute capability, times ten."""
+        return sm >= self.least_sm and (self.most_sm is None or sm <= self.most_sm)
+
+    @property
+    def devices(self) -> str:
+        """The compute capabilities that it is modelled on, in words."""
+        return f"{self.least_sm} and later" if self.most_sm is None else f"{self.least_sm} to {self.most_sm}"
 
     @property
     def versions(self) -> dict[str, str]:
@@ -48,26 +60,27 @@ class Software:
         return {"torch": self.torch, "transformers": self.transformers, "peft": self.peft, "bitsandbytes": self.bitsandbytes}
 
 
-MEANING: Mapping[str, str] = {
-    "keeps_cublas_workspaces": "torch keeps a cuBLAS workspace for each handle and stream (the forward's thread, the backward's); else one lives for each call",
-    "index_slices_whole_dimensions": "x[:, None] slices every `:`, and each such slice makes a tensor in backward; else a `:` is nothing",
-    "attention_seeds_on_host": "the two seeds of fused attention are on the host without dropout; else on the device",
-    "flash_pads_heads_to_32": "FlashAttention pads every head dimension to a multiple of 32; else those above 128 to one of 64",
-    "flash_partials_reversed": "FlashAttention lets go of the outputs of split keys before their log-sum-exps; else after",
-    "norms_pad_chunks": "the partial norms of clip_grad_norm have as many chunks for each gradient as the largest has; else their own, and a table of offsets",
-    "embedding_sorts_all_bits": "the embedding's backward sorts ids by all of their 64 bits; else by those that the vocabulary needs",
-    "unique_in_32_bits": "the values and offsets of CUB's UniqueByKey have 4 bytes; else 8",
-    "cub_without_head": "temporaries of CUB's scan and UniqueByKey are tile descriptors alone; else with 256 bytes ahead of them",
-    "rotary_by_product": "rotary angles by a matrix product; else by multiplication",
-    "inv_freq_copies": "rotary embeddings keep a second copy of their frequencies on the device",
-    "dense_causal_mask": "eager's mask is made of numbers, [S, S + 1]; else of booleans, after a look for packed sequences",
-    "sdpa_repeats_heads": "sdpa is given copies of keys and values for every query head; else grouped heads",
-    "loss_slices_logits": "the loss leaves the last token's logits out by slicing the logits; else by padding the labels",
-    "layers_return_tuples": "a decoder layer returns a tuple, which holds the last layer's result while the final norm runs",
-    "takes_cache_position": "positions are made once, and an argument named cache_position holds them; else twice",
-    "checkpoints_positional_arguments": "a checkpointed layer's arguments are positional, and let go of in their order; else by name, and in the reverse order",
-    "olmo2_as_llama": "OLMo-2's norms cast before the weight, and its rotary tables have the model's dtype, as Llama's; else both in fp32",
-    "phi3_rotates_whole_heads": "Phi-3 rotates heads as Llama does; else the part that turns is cut off and put back",
+# difference → what it is about, what a stack with it does, what one without it does
+MEANING: Mapping[str, tuple[str, str, str]] = {
+    "keeps_cublas_workspaces": ("cuBLAS workspace", "one kept for each thread (forward's, backward's)", "lives for a call"),
+    "index_slices_whole_dimensions": ("x[:, None]", "slices every `:`, which makes a tensor in backward", "a `:` does nothing"),
+    "attention_seeds_on_host": ("seeds of fused attention", "on the host", "on the device"),
+    "flash_pads_heads_to_32": ("FlashAttention: head dimension", "padded to a multiple of 32", "above 128 to a multiple of 64"),
+    "flash_partials_reversed": ("FlashAttention: split keys", "outputs are freed before log-sum-exps", "after them"),
+    "norms_pad_chunks": ("clip_grad_norm: partial norms", "as many for each gradient as for the largest", "its own, and a table of offsets"),
+    "embedding_sorts_all_bits": ("embedding's backward: ids sorted by", "all 64 bits", "the bits that the vocabulary needs"),
+    "unique_in_32_bits": ("CUB's UniqueByKey: values, offsets", "4 bytes", "8 bytes"),
+    "cub_without_head": ("CUB's scan and UniqueByKey: temporaries", "tile descriptors", "256 bytes, then tile descriptors"),
+    "rotary_by_product": ("rotary angles", "by a matrix product", "by multiplication"),
+    "inv_freq_once": ("rotary frequencies", "once on the device", "twice"),
+    "takes_cache_position": ("positions", "made once, held as cache_position", "made twice"),
+    "dense_causal_mask": ("causal mask", "numbers, [S, S + 1]", "booleans, after a look for packed sequences"),
+    "sdpa_repeats_heads": ("sdpa: keys and values", "copied for every query head", "grouped heads"),
+    "layers_return_tuples": ("last layer's result", "stays in a tuple while the final norm runs", "does not"),
+    "loss_slices_logits": ("loss: shift", "slices the last token off the logits", "pads the labels"),
+    "checkpoints_positional_arguments": ("checkpoint: a layer's arguments", "positional; die in their order", "by name; die in reverse"),
+    "olmo2_as_llama": ("OLMo-2: weight of norms, rotary tables", "in the model's dtype, as Llama's", "in fp32"),
+    "phi3_rotates_whole_heads": ("Phi-3: rotation of heads", "whole, as Llama's", "the part that turns is cut off and put back"),
 }
 
 GOLDEN = Software("golden", torch="2.15.0", transformers="5.23.0", peft="0.21.2", bitsandbytes="0.50.2")
@@ -78,22 +91,24 @@ HF_4_48 = Software(
     peft="0.13.2",
     bitsandbytes="0.46.1",
     families=("llama", "mistral", "qwen2", "phi3", "olmo2"),
+    least_sm=70,
+    most_sm=90,
     keeps_cublas_workspaces=True,
     index_slices_whole_dimensions=True,
     attention_seeds_on_host=True,
+    flash_pads_heads_to_32=True,
+    flash_partials_reversed=True,
     norms_pad_chunks=True,
     embedding_sorts_all_bits=True,
     unique_in_32_bits=True,
     cub_without_head=True,
-    flash_pads_heads_to_32=True,
-    flash_partials_reversed=True,
     rotary_by_product=True,
-    inv_freq_copies=False,
+    inv_freq_once=True,
+    takes_cache_position=True,
     dense_causal_mask=True,
     sdpa_repeats_heads=True,
-    loss_slices_logits=True,
     layers_return_tuples=True,
-    takes_cache_position=True,
+    loss_slices_logits=True,
     checkpoints_positional_arguments=True,
     olmo2_as_llama=True,
     phi3_rotates_whole_heads=True,
@@ -107,9 +122,14 @@ def stack_of_versions(versions: Mapping[str, str]) -> Software | None:
     return next((stack for stack in STACKS.values() if all(stack.versions[name] == version for name, version in named.items())), None)
 
 
-def differences(stack: Software) -> dict[str, str]:
-    """What a stack does otherwise than the golden one: name → meaning."""
-    return {name: meaning for name, meaning in MEANING.items() if getattr(stack, name) != getattr(GOLDEN, name)}
+def differences(stack: Software) -> dict[str, tuple[str, str, str]]:
+    """What a stack does otherwise than the golden one: difference → what it is about, what this one does, what the golden one does."""
+    own, golden = (TIES[rules_of(software.torch).ties] for software in (stack, GOLDEN))
+    allocator = {} if own == golden else {"allocator_ties": ("allocator: order of equal free blocks", own, golden)}
+    return {name: meaning for name, meaning in MEANING.items() if getattr(stack, name)} | allocator
+
+
+TIES = {"address": "by address", "creation": "by the age of the block", "segment": "by the age of their segment"}  # the allocator knows versions itself
 
 
 STACKS: Mapping[str, Software] = {stack.name: stack for stack in (GOLDEN, HF_4_48)}

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memsim.catalog import Device
+from memsim.stacks import GOLDEN, Software, differences
 from memsim.timeline import Timeline
 from memsim.words import gib
 
@@ -53,6 +54,36 @@ def devices(listed: Mapping[str, Device]) -> Table:
         cells += [_scaled(device.link.bandwidth if device.link else None, 1e9), _scaled(device.pcie.bandwidth, 1e9)]
         grid.add_row(*[Text(cell) for cell in cells])
     return grid
+
+
+def stacks(listed: Mapping[str, Software]) -> list[Table]:
+    """The stacks with their versions, and for each what it does otherwise than the golden one."""
+    grid = table("stack", "torch", "transformers", "peft", "sm", "families", left=6)
+    for name, stack in listed.items():
+        families = "every one" if stack.families is None else ", ".join(stack.families)
+        grid.add_row(*[Text(cell) for cell in (name, stack.torch, stack.transformers, stack.peft, stack.devices, families)])
+    tables = [grid]
+    for name, stack in listed.items():
+        found = differences(stack)
+        if found:
+            tables.append(table("difference", name, GOLDEN.name, left=3))
+            for cells in found.values():
+                tables[-1].add_row(*[Text(cell) for cell in cells])
+    return tables
+
+
+def stacks_json(listed: Mapping[str, Software]) -> dict[str, object]:
+    """The same as JSON: versions, what is held against recordings, and differences from the golden stack by name."""
+    return {
+        name: {
+            "versions": stack.versions,
+            "families": None if stack.families is None else list(stack.families),
+            "least_sm": stack.least_sm,
+            "most_sm": stack.most_sm,
+            "differences": {key: {"about": about, "here": own, "golden": golden} for key, (about, own, golden) in differences(stack).items()},
+        }
+        for name, stack in listed.items()
+    }
 
 
 def plain(value: object) -> object:

@@ -114,7 +114,7 @@ def run_of(data: Mapping[str, Any]) -> dict[str, Any]:
     """The Run that was recorded, with the model's config inline and the stack of its versions: a recording says what it was made of,
     whatever the catalogue says today. Raises Unsupported."""
     inline = {"model": data["model_config"]} if data.get("model_config") else {}
-    return {**routing_key(data.get("device")), **data["run"], **inline, **stack_key(data.get("versions"))}
+    return {**routing_key(data.get("device")), **data["run"], **inline, **stack_key(data.get("versions"), data["run"])}
 
 
 def routing_key(device: object) -> dict[str, str]:
@@ -122,11 +122,12 @@ def routing_key(device: object) -> dict[str, str]:
     return {"routing": "zeros"} if device == VIRTUAL_GPU else {}
 
 
-def stack_key(versions: object) -> dict[str, str]:
+def stack_key(versions: object, run: Mapping[str, Any]) -> dict[str, str]:
     """The Run's key `stack` for a recording with these versions: nothing for the default. Raises Unsupported where no stack has them."""
     if not isinstance(versions, Mapping):
         return {}
-    stack = stack_of_versions(versions)
+    adapters = isinstance(run.get("method"), Mapping) and run["method"].get("kind", "full") != "full"
+    stack = stack_of_versions({name: version for name, version in versions.items() if name != "peft" or adapters})
     if stack is None:
         have = "; ".join(f"{known.name} is {_versions(known.versions)}" for known in STACKS.values())
         raise Unsupported(f"versions: {_versions(versions)} are no stack that is supported ({have})")

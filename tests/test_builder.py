@@ -107,12 +107,14 @@ def test_a_target_that_matches_nothing(changes: dict[str, object], text: str) ->
         ({"precision": "amp-bf16"}, "precision: amp-bf16 is not supported yet"),
         ({"device": "mi300x"}, "device: mi300x is not NVIDIA's"),
         ({"fsdp": 8}, "fsdp: 8 is not supported yet"),
-        ({"stack": "hf-4.48"}, "stack: 'hf-4.48' is not supported yet"),
+        ({"stack": "hf-4.48", "model": "qwen3-8b"}, "model: model_type 'qwen3' with stack hf-4.48 is not supported yet; there are llama"),
+        ({"stack": "hf-4.48", "sm": 100}, "sm: 100 is not supported with torch 2.6.0; 70 to 90 are"),
+        ({"stack": "hf-4.48", "batch": {"sequence": 1}}, "batch.sequence: 1 with stack hf-4.48 leaves no token to learn from"),
         ({"model": {**LLAMA, "hidden_act": "relu6"}}, "model.hidden_act: relu6 is not supported yet"),
         ({"model": {**LLAMA, "attention_dropout": 0.1}}, "model.attention_dropout: 0.1 is not supported yet"),
         ({"model": {**LLAMA, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}}, "model.rope_scaling: rope_type dynamic is not supported yet"),
         ({"sm": 75}, "sm: 75 with attention sdpa is not supported yet"),
-        ({"sm": 70}, "sm: 70 is not supported; torch 2.15 holds no code for devices before 75"),
+        ({"sm": 70}, "sm: 70 is not supported with torch 2.15.0; 75 and later are"),
     ],
 )
 def test_what_is_not_supported_says_so(changes: dict[str, object], text: str) -> None:

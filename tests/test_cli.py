@@ -166,6 +166,17 @@ def test_models_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert listed["a100-80gb"]["memory"] == 80 * 2**30 and listed["h100"]["datasheet"]
 
 
+def test_stacks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stacks"]) == 0
+    out = capsys.readouterr().out
+    assert "hf-4.48   2.6.0    4.48.1" in out and "one kept for each thread (forward's, backward's)" in out
+    assert main(["stacks", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["golden"]["differences"] == {} and listed["golden"]["families"] is None
+    assert listed["hf-4.48"]["versions"]["transformers"] == "4.48.1"
+    assert listed["hf-4.48"]["differences"]["allocator_ties"]["here"] == "by address"
+
+
 def test_diff_of_a_run_with_its_own_recording_is_equal(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = record(tmp_path, tiny)
     assert main(["diff", str(tiny), str(trace), "--addresses"]) == 0

@@ -14,7 +14,7 @@ from memsim.validate import check, recorded, run_of
 
 TRACES = Path(__file__).parents[1] / "traces"
 SHIPPED = sorted(TRACES.glob("*/*.json"))
-GOLDEN = sorted((Path(__file__).parents[1] / ".." / "shared" / "golden" / "results").glob("*.json"))
+GOLDEN = sorted((Path(__file__).parents[1] / ".." / "shared" / "golden").glob("results*/*.json"))
 
 
 def test_recordings_ship() -> None:
@@ -38,7 +38,7 @@ def test_every_event_of_every_step_is_reproduced(path: Path) -> None:
     assert first_difference(until_out_of_memory(simulated), until_out_of_memory(real)) is None
 
 
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_golden_recording_is_reproduced_where_supported(path: Path) -> None:
     row = check(path, lambda data: simulate(Run.load(data)), events=True)
     if not row.supported:

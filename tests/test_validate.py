@@ -128,6 +128,19 @@ def test_the_recorded_config_is_simulated_and_not_the_name() -> None:
     assert validate.run_of({"run": {"model": "tiny"}}) == {"model": "tiny"}
 
 
+def test_the_stack_is_that_of_the_recorded_versions() -> None:
+    older = {"torch": "2.6.0+cu124", "transformers": "4.48.1", "peft": "0.13.2", "bitsandbytes": "0.46.1"}
+    assert validate.run_of({"run": {"model": "tiny"}, "versions": older})["stack"] == "hf-4.48"
+    assert "stack" not in validate.run_of({"run": {"model": "tiny"}, "versions": {"torch": "2.15.0", "transformers": "5.23.0"}})
+    assert validate.run_of({"run": {"model": "tiny"}, "versions": {**older, "peft": "0.14.0"}})["stack"] == "hf-4.48"
+    with pytest.raises(Unsupported, match=r"versions: .* are no stack"):
+        validate.run_of({"run": {"model": "tiny", "method": {"kind": "lora"}}, "versions": {**older, "peft": "0.14.0"}})
+    with pytest.raises(
+        Unsupported, match=r"torch 2.6.0\+cu124, transformers 5.23.0, peft 0.13.2 are no stack .* hf-4.48 is torch 2.6.0, transformers 4.48.1, peft 0.13.2"
+    ):
+        validate.run_of({"run": {"model": "tiny"}, "versions": {**older, "transformers": "5.23.0"}})
+
+
 def test_files_are_chosen_by_name_and_sorted(tmp_path: Path) -> None:
     for name in ("b-full", "a-full-x", "a-full", "notes"):
         (tmp_path / f"{name}.json").write_text("{}")

@@ -38,7 +38,7 @@ def assemble_kinds(
     call = next(op for op in outer.operators if op.kind == "layers")
     graphs = tuple(layer_graph(config, settings, layer, call) for layer, _ in kinds)
     dtype, table = settings.dtype, (config.vocab_size, config.hidden_size)
-    frequencies = ("inv_freq", "original_inv_freq") if settings.stack.inv_freq_copies else ("inv_freq",)
+    frequencies = ("inv_freq",) if settings.stack.inv_freq_once else ("inv_freq", "original_inv_freq")
     tail = [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
     tail += [Parameter(f"rotary_emb.{name}", (config.head_dim // 2,), "fp32", trainable=False, buffer=True) for name in frequencies]
     if not config.tie_word_embeddings:

@@ -22,7 +22,7 @@ from memsim.models.llama import (
     self_attention,
 )
 from memsim.models.model import Model, Parameter, Settings
-from memsim.models.moe import experts_forward, router
+from memsim.models.moe import experts_call, router
 
 DEFAULTS: dict[str, dict[str, object]] = {
     "mixtral": {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2},
@@ -73,7 +73,7 @@ def mixtral_block(b: Builder, config: DecoderConfig, settings: Settings, hidden_
         batch, sequence, hidden_dim = hidden_states.shape
         hidden_states = b.op("view", hidden_states, shape=(batch * sequence, hidden_dim))
         _, top_k_weights, top_k_index = router(b, settings, hidden_states, experts, top_k, normalized=True, lowered=False)
-        hidden_states = experts_forward(b, settings, hidden_states, top_k_index, top_k_weights, experts, inner, activation(config))
+        hidden_states = experts_call(b, settings, hidden_states, top_k_index, top_k_weights, experts, inner, activation(config))
         hidden_states = F.reshape(b, hidden_states, batch, sequence, hidden_dim)
         return hidden_states
 
@@ -88,7 +88,7 @@ def qwen3_moe_block(b: Builder, config: DecoderConfig, settings: Settings, hidde
         normalized = bool(config.fields.get("norm_topk_prob", False))
         _, routing_weights, selected_experts = router(b, settings, hidden_states_reshaped, experts, top_k, normalized, lowered=True)
         act = activation(config)
-        final_hidden_states = experts_forward(b, settings, hidden_states_reshaped, selected_experts, routing_weights, experts, inner, act)
+        final_hidden_states = experts_call(b, settings, hidden_states_reshaped, selected_experts, routing_weights, experts, inner, act)
         return F.reshape(b, final_hidden_states, batch, sequence, hidden_dim)
 
 

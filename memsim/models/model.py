@@ -23,6 +23,7 @@ class Parameter:
     buffer: bool = False
     adapter: bool = False
     module: str = ""  # "linear", "embedding", "norm", "adapter"
+    quantized: str = ""  # "nf4", or "nf4-double" with quantized scales: what is stored is packed, and this dtype that of the computation
     created_dtype: str = ""  # where it was made in another dtype and cast after the model was wrapped
 
     @property

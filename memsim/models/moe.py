@@ -12,61 +12,75 @@ from memsim.models.model import Settings
 Gate = Callable[[Builder, Tensor], Tensor]  # of gate_up_proj's result [S, 2·I] → [S, I]
 
 
-@module_call
 def router(b: Builder, settings: Settings, hidden_states: Tensor, experts: int, top_k: int, normalized: bool, lowered: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """MixtralTopKRouter.forward, and Qwen3MoeTopKRouter's with `lowered`: logits [T, E], weights and indices of the chosen experts [T, k].
+    """MixtralTopKRouter, and Qwen3MoeTopKRouter with `lowered`: logits [T, E], weights and indices of the chosen experts [T, k].
 
     `normalized`: the weights are divided by their sum. `lowered`: they are cast to the dtype of the logits.
     """
-    with b.module("gate"):
-        hidden_size = hidden_states.shape[-1]
-        hidden_states = b.op("view", hidden_states, shape=hidden_states.shape)
-        weight = b.parameter(".".join([*b.path, "weight"]), (experts, hidden_size), settings.dtype, True)
-        router_logits = b.op("linear", hidden_states, weight)
-        router_probs = F.softmax(b, router_logits, "fp32") if lowered else b.op("softmax", F.to(b, router_logits, "fp32"))
-        router_top_value, router_indices = b.run("topk", router_probs, k=top_k)
-        if normalized:
-            router_top_value = b.op("divide_", router_top_value, b.op("sum", router_top_value, dim=-1, keepdim=True))
-        if lowered:
-            router_top_value = F.to(b, router_top_value, router_logits.dtype)
-        return router_logits, router_top_value, router_indices
+    name = ".".join([*b.path, "gate.weight"])
+    b.parameter(name, (experts, hidden_states.shape[-1]), settings.dtype, True)
+    with b.module("gate"), b.wrapped(name):
+        return router_forward(b, hidden_states, b.read(name), top_k, normalized, lowered)
 
 
 @module_call
-def experts_forward(
+def router_forward(b: Builder, hidden_states: Tensor, weight: Tensor, top_k: int, normalized: bool, lowered: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward of both; `weight` is read first."""
+    hidden_states = b.op("view", hidden_states, shape=hidden_states.shape)
+    router_logits = b.op("linear", hidden_states, weight)
+    router_probs = F.softmax(b, router_logits, "fp32") if lowered else b.op("softmax", F.to(b, router_logits, "fp32"))
+    router_top_value, router_indices = b.run("topk", router_probs, k=top_k)
+    if normalized:
+        router_top_value = b.op("divide_", router_top_value, b.op("sum", router_top_value, dim=-1, keepdim=True))
+    if lowered:
+        router_top_value = F.to(b, router_top_value, router_logits.dtype)
+    return router_logits, router_top_value, router_indices
+
+
+def experts_call(
     b: Builder, settings: Settings, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, experts: int, inner: int, act: str
 ) -> Tensor:
-    """grouped_mm_experts_forward over weights gate_up_proj [E, 2·I, H] and down_proj [E, H, I]: hidden_states [T, H] → [T, H]."""
-    with b.module("experts"):
-        tokens, hidden_dim = hidden_states.shape
-        num_top_k = top_k_index.shape[-1]
-        check_alignment(settings, hidden_dim, inner)
-        prefix = ".".join(b.path)
-        gate_up_proj = b.parameter(f"{prefix}.gate_up_proj", (experts, 2 * inner, hidden_dim), settings.dtype, True)
-        down_proj = b.parameter(f"{prefix}.down_proj", (experts, hidden_dim, inner), settings.dtype, True)
-        rows = tokens * num_top_k
-        sample_weights = F.reshape(b, top_k_weights, rows)
-        expert_ids = F.reshape(b, top_k_index, rows)
-        expert_ids_g, perm = b.run("sort", expert_ids)
-        selected_hidden_states_g = b.op("index", hidden_states, F.create(b, "floor_divide", (rows,), "int64"))
-        sample_weights_g = b.op("index", sample_weights, perm)
-        histc_input = F.create(b, "int", (rows,), "int32")
-        tokens_per_expert = F.create(b, "histc", (experts,), "int32")
-        offsets = b.op("scan", tokens_per_expert, label="cumsum")
-        proj_out = grouped_linear(b, settings, selected_hidden_states_g, gate_up_proj, offsets, num_top_k)
-        proj_out = apply_gate(b, proj_out, act)
-        proj_out = grouped_linear(b, settings, proj_out, down_proj, offsets, num_top_k)
-        weighted_out = b.op("mul", proj_out, b.op("view", sample_weights_g, shape=(rows, 1)))
-        inv_perm = F.create(b, "empty_like", (rows,), "int64")
-        arange = F.create(b, "arange", (rows,), "int64")
-        del arange
-        # sample_weights and expert_ids are views of the caller's tensors, which outlive this function
-        held = (expert_ids_g, perm, selected_hidden_states_g, sample_weights_g, histc_input, tokens_per_expert, offsets)
-        with b.locals(*held, proj_out, weighted_out, inv_perm):
-            del held
-            weighted_out = b.op("index", weighted_out, inv_perm)
-        final_hidden_states = b.op("sum", b.op("view", weighted_out, shape=(tokens, num_top_k, hidden_dim)), dim=1)
-        return F.to(b, final_hidden_states, hidden_states.dtype)
+    """MixtralExperts and its like, with weights gate_up_proj [E, 2·I, H] and down_proj [E, H, I]: hidden_states [T, H] → [T, H]."""
+    gate_up_proj, down_proj = (".".join([*b.path, "experts", name]) for name in ("gate_up_proj", "down_proj"))
+    check_alignment(settings, hidden_states.shape[-1], inner)
+    b.parameter(gate_up_proj, (experts, 2 * inner, hidden_states.shape[-1]), settings.dtype, True)
+    b.parameter(down_proj, (experts, hidden_states.shape[-1], inner), settings.dtype, True)
+    with b.module("experts"), b.wrapped(down_proj, gate_up_proj):
+        return grouped_mm_experts_forward(b, settings, hidden_states, top_k_index, top_k_weights, (gate_up_proj, down_proj), act)
+
+
+@module_call
+def grouped_mm_experts_forward(
+    b: Builder, settings: Settings, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, names: tuple[str, str], act: str
+) -> Tensor:
+    """grouped_mm_experts_forward; `names` are the paths of the two weights."""
+    tokens, hidden_dim = hidden_states.shape
+    num_top_k = top_k_index.shape[-1]
+    rows = tokens * num_top_k
+    sample_weights = F.reshape(b, top_k_weights, rows)
+    expert_ids = F.reshape(b, top_k_index, rows)
+    expert_ids_g, perm = b.run("sort", expert_ids)
+    selected_hidden_states_g = b.op("index", hidden_states, F.create(b, "floor_divide", (rows,), "int64"))
+    sample_weights_g = b.op("index", sample_weights, perm)
+    histc_input = F.create(b, "int", (rows,), "int32")
+    tokens_per_expert = F.create(b, "histc", (b.weights[names[0]].shape[0],), "int32")
+    offsets = b.op("scan", tokens_per_expert, label="cumsum")
+    selected_weights = b.read(names[0])
+    proj_out = grouped_linear(b, settings, selected_hidden_states_g, selected_weights, offsets, num_top_k)
+    proj_out = apply_gate(b, proj_out, act)
+    selected_weights = b.read(names[1])
+    proj_out = grouped_linear(b, settings, proj_out, selected_weights, offsets, num_top_k)
+    weighted_out = b.op("mul", proj_out, b.op("view", sample_weights_g, shape=(rows, 1)))
+    inv_perm = F.create(b, "empty_like", (rows,), "int64")
+    arange = F.create(b, "arange", (rows,), "int64")
+    del arange
+    # sample_weights and expert_ids are views of the caller's tensors, which outlive this function
+    held = (expert_ids_g, perm, selected_hidden_states_g, sample_weights_g, histc_input, tokens_per_expert, offsets)
+    with b.locals(*held, proj_out, weighted_out, inv_perm):
+        del held
+        weighted_out = b.op("index", weighted_out, inv_perm)
+    final_hidden_states = b.op("sum", b.op("view", weighted_out, shape=(tokens, num_top_k, hidden_dim)), dim=1)
+    return F.to(b, final_hidden_states, hidden_states.dtype)
 
 
 def apply_gate(b: Builder, gate_up_out: Tensor, act: str) -> Tensor:

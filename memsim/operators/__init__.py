@@ -7,8 +7,9 @@ from memsim.operators.base import Kind
 from memsim.operators.creation import Compare, Create, CumulativeSum
 from memsim.operators.elementwise import Add, AddScalar, Cast, Clone, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Unary
 from memsim.operators.grouped import GroupedLinear
+from memsim.operators.linear4bit import Linear4bit, Recast
 from memsim.operators.loss import NllLoss
-from memsim.operators.matmul import BatchedMatmul, Linear
+from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, Mm
 from memsim.operators.reductions import LogSoftmax, MeanLast, Softmax
 from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
 from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Reshape, Slice, Transpose, View
@@ -17,6 +18,7 @@ KINDS: dict[str, Kind] = {
     "add": Add(),
     "add_scalar": AddScalar(),
     "arange": Create(),
+    "baddbmm": BatchedMultiplyAdd(),
     "cast": Cast(),
     "cat": Cat(),
     "chunk": Chunk(),
@@ -36,13 +38,16 @@ KINDS: dict[str, Kind] = {
     "index": Index(),
     "layers": Layers(),
     "linear": Linear(),
+    "linear4bit": Linear4bit(),
     "log_softmax": LogSoftmax(),
     "matmul": BatchedMatmul(),
     "mean": MeanLast(),
+    "mm": Mm(),
     "mul": Mul(),
     "mul_scalar": Unary(),
     "neg": Unary(),
     "nll_loss": NllLoss(),
+    "recast": Recast(),
     "reshape": Reshape(),
     "rsqrt": Rsqrt(),
     "scan": Scan(),

@@ -88,6 +88,11 @@ class Machine:
                     self.actions.append(Action.FREE)
                     self.events.append(storage)
 
+    def empty_cache(self) -> None:
+        """torch.cuda.empty_cache()."""
+        self.actions.append(Action.EMPTY_CACHE)
+        self.events.append(-1)
+
     def scratch(self, *sizes: int) -> None:
         """Temporaries of one operator: allocated in order, freed in reverse."""
         self.release(*reversed([self.alloc(size, self.scratch_category) for size in sizes]))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.schedule.machine import NO_LAYER, Machine
-from memsim.tape import Action, Tape
+from memsim.tape import Action, Category, Tape
 
 EXECUTED = 5  # layers, where there are more
 MIDDLE = 2
@@ -75,7 +75,7 @@ def tile_layers(events: Events, layers: int) -> Events:
 
     real_layer = np.array([*range(MIDDLE + 1), layers - 2, layers - 1, NO_LAYER])  # -1 finds the last entry
     storage = events.storage
-    of = owner[storage]
+    of = np.where(storage < 0, NO_LAYER, owner[storage])
     neighbours = (of >= MIDDLE - 1) & (of <= MIDDLE + 1)
     own = events.layer
     if np.any(neighbours & (of != own) & (np.abs(of - own) != 1)) or np.any((own == MIDDLE) & ((of == 0) | (of == last))):
@@ -153,12 +153,12 @@ def tape_of(events: Events) -> Tape:
     return Tape(
         action=events.action.astype(np.uint8),
         storage=events.storage,
-        bytes=events.bytes[events.storage],
+        bytes=np.where(events.storage < 0, 0, events.bytes[events.storage]),
         stream=np.zeros(n, np.int64),
         phase=events.phase.astype(np.int32),
         operator=events.operator.astype(np.int32),
         layer=events.layer.astype(np.int32),
-        category=events.category[events.storage].astype(np.uint8) if n else np.zeros(0, np.uint8),
+        category=np.where(events.storage < 0, int(Category.UNATTRIBUTED), events.category[events.storage]).astype(np.uint8) if n else np.zeros(0, np.uint8),
         phases=events.phases,
         operators=events.operators,
     )

@@ -6,15 +6,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from memsim.builder import rewrite
 from memsim.dtypes import ITEMSIZE
 from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.models.model import Model, Parameter
+from memsim.operators.linear4bit import quantize
 from memsim.schedule.autograd import Autograd, Frame, Instance, Leaf
 from memsim.schedule.machine import NO_LAYER, Machine
 from memsim.schedule.optimizers import Optimizer
 from memsim.tape import AUTOCAST_CACHE, Category
+
+NESTED = 49  # deallocations within each other; beyond, CPython's trashcan takes them (Include/cpython/object.h, PyTrash_UNWIND_LEVEL)
+PYTHON_FUNCTIONS = ("linear4bit",)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Training:
     order: list[tuple[int, Parameter, Leaf]] = field(default_factory=list)  # trainable, as model.parameters() gives them
     state: dict[int, list[int]] = field(default_factory=dict)  # optimizer state by parameter storage
     graphs: dict[tuple[int, bool], LayerGraph] = field(default_factory=dict)
+    quantized: bool = False  # a weight was, so the map for scales is there
+    recasts: set[tuple[int, str]] = field(default_factory=set)  # parameters that their modules have cast for good
     casts: list[Instance] = field(default_factory=list)  # of the layers in this forward pass
 
     def load(self) -> None:
@@ -49,9 +56,15 @@ class Training:
         rows = self.model.in_order()
         for layer, p in rows:
             if not p.adapter:
-                self.place(layer, p, p.dtype)
+                self.place(layer, p, p.created_dtype or p.dtype)
+        cast = [(layer, p) for layer, p in rows if not p.adapter and p.created_dtype not in ("", p.dtype)]
+        for layer, p in cast:  # PEFT's prepare_model_for_kbit_training
+            self.recast(layer, p.name, p.elements * ITEMSIZE[p.dtype])
+        if cast:
+            machine.layer = NO_LAYER
+            machine.empty_cache()
         adapters = [(layer, p) for layer, p in rows if p.adapter]
-        for layer, p in adapters:
+        for layer, p in sorted(adapters, key=lambda row: row[1].module == "parameter adapter"):  # PEFT replaces modules first, then parameters
             self.place(layer, p, p.created_dtype or p.dtype)
         for layer, p in adapters:  # PEFT's cast_adapter_dtype
             if p.created_dtype not in ("", p.dtype):
@@ -73,8 +86,21 @@ class Training:
         machine.layer = layer
         machine.at(p.name)
         category = Category.INPUTS if p.buffer else Category.ADAPTERS if p.adapter else Category.WEIGHTS
-        storage = machine.alloc(p.elements * ITEMSIZE[dtype], int(category))
+        if p.quantized:
+            storage = quantize(machine, p.elements, p.quantized == "nf4-double", int(category), int(Category.SCRATCH), not self.quantized)
+            self.quantized = True
+        else:
+            storage = machine.alloc(p.elements * ITEMSIZE[dtype], int(category))
         self.parameters[layer, p.name] = storage, -1 - storage
+
+    def recast(self, layer: int, name: str, nbytes: int) -> None:
+        """parameter.data = parameter.data.to(dtype)."""
+        machine = self.machine
+        machine.layer = layer
+        machine.at(name)
+        before, value = self.parameters[layer, name]
+        self.parameters[layer, name] = machine.alloc(nbytes, machine.category[before]), value
+        machine.release(before)
 
     def step(self, number: int) -> None:
         """One training step."""
@@ -133,12 +159,28 @@ class Training:
         machine.at("loss.backward")
         machine.release(one.storage)
         machine.at("del loss, tokens")
+        if embedded is None or self.is_deep():
+            machine.release(instance.storages[loss.storage])
         if embedded is not None:
             if embedded.grad is not None:
                 machine.release(embedded.grad.storage)
             machine.release(embedded.storage)
-        machine.release(instance.storages[loss.storage])
+            if not self.is_deep():
+                machine.release(instance.storages[loss.storage])
         machine.release(tokens)
+
+    def is_deep(self) -> bool:
+        """Whether the graph nests so many nodes written in Python that CPython puts off the end of its deallocation until the loss itself is gone."""
+        return sum(map(nested_functions, (self.whole.layer_graphs[kind] for kind in self.whole.pattern))) >= NESTED
+
+    def recast_once(self, layer: int, instance: Instance, op: Operator) -> None:
+        """A module that casts its parameter for good when it first runs."""
+        (spec,) = op.inputs
+        assert spec.parameter is not None
+        if (layer, spec.parameter) not in self.recasts:
+            self.recasts.add((layer, spec.parameter))
+            self.recast(layer, spec.parameter, spec.elements * ITEMSIZE[str(op.attrs["dtype"])])
+            instance.storages[spec.storage] = self.parameters[layer, spec.parameter][0]
 
     def end_autocast(self, outer: Instance) -> None:
         """The cache of weights in the lower precision is emptied."""
@@ -184,7 +226,10 @@ class Training:
                     machine.retain(storage)
                 frame = Frame(instance, held)
             for inner in graph.operators:
-                autograd.execute(instance, inner, frame)
+                if inner.kind == "recast":
+                    self.recast_once(layer, instance, inner)
+                else:
+                    autograd.execute(instance, inner, frame)
             self.casts.append(instance)
             out = graph.outputs[0]
             if layer > 0 or op.inputs[0].storage in op.drops:
@@ -195,6 +240,16 @@ class Training:
         for storage in op.drops:
             if storage != op.inputs[0].storage:
                 machine.release(storages[storage])
+
+
+@lru_cache(maxsize=64)
+def nested_functions(graph: LayerGraph) -> int:
+    """The most autograd functions written in Python on a path through the graph."""
+    depth: dict[int, int] = {}
+    for op in graph.operators:
+        reached = max((depth.get(spec.value, 0) for spec in op.inputs), default=0) + (op.kind in PYTHON_FUNCTIONS)
+        depth.update((spec.value, reached) for spec in op.outputs)
+    return max(depth.values(), default=0)
 
 
 def category_of(op: Operator, head: bool) -> Category:

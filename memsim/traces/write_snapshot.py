@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from memsim.allocator import DriverAction, Settings
+from memsim.allocator.rules import GOLDEN
 from memsim.blockmap import block_map
 from memsim.lifetimes import Lifetimes, lifetimes
 from memsim.tape import Action
@@ -41,14 +42,14 @@ def snapshot(timeline: Timeline) -> dict[str, Any]:
     return {
         "segments": _segments(timeline, frames, calls),
         "device_traces": [_events(timeline, frames, calls)],
-        "allocator_settings": _settings(timeline.about.allocator),
+        "allocator_settings": _settings(timeline.about.allocator, timeline.about.versions.get("torch", GOLDEN)),
         "external_annotations": [],
     }
 
 
-def _settings(text: str) -> dict[str, Any]:
+def _settings(text: str, torch: str) -> dict[str, Any]:
     """What PyTorch notes of its settings (torch/csrc/cuda/memory_snapshot.cpp)."""
-    settings = Settings.parse(text)
+    settings = Settings.parse(text, torch)
     return {
         "PYTORCH_CUDA_ALLOC_CONF": text,
         "max_split_size": -1 if settings.max_split_size is None else settings.max_split_size,

@@ -8,6 +8,7 @@ from memsim.graph import contiguous
 from memsim.operators.attention import backward_workspace, key_splits
 from memsim.operators.reductions import reduction_scratch
 from memsim.schedule.stack import stack_for
+from memsim.stacks import HF_4_48
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,22 @@ def test_unique_by_key_is_tuned_for_each_architecture(sm: int, last: int) -> Non
     stack = stack_for(sm)
     assert stack.unique_bytes(last) == 1279
     assert stack.unique_bytes(last + 1) == 1535
+
+
+@pytest.mark.parametrize(
+    ("sm", "n", "rows", "sort", "unique", "scan"),
+    [
+        (80, 16384, 32000, 284159, 767, 1279),
+        (80, 1048576, 32000, 17074687, 5375, 1535),
+        (90, 100000, 128256, 1639423, 767, 2559),
+        (75, 4000000, 3000000, 65471999, 100607, 54527),
+    ],
+)
+def test_embedding_sort_of_the_older_stack(sm: int, n: int, rows: int, sort: int, unique: int, scan: int) -> None:
+    """As torch 2.6.0 asked for them on the virtual GPU."""
+    found = stack_for(sm, software=HF_4_48).embedding_sort(n, rows, 64)
+    assert found is not None
+    assert (found.sort, found.unique, found.scan) == (sort, unique, scan)
 
 
 @pytest.mark.parametrize(

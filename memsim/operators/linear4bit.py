@@ -1,0 +1,98 @@
+"""Linear layers of frozen 4-bit weights (bitsandbytes: autograd/_functions.py MatMul4Bit, backends/cuda/ops.py gemm_4bit, functional.py dequantize_4bit)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from memsim.operators.base import Attrs, Inferred, Kind, like
+from memsim.operators.elementwise import Edges, Grads, Specs
+from memsim.operators.gemm4bit import is_fused
+
+if TYPE_CHECKING:
+    from memsim.schedule.machine import Machine
+
+BLOCK = 64  # weights that share a scale
+
+
+class Linear4bit(Kind):
+    """matmul_4bit(x, weight, bias): x [..., in], weight [out, in] of 4 bits, bias [out] → [..., out].
+
+    A fused kernel where bitsandbytes' table says so; else the scales (nested ones: `double`) and the weight are dequantized for F.linear. Nothing is
+    saved: backward dequantizes again.
+    """
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        x, weight = inputs[:2]
+        shape = (*x.shape[:-1], weight.shape[0])
+        return (Inferred(shape, like(shape), x.dtype),)
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        x, weight = inputs[:2]
+        out, inner = weight.shape
+        if is_fused(m.stack.sm, m.stack.processors, x.dtype, x.elements // inner, out, inner, BLOCK):
+            into.append(m.alloc(outputs[0].nbytes))
+            return
+        scales = 4 * -(-weight.elements // BLOCK)
+        nested, absmax = (m.alloc(scales), m.alloc(scales)) if attrs["double"] else (-1, -1)
+        dequantized = m.alloc(2 * weight.elements)
+        into.append(m.alloc(outputs[0].nbytes))
+        m.workspace(lt=len(inputs) == 3)
+        m.release(*((absmax, nested) if attrs["double"] else ()), dequantized)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        x, weight = inputs[:2]
+        absmax = m.alloc(4 * -(-weight.elements // BLOCK)) if attrs["double"] else -1
+        dequantized = m.alloc(2 * weight.elements)
+        if attrs["double"]:
+            m.release(absmax)
+        of_x = m.grad(x.shape, like(x.shape), x.dtype, view=len(x.shape) > 2)
+        m.workspace()
+        m.release(dequantized)
+        return [(0, of_x)]
+
+    def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
+        return 2.0 * outputs[0].elements * inputs[1].shape[1]
+
+
+class Recast(Kind):
+    """parameter.data = parameter.data.to(dtype), once: the schedule executes it, for it changes what later passes find."""
+
+    differentiable = False
+    flops_per_element = 0.0
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        return ()
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        """Nothing: see Training.recast."""
+
+
+def quantize(m: Machine, elements: int, double: bool, category: int, scratch: int, first: bool) -> int:
+    """Moves bf16 weights to the device and quantizes them there to NF4 (functional.py, quantize_4bit); the storage of the packed result.
+
+    The scales, the table of values and, with `double`, the scales' own quantization stay. `first`: the map for the scales is made, and kept.
+    """
+    blocks = -(-elements // BLOCK)
+    weight, absmax = m.alloc(2 * elements, scratch), m.alloc(4 * blocks, category)
+    packed = m.alloc((elements + 1) // 2, category)
+    m.alloc(16 * 4, category)  # the 16 values, normalized by their largest
+    magnitude, largest = m.alloc(16 * 4, scratch), m.alloc(4, scratch)
+    m.release(magnitude, largest)
+    if double:
+        m.alloc(4, category)  # the mean, taken off
+        m.reduction_scratch((blocks,), (1,), (0,), "fp32")
+        centred = m.alloc(4 * blocks, scratch)
+        if first:
+            m.alloc(256 * 4, category)
+        m.alloc(4 * -(-blocks // 256), category)
+        m.alloc(blocks, category)
+        m.alloc(256 * 4, category)  # each state has a copy of the map
+        m.release(centred, absmax)
+    m.release(weight)
+    return packed
+
+
+def packed_bytes(shape: tuple[int, ...]) -> int:
+    """Bytes of the packed weights, without their scales."""
+    return (math.prod(shape) + 1) // 2

@@ -1,0 +1,78 @@
+"""QLoRA (Dettmers et al., 2023) as bitsandbytes and PEFT execute it: frozen NF4 weights, everything else in fp32, adapters beside them, under autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from memsim.builder import Builder, Technique, Tensor, module_call
+from memsim.models import functional as F
+from memsim.models.model import Model, Parameter
+from memsim.passes.lora import Lora, lora_branch, matches
+from memsim.passes.lora_parameters import folding
+
+COMPUTE = "bf16"  # bnb_4bit_compute_dtype
+KEPT = ("lm_head",)  # modules_to_not_convert
+
+
+@dataclass(frozen=True)
+class Nf4:
+    """double: the scales are quantized too."""
+
+    double: bool = True
+
+
+def is_quantized(p: Parameter) -> bool:
+    """Whether replace_with_bnb_linear puts a Linear4bit in the place of the module that this is the weight of."""
+    module, _, kind = p.name.rpartition(".")
+    return p.module == "linear" and kind == "weight" and module not in KEPT and not p.adapter
+
+
+def quantized(nf4: Nf4, lora: Lora) -> Technique:
+    """Linear modules that are Linear4bit, with adapters where they are targeted."""
+
+    def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
+        if kind != "linear" or attrs.get("module", KEPT[0]) in KEPT:
+            return None
+        attrs = {**attrs, "double": nf4.double}
+        if matches(lora, str(attrs["module"])):
+            return (lora_linear4bit(b, attrs, inputs[0], inputs[1:], lora),)
+        return (linear4bit(b, attrs, inputs[0], inputs[1:]),)
+
+    return Technique(rule=rule, trainable=lambda name: ".lora_" in name, fold=folding(lora) if lora.parameters else None)
+
+
+def with_quantized(model: Model, nf4: Nf4) -> Model:
+    """The model, built with `quantized`, with its parameters as they are loaded: packed, or in bf16 and cast by prepare_model_for_kbit_training."""
+
+    def change(p: Parameter) -> Parameter:
+        if p.adapter:
+            return replace(p, created_dtype=COMPUTE)  # as PEFT moves adapters to where the compute dtype is, before it casts them
+        if is_quantized(p):
+            return replace(p, quantized="nf4-double" if nf4.double else "nf4")
+        if p.buffer or (p.module == "linear" and p.name.endswith(".bias")):
+            return p  # biases of the new modules are made in fp32
+        return replace(p, created_dtype=COMPUTE)
+
+    return model.map_parameters(change)
+
+
+@module_call
+def linear4bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+    """Linear4bit.forward of bitsandbytes: a bias is cast for good the first time."""
+    inp_dtype = x.dtype
+    x = F.to(b, x, COMPUTE)
+    if len(weights) == 2:
+        b.run("recast", weights[1], dtype=COMPUTE)
+    return F.to(b, b.run("linear4bit", x, *weights, **attrs)[0], inp_dtype)
+
+
+@module_call
+def lora_linear4bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
+    """Linear4bit.forward of PEFT (tuners/lora/bnb.py), under autocast."""
+    result = linear4bit(b, attrs, x, weights)
+    result = b.op("clone", result)
+    with b.locals(result):
+        output = b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora))
+    result = b.op("add", result, output)
+    return result
