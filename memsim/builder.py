@@ -47,6 +47,19 @@ class Tensor:
 Rule = Callable[["Builder", str, tuple[Tensor, ...], Mapping[str, object]], tuple[Tensor, ...] | None]
 
 
+class Folded:
+    """A parameter that is computed when it is read: what it is made of is `held` while its module runs."""
+
+    held: list[Tensor]
+
+    def read(self) -> Tensor:
+        """Computes it."""
+        raise NotImplementedError
+
+
+Fold = Callable[["Builder", str, Tensor], Folded | None]
+
+
 @dataclass(frozen=True)
 class Technique:
     """What stands between a model's code and its operators while it runs: wrapped modules, autocast, which parameters train."""
@@ -54,6 +67,7 @@ class Technique:
     rule: Rule | None = None  # what stands for an operator, kind, arguments and attributes given; None: itself
     autocast: str | None = None  # the lower precision that torch.autocast casts to
     trainable: Callable[[str], bool] | None = None  # by name within the block; None: as the model's code says
+    fold: Fold | None = None  # what stands for a parameter that belongs to no Linear, by name; None: itself
 
 
 PLAIN = Technique()
@@ -72,6 +86,8 @@ class Builder:
         self.names: dict[int, int] = {}
         self.held: list[Tensor] = []  # parameters and inputs: other code holds them
         self.weights: dict[str, Tensor] = {}
+        self.folded: dict[str, Folded] = {}  # parameters that are computed while their module runs
+        self.read_once: dict[str, Tensor] = {}  # and their values, torch.nn.utils.parametrize.cached()
         self.path: list[str] = []
         self.grad_enabled = True
         self.finished = False
@@ -111,6 +127,33 @@ class Builder:
             self.weights[name] = tensor
             self.graph.parameters[name] = tensor.spec
         return self.weights[name]
+
+    @contextmanager
+    def wrapped(self, *names: str) -> Iterator[None]:
+        """The module that owns these parameters runs, wrapped for each that the technique folds; the first has the outermost wrapper."""
+        inside: list[str] = []
+        for name in names:
+            folded = self.technique.fold(self, name, self.weights[name]) if self.technique.fold else None
+            if folded is not None:
+                self.folded[name] = folded
+                inside.append(name)
+            del folded
+        yield
+        while inside:
+            name = inside.pop()
+            while not inside and self.read_once:
+                self.read_once.pop(next(iter(self.read_once)))
+            held = self.folded.pop(name).held
+            while held:
+                held.pop(0)
+
+    def read(self, name: str) -> Tensor:
+        """The parameter as its module sees it."""
+        if name not in self.folded:
+            return self.weights[name]
+        if name not in self.read_once:
+            self.read_once[name] = self.folded[name].read()
+        return self.read_once[name]
 
     @contextmanager
     def module(self, name: str) -> Iterator[None]:

@@ -104,11 +104,11 @@ def diff(
     addresses: Annotated[bool, typer.Option("--addresses", help="Compare addresses too.")] = False,
 ) -> None:
     """Show the first event at which a simulation and a recording part. Exits with 1 where they do."""
-    from memsim import diff as differences
+    from memsim import diff as differences, validate as validation
     from memsim.traces import recorder
 
     recording = recorder.load(trace)  # before the simulation: a bad file should not have to wait for it
-    loaded = _load(run, settings)
+    loaded = _load(run, [*validation.settings_beside(trace), *(settings or [])])
     timeline = _simulate(loaded)
     found = differences.compare(timeline, recording, addresses)
     if not found.equal and differences.is_order_open(timeline):

@@ -21,6 +21,7 @@ from memsim.quantity import GIB, as_float, read_bytes
 from memsim.stacks import STACKS
 
 KEYWORDS = "keyword arguments"
+ROUTINGS = ("balanced", "worst", "zeros")  # of tokens to experts
 LARGEST_BATCH = 2**28  # tokens; beyond it byte counts would no longer fit 64 bits
 
 
@@ -77,6 +78,17 @@ def _stack(value: object) -> object:
     return value
 
 
+def _routing(value: object) -> object:
+    if isinstance(value, str) and value in ROUTINGS:
+        return value
+    if isinstance(value, Mapping) and set(value) == {"imbalance"}:
+        number = as_float(value["imbalance"])
+        if number is not None and math.isfinite(number) and number >= 1:
+            return {"imbalance": number}
+        raise ValueError(f"imbalance {show(value['imbalance'])} is not a number from 1 on")
+    raise ValueError(f"{show(value)} is not one of {', '.join(ROUTINGS)} or a mapping such as {{imbalance: 2.0}}")
+
+
 def _text(value: object) -> object:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{show(value)} is not text")
@@ -122,6 +134,7 @@ class Run(Part):
     precision: Literal["bf16", "amp-bf16", "amp-fp16", "fp32", "fp16"] = "bf16"
     attention: Literal["sdpa", "eager"] = "sdpa"
     checkpointing: Literal["none", "full"] = "none"
+    routing: Annotated[str | dict[str, float], BeforeValidator(_routing)] = "balanced"  # of tokens to experts, where there are any (models/moe.py)
     optimizer: Literal[
         "adamw",
         "adamw-fused",

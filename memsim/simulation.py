@@ -15,6 +15,7 @@ from memsim.models import build
 from memsim.models.model import Model, Settings
 from memsim.passes.checkpoint import checkpoint_every_layer, require_input_grads
 from memsim.passes.lora import Lora, with_adapters, wrapped
+from memsim.passes.lora_parameters import converted
 from memsim.passes.quantize import COMPUTE, Nf4, quantized, with_quantized
 from memsim.schedule import record
 from memsim.schedule.optimizers import Optimizer
@@ -38,7 +39,7 @@ def model_of(run: Run, other_order: bool = False) -> Model:
     """The Run's model after every pass. Raises InputError, and Unsupported for what memsim cannot simulate yet."""
     check_supported(run)
     method = run.method
-    lora = None if method.kind == "full" else Lora(method.rank, method.targets, method.dropout)
+    lora = None if method.kind == "full" else converted(Lora(method.rank, method.targets, method.dropout), str(run.config.get("model_type")))
     nf4 = Nf4(method.double_quant) if method.kind == "qlora" else None
     precision = "amp-bf16" if nf4 else run.precision  # what is not quantized is cast to fp32, and runs under autocast
     technique = PLAIN if lora is None else quantized(nf4, lora) if nf4 else wrapped(lora)
@@ -53,6 +54,7 @@ def model_of(run: Run, other_order: bool = False) -> Model:
         technique=technique,
         loaded=COMPUTE if nf4 else "",
         other_order=other_order,
+        routing=run.routing if isinstance(run.routing, str) else run.routing["imbalance"],
     )
     model = build(run.config, settings)
     if lora is not None:

@@ -20,6 +20,7 @@ from memsim.traces import recorder
 from memsim.words import gib
 
 METRICS = ("peak_requested", "peak_allocated", "peak_reserved")
+VIRTUAL_GPU = "Virtual GPU"
 LAST_STEP = 1  # event sequences are compared to the end of the second step, from which on steps repeat
 
 
@@ -103,10 +104,22 @@ def recorded(path: Path) -> dict[str, Any]:
     return data
 
 
+def settings_beside(trace: Path) -> list[str]:
+    """Keys of the Run that the result beside a recording (.json beside .npz) decides, as --set takes them; none where there is no such file."""
+    beside = trace.with_suffix(".json")
+    return [f"{key}={value}" for key, value in routing_key(recorded(beside).get("device")).items()] if beside.exists() else []
+
+
 def run_of(data: Mapping[str, Any]) -> dict[str, Any]:
     """The Run that was recorded, with the model's config inline and the stack of its versions: a recording says what it was made of,
     whatever the catalogue says today. Raises Unsupported."""
-    return {**data["run"], **({"model": data["model_config"]} if data.get("model_config") else {}), **stack_key(data.get("versions"), data["run"])}
+    inline = {"model": data["model_config"]} if data.get("model_config") else {}
+    return {**routing_key(data.get("device")), **data["run"], **inline, **stack_key(data.get("versions"), data["run"])}
+
+
+def routing_key(device: object) -> dict[str, str]:
+    """The Run's key `routing` for a recording of this device: every value of the virtual GPU reads as zero, the counts of tokens by expert too."""
+    return {"routing": "zeros"} if device == VIRTUAL_GPU else {}
 
 
 def stack_key(versions: object, run: Mapping[str, Any]) -> dict[str, str]:

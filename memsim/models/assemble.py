@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from memsim.builder import Builder
+from memsim.graph import LayerGraph, Operator
 from memsim.models.causal_lm import Parts, causal_lm
 from memsim.models.config import DecoderConfig
 from memsim.models.layers import Layer
@@ -19,14 +20,23 @@ def assemble(
     config: DecoderConfig, settings: Settings, parts: Parts, layer: Layer, layer_parameters: tuple[Parameter, ...], hold: tuple[str, ...] = HOLD
 ) -> Model:
     """The Model of a decoder whose layers are all alike."""
+    return assemble_kinds(config, settings, parts, ((layer, layer_parameters),), (0,) * config.num_hidden_layers, hold)
+
+
+def assemble_kinds(
+    config: DecoderConfig,
+    settings: Settings,
+    parts: Parts,
+    kinds: tuple[tuple[Layer, tuple[Parameter, ...]], ...],
+    pattern: tuple[int, ...],
+    hold: tuple[str, ...] = HOLD,
+) -> Model:
+    """The Model of a decoder with several kinds of layers; `pattern` gives the kind of each layer."""
     b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     outer = b.finish(causal_lm(b, config, settings, ids, ids, parts))
     call = next(op for op in outer.operators if op.kind == "layers")
-    inner = Builder("decoder layer", settings.technique)
-    arguments = {name: inner.input(name, spec) for name, spec in zip(INPUTS, call.inputs, strict=False)}
-    hidden = layer(inner, config, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], arguments.get("attention_mask"))
-    graph = inner.finish(hidden)
+    graphs = tuple(layer_graph(config, settings, layer, call) for layer, _ in kinds)
     dtype, table = settings.dtype, (config.vocab_size, config.hidden_size)
     frequencies = ("inv_freq",) if settings.stack.inv_freq_once else ("inv_freq", "original_inv_freq")
     tail = [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
@@ -35,11 +45,19 @@ def assemble(
         tail.append(Parameter("lm_head.weight", table, dtype, module="linear"))
     return Model(
         before=(Parameter("embed_tokens.weight", table, dtype, module="embedding"),),
-        layers=(layer_parameters,),
+        layers=tuple(parameters for _, parameters in kinds),
         after=tuple(tail),
-        pattern=(0,) * config.num_hidden_layers,
+        pattern=pattern,
         outer=outer,
-        layer_graphs=(graph,),
+        layer_graphs=graphs,
         settings=settings,
         hold_inputs=HOLD_POSITIONAL if settings.stack.checkpoints_positional_arguments else hold,
     )
+
+
+def layer_graph(config: DecoderConfig, settings: Settings, layer: Layer, call: Operator) -> LayerGraph:
+    """The graph of a kind of layer, called with the inputs of the operator "layers"."""
+    inner = Builder("decoder layer", settings.technique)
+    arguments = {name: inner.input(name, spec) for name, spec in zip(INPUTS, call.inputs, strict=False)}
+    hidden = layer(inner, config, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], arguments.get("attention_mask"))
+    return inner.finish(hidden)

@@ -53,7 +53,7 @@ def biases(config: DecoderConfig) -> tuple[bool, bool]:
     """Whether q, k, v and whether o has a bias."""
     if config.model_type == "qwen2":
         return True, False
-    if config.model_type == "mistral":
+    if config.model_type in ("mistral", "mixtral"):
         return False, False
     return config.attention_bias, config.attention_bias
 
@@ -75,6 +75,11 @@ def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Ten
     return q_embed, k_embed
 
 
+def norms_heads(config: DecoderConfig) -> bool:
+    """Whether each query and key head is normed."""
+    return config.model_type in ("qwen3", "qwen3_moe")
+
+
 @module_call
 def self_attention(
     b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
@@ -87,7 +92,7 @@ def self_attention(
         def heads(name: str, count: int) -> Tensor:
             states = F.linear(b, hidden_states, name, count * config.head_dim, settings.dtype, bias)
             states = b.op("view", states, shape=(batch, sequence, count, config.head_dim))
-            if config.model_type == "qwen3" and name != "v_proj":
+            if norms_heads(config) and name != "v_proj":
                 states = rms_norm(b, states, name[0] + "_norm", settings.dtype)
             return F.transpose(b, states, 1, 2)
 
@@ -126,35 +131,43 @@ def activation(config: DecoderConfig) -> str:
 decoder_layer = pre_norm(self_attention, mlp)
 
 
-def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]:
-    """A decoder layer's parameters in module order."""
-    d, hidden, inner = config.head_dim, config.hidden_size, config.intermediate_size
+def linear_parameters(name: str, out: int, inputs: int, dtype: str, bias: bool = False) -> list[Parameter]:
+    """Of an nn.Linear."""
+    rows = [Parameter(f"{name}.weight", (out, inputs), dtype, module="linear")]
+    return [*rows, Parameter(f"{name}.bias", (out,), dtype, module="linear")] if bias else rows
+
+
+def attention_parameters(config: DecoderConfig, dtype: str) -> list[Parameter]:
+    """Of LlamaAttention and Qwen3Attention, in module order."""
+    d, hidden = config.head_dim, config.hidden_size
     bias, bias_o = biases(config)
     q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
-    mlp_bias = config.mlp_bias and config.model_type == "llama"
-    rows: list[Parameter] = []
+    rows = linear_parameters("self_attn.q_proj", q, hidden, dtype, bias)
+    rows += linear_parameters("self_attn.k_proj", kv, hidden, dtype, bias)
+    rows += linear_parameters("self_attn.v_proj", kv, hidden, dtype, bias)
+    rows += linear_parameters("self_attn.o_proj", hidden, q, dtype, bias_o)
+    if norms_heads(config):
+        rows += [Parameter(f"self_attn.{name}.weight", (d,), dtype, module="norm") for name in ("q_norm", "k_norm")]
+    return rows
 
-    def add(name: str, out: int, inputs: int, biased: bool) -> None:
-        rows.append(Parameter(f"{name}.weight", (out, inputs), dtype, module="linear"))
-        if biased:
-            rows.append(Parameter(f"{name}.bias", (out,), dtype, module="linear"))
 
-    def norm(name: str, size: int) -> None:
-        rows.append(Parameter(f"{name}.weight", (size,), dtype, module="norm"))
+def norm_parameters(config: DecoderConfig, dtype: str) -> list[Parameter]:
+    """Of a layer's two norms."""
+    return [Parameter(f"{name}.weight", (config.hidden_size,), dtype, module="norm") for name in ("input_layernorm", "post_attention_layernorm")]
 
-    add("self_attn.q_proj", q, hidden, bias)
-    add("self_attn.k_proj", kv, hidden, bias)
-    add("self_attn.v_proj", kv, hidden, bias)
-    add("self_attn.o_proj", hidden, q, bias_o)
-    if config.model_type == "qwen3":
-        norm("self_attn.q_norm", d)
-        norm("self_attn.k_norm", d)
-    add("mlp.gate_proj", inner, hidden, mlp_bias)
-    add("mlp.up_proj", inner, hidden, mlp_bias)
-    add("mlp.down_proj", hidden, inner, mlp_bias)
-    norm("input_layernorm", hidden)
-    norm("post_attention_layernorm", hidden)
-    return tuple(rows)
+
+def mlp_parameters(name: str, hidden: int, inner: int, dtype: str, bias: bool = False) -> list[Parameter]:
+    """Of LlamaMLP."""
+    rows = linear_parameters(f"{name}.gate_proj", inner, hidden, dtype, bias)
+    rows += linear_parameters(f"{name}.up_proj", inner, hidden, dtype, bias)
+    return rows + linear_parameters(f"{name}.down_proj", hidden, inner, dtype, bias)
+
+
+def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]:
+    """A decoder layer's parameters in module order."""
+    bias = config.mlp_bias and config.model_type == "llama"
+    mlp_rows = mlp_parameters("mlp", config.hidden_size, config.intermediate_size, dtype, bias)
+    return (*attention_parameters(config, dtype), *mlp_rows, *norm_parameters(config, dtype))
 
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:

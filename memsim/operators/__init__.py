@@ -6,16 +6,19 @@ from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
 from memsim.operators.creation import Compare, Create, CumulativeSum
 from memsim.operators.elementwise import Add, AddScalar, Cast, Clone, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Unary
+from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Linear4bit, Recast
 from memsim.operators.loss import NllLoss
-from memsim.operators.matmul import BatchedMatmul, Linear
+from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, Mm
 from memsim.operators.reductions import LogSoftmax, MeanLast, Softmax
+from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
 from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Reshape, Slice, Transpose, View
 
 KINDS: dict[str, Kind] = {
     "add": Add(),
     "add_scalar": AddScalar(),
     "arange": Create(),
+    "baddbmm": BatchedMultiplyAdd(),
     "cast": Cast(),
     "cat": Cat(),
     "chunk": Chunk(),
@@ -24,18 +27,22 @@ KINDS: dict[str, Kind] = {
     "cos": SavesInput(),
     "create": Create(),
     "cumsum": CumulativeSum(),
+    "divide_": DivideInPlace(),
     "dropout": Dropout(),
     "efficient_attention": EfficientAttention(),
     "embedding": Embedding(),
     "expand": Expand(),
     "flash_attention": FlashAttention(),
     "gelu": SavesInput(),
+    "grouped_linear": GroupedLinear(),
+    "index": Index(),
     "layers": Layers(),
     "linear": Linear(),
     "linear4bit": Linear4bit(),
     "log_softmax": LogSoftmax(),
     "matmul": BatchedMatmul(),
     "mean": MeanLast(),
+    "mm": Mm(),
     "mul": Mul(),
     "mul_scalar": Unary(),
     "neg": Unary(),
@@ -43,13 +50,17 @@ KINDS: dict[str, Kind] = {
     "recast": Recast(),
     "reshape": Reshape(),
     "rsqrt": Rsqrt(),
+    "scan": Scan(),
     "sigmoid": SavesResult(),
     "silu": SavesInput(),
     "sin": SavesInput(),
     "slice": Slice(),
     "softmax": Softmax(),
+    "sort": Sort(),
     "square": Square(),
     "tanh": SavesResult(),
+    "sum": Sum(),
+    "topk": TopK(),
     "transpose": Transpose(),
     "view": View(),
 }

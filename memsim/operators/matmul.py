@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from memsim.graph import TensorSpec
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
@@ -97,3 +98,51 @@ class BatchedMatmul(Kind):
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         return 2.0 * outputs[0].elements * inputs[0].shape[-1]
+
+
+class Mm(Linear):
+    """torch.mm of [M, K] and [K, N]."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        a, b = inputs
+        shape = (a.shape[0], b.shape[1])
+        return (Inferred(shape, like(shape), a.dtype),)
+
+
+class BatchedMultiplyAdd(Kind):
+    """torch.baddbmm(c, a, b, alpha): c + alpha·a·b of [E, M, N], [E, M, K] and [E, K, N]; cuBLAS gets copies of operands without a unit stride."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        c = inputs[0]
+        return (Inferred(c.shape, like(c.shape), c.dtype),)
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        _, a, b = inputs
+        return (*((a.storage,) if b.requires_grad else ()), *((b.storage,) if a.requires_grad else ()))
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        into.append(m.alloc(outputs[0].nbytes))
+        self._product(m, *inputs[1:])
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        _, a, b = inputs
+        edges: Edges = [(0, m.same(grads[0]))] if inputs[0].requires_grad else []
+        for i, other in ((1, b), (2, a)):
+            if not inputs[i].requires_grad:
+                continue
+            grad = m.grad(inputs[i].shape, like(inputs[i].shape), inputs[i].dtype)
+            self._product(m, other)
+            if attrs["alpha"] != 1:  # maybe_multiply
+                scaled = m.like(grad)
+                m.discard(grad)
+                grad = scaled
+            edges.append((i, grad))
+        return edges
+
+    def _product(self, m: Machine, *operands: TensorSpec) -> None:
+        copies = [m.alloc(x.nbytes) for x in operands if 1 not in x.strides[1:]]
+        m.workspace()
+        m.release(*reversed(copies))
+
+    def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
+        return 2.0 * outputs[0].elements * inputs[1].shape[2]

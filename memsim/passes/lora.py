@@ -10,22 +10,26 @@ from memsim.builder import Builder, Technique, Tensor, module_call
 from memsim.errors import InputError
 from memsim.models import functional as F
 from memsim.models.model import Model, Parameter
+from memsim.passes.lora_parameters import adapter_parameters, folding
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Adapter settings: rank, the targeted modules ("all-linear" or names), dropout probability."""
+    """Adapter settings: rank, the targeted modules ("all-linear" or names), dropout probability; what passes/lora_parameters.py adds."""
 
     rank: int
     targets: str | Sequence[str] = "all-linear"
     dropout: float = 0.0
     dtype: str = "fp32"  # PEFT's autocast_adapter_dtype keeps adapters of half-precision models in fp32
+    alpha: int = 16
+    excluded: frozenset[str] = frozenset()  # last names of modules that "all-linear" leaves out
+    parameters: tuple[tuple[str, int], ...] = ()  # (end of its path, rank) of each parameter with an adapter of its own
 
 
 def matches(lora: Lora, module: str) -> bool:
     """Whether PEFT puts an adapter on the linear module with this path (peft/tuners/tuners_utils.py, check_target_module_exists)."""
     if lora.targets == "all-linear":
-        return module != "lm_head"
+        return module != "lm_head" and module.rpartition(".")[2] not in lora.excluded
     names = [lora.targets] if isinstance(lora.targets, str) else lora.targets
     return any(module == name or module.endswith(f".{name}") for name in names)
 
@@ -47,11 +51,11 @@ def wrapped(lora: Lora) -> Technique:
     """Linear modules that run with their adapters, and nothing else that trains."""
 
     def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
-        if kind != "linear" or not matches(lora, str(attrs["module"])):
+        if kind != "linear" or "module" not in attrs or not matches(lora, str(attrs["module"])):
             return None
         return (lora_linear(b, attrs, inputs[0], inputs[1:], lora),)
 
-    return Technique(rule=rule, trainable=lambda name: ".lora_" in name)
+    return Technique(rule=rule, trainable=lambda name: ".lora_" in name, fold=folding(lora) if lora.parameters else None)
 
 
 def with_adapters(model: Model, lora: Lora) -> Model:
@@ -73,8 +77,9 @@ def _with_adapters(parameters: Sequence[Parameter], lora: Lora) -> list[Paramete
                 Parameter(f"{module}.lora_A.weight", (lora.rank, inputs), lora.dtype, adapter=True, module="adapter", created_dtype=p.dtype),
                 Parameter(f"{module}.lora_B.weight", (out, lora.rank), lora.dtype, adapter=True, module="adapter", created_dtype=p.dtype),
             ]
+        pending += adapter_parameters(lora, p)
         following = parameters[i + 1].name if i + 1 < len(parameters) else ""
-        if pending and following != f"{module}.bias":
+        if pending and following.rpartition(".")[0] != module:
             rows += pending
             pending = []
     return rows

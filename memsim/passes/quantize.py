@@ -9,6 +9,7 @@ from memsim.builder import Builder, Technique, Tensor, module_call
 from memsim.models import functional as F
 from memsim.models.model import Model, Parameter
 from memsim.passes.lora import Lora, lora_branch, matches
+from memsim.passes.lora_parameters import folding
 
 COMPUTE = "bf16"  # bnb_4bit_compute_dtype
 KEPT = ("lm_head",)  # modules_to_not_convert
@@ -31,14 +32,14 @@ def quantized(nf4: Nf4, lora: Lora) -> Technique:
     """Linear modules that are Linear4bit, with adapters where they are targeted."""
 
     def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
-        if kind != "linear" or attrs["module"] in KEPT:
+        if kind != "linear" or attrs.get("module", KEPT[0]) in KEPT:
             return None
         attrs = {**attrs, "double": nf4.double}
         if matches(lora, str(attrs["module"])):
             return (lora_linear4bit(b, attrs, inputs[0], inputs[1:], lora),)
         return (linear4bit(b, attrs, inputs[0], inputs[1:]),)
 
-    return Technique(rule=rule, trainable=lambda name: ".lora_" in name)
+    return Technique(rule=rule, trainable=lambda name: ".lora_" in name, fold=folding(lora) if lora.parameters else None)
 
 
 def with_quantized(model: Model, nf4: Nf4) -> Model:

@@ -26,6 +26,17 @@ class Stack:
         return self.sm in (80, 90, 100, 103)
 
     @property
+    def grouped_kernel(self) -> bool:
+        """Whether torch has a grouped product of bf16 for the device, in one kernel (_scaled_mm_allowed_device, sm90 and sm100)."""
+        return self.sm // 10 in (9, 10)
+
+    def grouped_workspace(self, rows: int, columns: int) -> int:
+        """Bytes of the workspace of that kernel for an expert's result of rows × columns: 128-byte tensor maps for each multiprocessor. On
+        Hopper they are of both operands, C and D; on Blackwell the kernel of each tile size has more (seen in recordings, not read in the source)."""
+        maps = 4 if self.sm < 100 else 42 if min(rows, columns) <= 128 else 46
+        return 128 * maps * self.processors
+
+    @property
     def cublas_workspace(self) -> int:
         """Bytes."""
         return CUBLAS_WORKSPACE_HOPPER if self.sm >= 90 else CUBLAS_WORKSPACE
@@ -40,6 +51,10 @@ class Stack:
     def scan_bytes(self, n: int) -> int:
         """Temporary storage of cub::DeviceScan over n items of 8 bytes: a 16-byte descriptor for each tile of 128 threads × 7 items."""
         return self._aliased_after_head(16 * (-(-n // 896) + CUB_PADDING))
+
+    def short_scan_bytes(self) -> int:
+        """Temporary storage of cub::DeviceScan over 4-byte items that are one tile: 8-byte descriptors."""
+        return self._aliased_after_head(8 * (1 + CUB_PADDING))
 
     def unique_bytes(self, n: int) -> int:
         """Temporary storage of cub::DeviceSelect::UniqueByKey over n pairs of 8-byte keys and values (of 4 bytes, with offsets of 4 bytes, on
@@ -57,7 +72,10 @@ class Stack:
 
     def sort_bytes(self, n: int, bits: int) -> int:
         """Temporary storage of cub::DeviceRadixSort over n pairs of 8-byte keys and values: two buffers, a histogram of 256 8-byte
-        counters for each pass over 8 bits, a 4-byte look-back for each tile of items, and the passes' own counters."""
+        counters for each pass over 8 bits, a 4-byte look-back for each tile of items, and the passes' own counters. What a single thread block
+        sorts needs none, and asks for a byte."""
+        if n <= CUB_SINGLE_TILE:
+            return 1
         passes = -(-bits // 8)
         tile = 384 * 12 if self.sm >= 90 else 384 * 10 if self.sm >= 80 else 256 * 11
         buffer = 8 * n if passes > 1 else 0  # one pass goes straight to the output
@@ -92,6 +110,7 @@ class EmbeddingSort:
 
 
 CUB_PADDING = 32  # tile descriptors ahead of the first
+CUB_SINGLE_TILE = 256 * 9  # pairs of 8-byte keys and values: 256 threads × 19 items of 4 bytes (SingleTilePolicy, scaled by RegBoundScaling)
 
 
 def _aliased(*sizes: int) -> int:

@@ -65,7 +65,7 @@ class Training:
             machine.layer = NO_LAYER
             machine.empty_cache()
         adapters = [(layer, p) for layer, p in rows if p.adapter]
-        for layer, p in adapters:
+        for layer, p in sorted(adapters, key=lambda row: row[1].module == "parameter adapter"):  # PEFT replaces modules first, then parameters
             self.place(layer, p, p.created_dtype or p.dtype)
         for layer, p in adapters:  # PEFT's cast_adapter_dtype
             if p.created_dtype not in ("", p.dtype):

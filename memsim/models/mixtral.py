@@ -1,0 +1,125 @@
+"""Mixtral and Qwen3-MoE (transformers/models/{mixtral,qwen3_moe}/modeling_*.py): Mistral's and Qwen3's decoders with experts for an MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.errors import Unsupported
+from memsim.models import functional as F
+from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble_kinds
+from memsim.models.causal_lm import Parts, rms_norm
+from memsim.models.config import DecoderConfig, decoder_config, integer
+from memsim.models.layers import pre_norm
+from memsim.models.llama import (
+    activation,
+    attention_parameters,
+    check_supported,
+    decoder_layer,
+    layer_parameters,
+    norm_parameters,
+    self_attention,
+)
+from memsim.models.model import Model, Parameter, Settings
+from memsim.models.moe import experts_call, router
+
+DEFAULTS: dict[str, dict[str, object]] = {
+    "mixtral": {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+}
+
+
+def read_config(fields: Mapping[str, object]) -> DecoderConfig:
+    """The fields with their family's defaults, and one name for the number of experts. Raises Unsupported."""
+    named = dict(fields)
+    experts = "num_local_experts" if fields["model_type"] == "mixtral" else "num_experts"
+    for other in ("num_local_experts", "num_experts"):  # transformers takes either
+        if other in named and other != experts:
+            named.setdefault(experts, named.pop(other))
+    config = decoder_config(named, **DEFAULTS[str(fields["model_type"])])
+    check_supported(config)
+    check_experts(config)
+    if config.model_type != "mixtral":
+        if config.fields.get("use_sliding_window"):
+            raise Unsupported("model.use_sliding_window: true is not supported yet; false is")
+        config = replace(config, sliding_window=None)
+    return config
+
+
+def check_experts(config: DecoderConfig) -> None:
+    """Raises Unsupported for fields that change what the experts execute."""
+    if config.fields.get("output_router_logits"):
+        raise Unsupported("model.output_router_logits: true is not supported yet; false is (the auxiliary loss is not modelled)")
+    if config.fields.get("router_jitter_noise"):
+        raise Unsupported(f"model.router_jitter_noise: {config.fields['router_jitter_noise']} is not supported yet; 0.0 is")
+
+
+def expert_sizes(config: DecoderConfig) -> tuple[int, int, int]:
+    """Number of experts, how many a token takes, and the inner size of one."""
+    mixtral = config.model_type == "mixtral"
+    experts = integer(config.fields, "num_local_experts" if mixtral else "num_experts")
+    top_k = integer(config.fields, "num_experts_per_tok")
+    if top_k > experts:
+        raise Unsupported(f"model.num_experts_per_tok: {top_k} is more than the {experts} experts there are")
+    return experts, top_k, config.intermediate_size if mixtral else integer(config.fields, "moe_intermediate_size")
+
+
+@module_call
+def mixtral_block(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor) -> Tensor:
+    """MixtralSparseMoeBlock.forward."""
+    with b.module("mlp"):
+        experts, top_k, inner = expert_sizes(config)
+        batch, sequence, hidden_dim = hidden_states.shape
+        hidden_states = b.op("view", hidden_states, shape=(batch * sequence, hidden_dim))
+        _, top_k_weights, top_k_index = router(b, settings, hidden_states, experts, top_k, normalized=True, lowered=False)
+        hidden_states = experts_call(b, settings, hidden_states, top_k_index, top_k_weights, experts, inner, activation(config))
+        hidden_states = F.reshape(b, hidden_states, batch, sequence, hidden_dim)
+        return hidden_states
+
+
+@module_call
+def qwen3_moe_block(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor) -> Tensor:
+    """Qwen3MoeSparseMoeBlock.forward."""
+    with b.module("mlp"):
+        experts, top_k, inner = expert_sizes(config)
+        batch, sequence, hidden_dim = hidden_states.shape
+        hidden_states_reshaped = b.op("view", hidden_states, shape=(batch * sequence, hidden_dim))
+        normalized = bool(config.fields.get("norm_topk_prob", False))
+        _, routing_weights, selected_experts = router(b, settings, hidden_states_reshaped, experts, top_k, normalized, lowered=True)
+        act = activation(config)
+        final_hidden_states = experts_call(b, settings, hidden_states_reshaped, selected_experts, routing_weights, experts, inner, act)
+        return F.reshape(b, final_hidden_states, batch, sequence, hidden_dim)
+
+
+def experts_parameters(config: DecoderConfig, dtype: str) -> list[Parameter]:
+    """Of a block's router and experts, in module order."""
+    experts, _, inner = expert_sizes(config)
+    gate = [Parameter("mlp.gate.weight", (experts, config.hidden_size), dtype)]
+    stacked = [
+        Parameter("mlp.experts.gate_up_proj", (experts, 2 * inner, config.hidden_size), dtype),
+        Parameter("mlp.experts.down_proj", (experts, config.hidden_size, inner), dtype),
+    ]
+    return gate + stacked if config.model_type == "mixtral" else stacked + gate
+
+
+def pattern_of(config: DecoderConfig) -> tuple[int, ...]:
+    """Of each layer, whether it is sparse (0) or has an ordinary MLP (1)."""
+    dense = config.fields.get("mlp_only_layers") or ()
+    step = integer(config.fields, "decoder_sparse_step", 1)
+    if not isinstance(dense, (list, tuple)):
+        raise Unsupported(f"model.mlp_only_layers: {dense!r} is not a list of layers")
+    if config.model_type == "mixtral":
+        return (0,) * config.num_hidden_layers
+    return tuple(int(layer in dense or (layer + 1) % step != 0) for layer in range(config.num_hidden_layers))
+
+
+def build(fields: Mapping[str, object], settings: Settings) -> Model:
+    """The model of these Hugging Face config fields."""
+    config = read_config(fields)
+    dtype = settings.dtype
+    parts = Parts(lambda b, x, name: rms_norm(b, x, name, dtype))
+    block = mixtral_block if config.model_type == "mixtral" else qwen3_moe_block
+    sparse = (*attention_parameters(config, dtype), *experts_parameters(config, dtype), *norm_parameters(config, dtype))
+    kinds = ((pre_norm(self_attention, block), sparse), (decoder_layer, layer_parameters(config, dtype)))
+    return assemble_kinds(config, settings, parts, kinds, pattern_of(config), HOLD_POSITIONS_FIRST)

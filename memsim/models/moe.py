@@ -1,0 +1,117 @@
+"""Mixtures of experts as transformers executes them: `grouped_mm` of integrations/moe.py, which is what it takes where nothing else is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.errors import Unsupported
+from memsim.models import functional as F
+from memsim.models.model import Settings
+
+Gate = Callable[[Builder, Tensor], Tensor]  # of gate_up_proj's result [S, 2·I] → [S, I]
+
+
+def router(b: Builder, settings: Settings, hidden_states: Tensor, experts: int, top_k: int, normalized: bool, lowered: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """MixtralTopKRouter, and Qwen3MoeTopKRouter with `lowered`: logits [T, E], weights and indices of the chosen experts [T, k].
+
+    `normalized`: the weights are divided by their sum. `lowered`: they are cast to the dtype of the logits.
+    """
+    name = ".".join([*b.path, "gate.weight"])
+    b.parameter(name, (experts, hidden_states.shape[-1]), settings.dtype, True)
+    with b.module("gate"), b.wrapped(name):
+        return router_forward(b, hidden_states, b.read(name), top_k, normalized, lowered)
+
+
+@module_call
+def router_forward(b: Builder, hidden_states: Tensor, weight: Tensor, top_k: int, normalized: bool, lowered: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward of both; `weight` is read first."""
+    hidden_states = b.op("view", hidden_states, shape=hidden_states.shape)
+    router_logits = b.op("linear", hidden_states, weight)
+    router_probs = F.softmax(b, router_logits, "fp32") if lowered else b.op("softmax", F.to(b, router_logits, "fp32"))
+    router_top_value, router_indices = b.run("topk", router_probs, k=top_k)
+    if normalized:
+        router_top_value = b.op("divide_", router_top_value, b.op("sum", router_top_value, dim=-1, keepdim=True))
+    if lowered:
+        router_top_value = F.to(b, router_top_value, router_logits.dtype)
+    return router_logits, router_top_value, router_indices
+
+
+def experts_call(
+    b: Builder, settings: Settings, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, experts: int, inner: int, act: str
+) -> Tensor:
+    """MixtralExperts and its like, with weights gate_up_proj [E, 2·I, H] and down_proj [E, H, I]: hidden_states [T, H] → [T, H]."""
+    gate_up_proj, down_proj = (".".join([*b.path, "experts", name]) for name in ("gate_up_proj", "down_proj"))
+    check_alignment(settings, hidden_states.shape[-1], inner)
+    b.parameter(gate_up_proj, (experts, 2 * inner, hidden_states.shape[-1]), settings.dtype, True)
+    b.parameter(down_proj, (experts, hidden_states.shape[-1], inner), settings.dtype, True)
+    with b.module("experts"), b.wrapped(down_proj, gate_up_proj):
+        return grouped_mm_experts_forward(b, settings, hidden_states, top_k_index, top_k_weights, (gate_up_proj, down_proj), act)
+
+
+@module_call
+def grouped_mm_experts_forward(
+    b: Builder, settings: Settings, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, names: tuple[str, str], act: str
+) -> Tensor:
+    """grouped_mm_experts_forward; `names` are the paths of the two weights."""
+    tokens, hidden_dim = hidden_states.shape
+    num_top_k = top_k_index.shape[-1]
+    rows = tokens * num_top_k
+    sample_weights = F.reshape(b, top_k_weights, rows)
+    expert_ids = F.reshape(b, top_k_index, rows)
+    expert_ids_g, perm = b.run("sort", expert_ids)
+    selected_hidden_states_g = b.op("index", hidden_states, F.create(b, "floor_divide", (rows,), "int64"))
+    sample_weights_g = b.op("index", sample_weights, perm)
+    histc_input = F.create(b, "int", (rows,), "int32")
+    tokens_per_expert = F.create(b, "histc", (b.weights[names[0]].shape[0],), "int32")
+    offsets = b.op("scan", tokens_per_expert, label="cumsum")
+    selected_weights = b.read(names[0])
+    proj_out = grouped_linear(b, settings, selected_hidden_states_g, selected_weights, offsets, num_top_k)
+    proj_out = apply_gate(b, proj_out, act)
+    selected_weights = b.read(names[1])
+    proj_out = grouped_linear(b, settings, proj_out, selected_weights, offsets, num_top_k)
+    weighted_out = b.op("mul", proj_out, b.op("view", sample_weights_g, shape=(rows, 1)))
+    inv_perm = F.create(b, "empty_like", (rows,), "int64")
+    arange = F.create(b, "arange", (rows,), "int64")
+    del arange
+    # sample_weights and expert_ids are views of the caller's tensors, which outlive this function
+    held = (expert_ids_g, perm, selected_hidden_states_g, sample_weights_g, histc_input, tokens_per_expert, offsets)
+    with b.locals(*held, proj_out, weighted_out, inv_perm):
+        del held
+        weighted_out = b.op("index", weighted_out, inv_perm)
+    final_hidden_states = b.op("sum", b.op("view", weighted_out, shape=(tokens, num_top_k, hidden_dim)), dim=1)
+    return F.to(b, final_hidden_states, hidden_states.dtype)
+
+
+def apply_gate(b: Builder, gate_up_out: Tensor, act: str) -> Tensor:
+    """_default_apply_gate."""
+    gate, up = b.run("chunk", gate_up_out, parts=2)
+    return b.op("mul", b.op(act, gate), up)
+
+
+def grouped_linear(b: Builder, settings: Settings, x: Tensor, weight: Tensor, offsets: Tensor, top_k: int) -> Tensor:
+    """_grouped_linear: x in the weights' dtype, whatever autocast says."""
+    experts_hit = hit(settings.routing, weight.shape[0], top_k, x.shape[0])
+    return b.op("grouped_linear", F.to(b, x, weight.dtype), weight, offsets, experts_hit=experts_hit)
+
+
+def hit(routing: str | float, experts: int, top_k: int, rows: int) -> int:
+    """How many experts have a row, of so many rows in all.
+
+    `balanced`: every one, as long as there are rows; a number: so, but that the busiest has that many times its share; `worst`: all tokens choose
+    the same top_k; `zeros`: none, which is what a device whose memory reads as zero counts.
+    """
+    if routing == "zeros":
+        return 0
+    if routing == "worst":
+        return min(top_k, rows)
+    busiest = min(-(-rows // experts) if isinstance(routing, str) else -(-rows * routing // experts), rows // top_k)
+    return min(experts, int(rows - busiest + 1))
+
+
+def check_alignment(settings: Settings, *sizes: int) -> None:
+    """Raises Unsupported where torch's grouped product refuses the weights: rows of them that are no multiple of 16 bytes."""
+    multiple = 4 if settings.dtype == "fp32" else 8
+    for size in sizes:
+        if settings.sm >= 80 and size % multiple:
+            raise Unsupported(f"model: experts with {size} columns cannot run: torch's grouped_mm takes multiples of {multiple} in {settings.dtype}")

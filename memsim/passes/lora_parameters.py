@@ -1,0 +1,125 @@
+"""LoRA on parameters that belong to no Linear: the routers and stacked experts of mixtures (peft/tuners/lora/layer.py, ParamWrapper).
+
+While the wrapped module runs, its parameter is parametrized: read once, it is W + scaling · B·A, of W's size. Registering that tries it out
+first, so two such tensors are made a forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from memsim.builder import Builder, Folded, Tensor
+from memsim.errors import InputError
+from memsim.models import functional as F
+from memsim.models.model import Parameter
+
+if TYPE_CHECKING:
+    from memsim.passes.lora import Lora
+
+# peft/utils/transformers_weight_conversion.py: names of linear modules before transformers 5 → parameters that hold them since.
+MIXTRAL = {"gate": "gate.weight", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
+QWEN = {"gate": "gate.weight", "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"}
+CONVERTED: Mapping[str, Mapping[str, str]] = {"mixtral": MIXTRAL, "qwen3_moe": QWEN, "deepseek_v2": QWEN, "deepseek_v3": QWEN, "olmoe": QWEN, "glm4_moe": QWEN}
+FUSED = "gate_up_proj"
+
+
+def converted(lora: Lora, model_type: str) -> Lora:
+    """The settings as PEFT rewrites them for this family (_convert_peft_config_moe). Raises InputError for half of a fused pair.
+
+    A parameter of two fused projections has twice the rank, and twice the alpha. Names that are mapped are modules no more, wherever they are.
+    """
+    mapping = CONVERTED.get(model_type)
+    if mapping is None:
+        return lora
+    if lora.targets == "all-linear":
+        named = set(mapping)
+        lora = replace(lora, excluded=frozenset(mapping))
+    else:
+        targets = [lora.targets] if isinstance(lora.targets, str) else list(lora.targets)
+        olds = {target: next((old for old in mapping if target == old or target.endswith(f".{old}")), None) for target in targets}
+        named = {old for old in olds.values() if old}
+        lora = replace(lora, targets=tuple(target for target, old in olds.items() if old is None))
+    ranks: dict[str, int] = {}
+    for old in named:
+        parameter = mapping[old]
+        pair = [name for name, to in mapping.items() if to == parameter]
+        if parameter == FUSED and not named.issuperset(pair):
+            missing = next(name for name in pair if name not in named)
+            raise InputError(f"method.targets: {old!r} needs {missing!r} beside it, as both are fused into {parameter}")
+        ranks[parameter] = lora.rank * len(pair)
+    if ranks and lora.dropout:
+        raise InputError(f"method.dropout: {lora.dropout} cannot be with adapters on experts or routers ({', '.join(sorted(named))}); 0.0 can")
+    return replace(lora, parameters=tuple(sorted(ranks.items())))
+
+
+def rank_of(lora: Lora, name: str) -> int:
+    """The rank of the adapter on the parameter with this path; 0 where it has none."""
+    return next((rank for suffix, rank in lora.parameters if name.endswith(f".{suffix}")), 0)
+
+
+def adapter_parameters(lora: Lora, p: Parameter) -> list[Parameter]:
+    """Of the adapter on a parameter [E, out, in] or [out, in]; they are made after the adapters of modules."""
+    rank = rank_of(lora, p.name)
+    if not rank:
+        return []
+    experts, out, inputs = p.shape if len(p.shape) == 3 else (1, *p.shape)
+    shapes = (("lora_A", (rank * experts, inputs)), ("lora_B", (out, rank * experts)))
+    return [Parameter(f"{p.name}.{name}.weight", shape, lora.dtype, adapter=True, module="parameter adapter", created_dtype=p.dtype) for name, shape in shapes]
+
+
+def folding(lora: Lora) -> Callable[[Builder, str, Tensor], Folded | None]:
+    """What wraps a parameter of this name while its module runs."""
+
+    def fold(b: Builder, name: str, weight: Tensor) -> Folded | None:
+        rank = rank_of(lora, name)
+        if not rank:
+            return None
+        experts, out, inputs = weight.shape if len(weight.shape) == 3 else (1, *weight.shape)
+        weight_a = b.parameter(f"{name}.lora_A.weight", (rank * experts, inputs), lora.dtype, True)
+        weight_b = b.parameter(f"{name}.lora_B.weight", (out, rank * experts), lora.dtype, True)
+        folded: Folded = Delta(b, weight, weight_a, weight_b) if experts == 1 else Factors(b, weight, weight_a, weight_b, lora.alpha / lora.rank)
+        with b.no_grad():  # the trial: its result dies unused, and its node with it
+            folded.read()
+        return folded
+
+    return fold
+
+
+class Delta(Folded):
+    """_LoraParameterProxy, for a single matrix: the whole update is kept beside it."""
+
+    def __init__(self, b: Builder, weight: Tensor, weight_a: Tensor, weight_b: Tensor) -> None:
+        self.b, self.weight = b, weight
+        self.held = [self.delta(weight_a, weight_b)]
+
+    def delta(self, weight_a: Tensor, weight_b: Tensor) -> Tensor:
+        """ParamWrapper.get_delta_weight of one expert."""
+        b = self.b
+        delta_weight = b.op("mul_scalar", b.op("mm", weight_b, weight_a))
+        shape = self.weight.shape
+        delta_weight = F.to(b, delta_weight, self.weight.dtype)
+        return delta_weight if delta_weight.shape == shape else b.op("view", delta_weight, shape=shape)
+
+    def read(self) -> Tensor:
+        return self.b.op("add", self.weight, self.held[0])
+
+
+class Factors(Folded):
+    """_LoraFactorsProxy, for stacked experts [E, out, in]: the two factors are kept, and folded in by one baddbmm."""
+
+    def __init__(self, b: Builder, weight: Tensor, weight_a: Tensor, weight_b: Tensor, scaling: float) -> None:
+        self.b, self.weight, self.scaling = b, weight, scaling
+        experts, out, inputs = weight.shape
+        rank = weight_a.shape[0] // experts
+        rhs = b.op("view", weight_a, shape=(experts, rank, inputs))
+        lhs = b.op("view", weight_b, shape=(out, rank, experts))
+        lhs = F.transpose(b, F.transpose(b, lhs, 1, 2), 0, 1)
+        lhs = F.to(b, lhs, weight.dtype)
+        rhs = F.to(b, rhs, weight.dtype)
+        self.held = [lhs, rhs]
+
+    def read(self) -> Tensor:
+        with self.b.no_autocast():
+            return self.b.op("baddbmm", self.weight, self.held[0], self.held[1], alpha=self.scaling)
