@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -66,6 +66,7 @@ class Technique:
 
     rule: Rule | None = None  # what stands for an operator, kind, arguments and attributes given; None: itself
     autocast: str | None = None  # the lower precision that torch.autocast casts to
+    inputs_require_grad: bool = False  # the embeddings of the input are told to, where they do not by themselves
     trainable: Callable[[str], bool] | None = None  # by name within the block; None: as the model's code says
     fold: Fold | None = None  # what stands for a parameter that belongs to no Linear, by name; None: itself
 
@@ -242,6 +243,8 @@ class Builder:
             attrs["unwind"] = self.unwind
         grad = self.grad_enabled and semantics.differentiable and (bool(attrs.get("trains")) or any(spec.requires_grad for spec in specs))
         outputs = tuple(self._output(out, specs, grad) for out in semantics.infer(specs, attrs))
+        if self.technique.inputs_require_grad and attrs.get("input_embeddings") and not grad:
+            outputs = (replace(outputs[0], requires_grad=True, leaf=True), *outputs[1:])
         saved = semantics.saved(specs, outputs, attrs) if grad else ()
         name = ".".join([*self.path, str(attrs.get("label", kind))])
         graph.add_operator(Operator(len(graph.operators), kind, name, specs, outputs, attrs, saved))

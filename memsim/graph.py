@@ -53,7 +53,7 @@ class Operator:
 
     @property
     def requires_grad(self) -> bool:
-        return any(out.requires_grad for out in self.outputs)
+        return any(out.requires_grad and not out.leaf for out in self.outputs)
 
 
 class LayerGraph(nx.DiGraph):  # type: ignore[misc]

@@ -43,7 +43,7 @@ def model_of(run: Run, other_order: bool = False) -> Model:
     nf4 = Nf4(method.double_quant) if method.kind == "qlora" else None
     precision = "amp-bf16" if nf4 else run.precision  # what is not quantized is cast to fp32, and runs under autocast
     technique = PLAIN if lora is None else quantized(nf4, lora) if nf4 else wrapped(lora)
-    technique = replace(technique, autocast=AUTOCAST.get(precision))
+    technique = replace(technique, autocast=AUTOCAST.get(precision), inputs_require_grad=lora is not None and run.checkpointing == "full")
     settings = Settings(
         batch=run.batch.size,
         sequence=run.batch.sequence,

@@ -40,8 +40,8 @@ def repeat_kv(b: Builder, settings: Settings, hidden_states: Tensor, groups: int
     return F.reshape(b, hidden_states, batch, heads * groups, sequence, dim)
 
 
-def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> Tensor:
-    """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them."""
+def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, p: float = 0.0) -> Tensor:
+    """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them. p: probability of dropout."""
     if settings.sm < 80:
         raise Unsupported(f"sm: {settings.sm} with attention sdpa is not supported yet; 80 and later are, or attention eager")
     if query.shape[-1] % 8 or query.shape[-1] > 256:
@@ -53,9 +53,9 @@ def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tens
         query, key, value = F.contiguous(b, query), F.contiguous(b, key), F.contiguous(b, value)
     if mask is not None:
         mask = b.op("slice", mask, length=query.shape[2]) if mask.shape[-1] != query.shape[2] else mask
-        attn_output = b.op("efficient_attention", query, key, value, mask)
+        attn_output = b.op("efficient_attention", query, key, value, mask, p=p)
     else:
-        attn_output = b.op("flash_attention" if (b.autocast or query.dtype) in ("bf16", "fp16") else "efficient_attention", query, key, value)
+        attn_output = b.op("flash_attention" if (b.autocast or query.dtype) in ("bf16", "fp16") else "efficient_attention", query, key, value, p=p)
     attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
     return attn_output
 

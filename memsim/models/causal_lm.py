@@ -170,7 +170,7 @@ def cross_entropy(b: Builder, source: Tensor, target: Tensor) -> Tensor:
 def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, parts: Parts) -> Tensor:
     """LlamaModel.forward; returns last_hidden_state [B, S, H]."""
     weight = b.parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
-    inputs_embeds = b.op("embedding", input_ids, weight, label="embed_tokens")
+    inputs_embeds = b.op("embedding", input_ids, weight, label="embed_tokens", input_embeddings=True)
     position_ids = F.create(b, "arange", (settings.sequence,), "int64")
     if not settings.stack.takes_cache_position:
         position_ids = F.create(b, "positions", (settings.sequence,), "int64")

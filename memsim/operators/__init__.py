@@ -10,6 +10,7 @@ from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Linear4bit, Recast
 from memsim.operators.loss import NllLoss
 from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, Mm
+from memsim.operators.norm import Conv1D, LayerNorm
 from memsim.operators.reductions import LogSoftmax, MeanLast, Softmax
 from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
 from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Reshape, Slice, Transpose, View
@@ -24,6 +25,7 @@ KINDS: dict[str, Kind] = {
     "chunk": Chunk(),
     "clone": Clone(),
     "compare": Compare(),
+    "conv1d": Conv1D(),
     "cos": SavesInput(),
     "create": Create(),
     "cumsum": CumulativeSum(),
@@ -36,6 +38,7 @@ KINDS: dict[str, Kind] = {
     "gelu": SavesInput(),
     "grouped_linear": GroupedLinear(),
     "index": Index(),
+    "layer_norm": LayerNorm(),
     "layers": Layers(),
     "linear": Linear(),
     "linear4bit": Linear4bit(),
@@ -47,7 +50,9 @@ KINDS: dict[str, Kind] = {
     "mul_scalar": Unary(),
     "neg": Unary(),
     "nll_loss": NllLoss(),
+    "pow": Square(),
     "recast": Recast(),
+    "relu": SavesResult(),
     "reshape": Reshape(),
     "rsqrt": Rsqrt(),
     "scan": Scan(),

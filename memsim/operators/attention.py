@@ -73,9 +73,12 @@ class FlashAttention(Attention):
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         b, h, s, d = inputs[0].shape
         into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes)]
-        splits = key_splits(b * h, s, inputs[1].shape[2], d, m.stack.processors)
+        splits = 1 if attrs.get("p") else key_splits(b * h, s, inputs[1].shape[2], d, m.stack.processors)
         partial = [m.alloc(4 * splits * b * h * s), m.alloc(4 * splits * b * h * s * _head(d, m.stack.software))] if splits > 1 else []
         into += [m.alloc(0 if m.stack.software.attention_seeds_on_host else spec.nbytes) for spec in outputs[2:]]
+        if attrs.get("p"):  # the state that dropout starts from takes the place of the one that was made to be returned without
+            before, into[2] = into[2], m.alloc(outputs[2].nbytes)
+            m.release(before)
         m.release(*(reversed(partial) if m.stack.software.flash_partials_reversed else partial))
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:

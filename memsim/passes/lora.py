@@ -12,6 +12,8 @@ from memsim.models import functional as F
 from memsim.models.model import Model, Parameter
 from memsim.passes.lora_parameters import adapter_parameters, folding
 
+LINEAR = ("linear", "conv1d")  # kinds of modules that PEFT's Linear takes
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -38,7 +40,7 @@ def check_targets(model: Model, lora: Lora) -> None:
     """Raises InputError where a target matches no linear module of the model."""
     if lora.targets == "all-linear":
         return
-    modules = [p.name.removesuffix(".weight") for kind in model.layers for p in kind if p.module == "linear" and p.name.endswith(".weight")]
+    modules = [p.name.removesuffix(".weight") for kind in model.layers for p in kind if p.module in LINEAR and p.name.endswith(".weight")]
     for name in [lora.targets] if isinstance(lora.targets, str) else lora.targets:
         if not any(matches(replace(lora, targets=[name]), module) for module in modules):
             valid = sorted({module.rsplit(".", 1)[-1] for module in modules})
@@ -51,9 +53,9 @@ def wrapped(lora: Lora) -> Technique:
     """Linear modules that run with their adapters, and nothing else that trains."""
 
     def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
-        if kind != "linear" or "module" not in attrs or not matches(lora, str(attrs["module"])):
+        if kind not in LINEAR or "module" not in attrs or not matches(lora, str(attrs["module"])):
             return None
-        return (lora_linear(b, attrs, inputs[0], inputs[1:], lora),)
+        return (lora_linear(b, kind, attrs, inputs[0], inputs[1:], lora),)
 
     return Technique(rule=rule, trainable=lambda name: ".lora_" in name, fold=folding(lora) if lora.parameters else None)
 
@@ -71,8 +73,8 @@ def _with_adapters(parameters: Sequence[Parameter], lora: Lora) -> list[Paramete
     for i, p in enumerate(parameters):
         rows.append(p)
         module, _, kind = p.name.rpartition(".")
-        if p.module == "linear" and kind == "weight" and matches(lora, module):
-            out, inputs = p.shape
+        if p.module in LINEAR and kind == "weight" and matches(lora, module):
+            out, inputs = p.shape if p.module == "linear" else p.shape[::-1]
             pending = [
                 Parameter(f"{module}.lora_A.weight", (lora.rank, inputs), lora.dtype, adapter=True, module="adapter", created_dtype=p.dtype),
                 Parameter(f"{module}.lora_B.weight", (out, lora.rank), lora.dtype, adapter=True, module="adapter", created_dtype=p.dtype),
@@ -86,14 +88,14 @@ def _with_adapters(parameters: Sequence[Parameter], lora: Lora) -> list[Paramete
 
 
 @module_call
-def lora_linear(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
+def lora_linear(b: Builder, kind: str, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
     """Linear.forward of PEFT: result + lora_B(lora_A(dropout(x))) * scaling, in the adapters' dtype, and back."""
-    result = b.run("linear", x, *weights, **attrs)[0]
+    result = b.run(kind, x, *weights, **attrs)[0]
     result_dtype = result.dtype
     own = x.dtype != lora.dtype
     x = F.to(b, x, lora.dtype)
     with b.locals(*([x] if own else []), result):
-        result = b.op("add", result, b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora)))
+        result = b.op("add", result, b.op("mul_scalar", lora_branch(b, x, result.shape[-1], lora)))
     result = F.to(b, result, result_dtype)
     return result
 

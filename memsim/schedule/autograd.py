@@ -144,9 +144,11 @@ class Autograd:
                     machine.release(storages[s])
                     del alive[s]
             machine.at(first.prefix + graph.operators[last].name)
-        # The exception unwinds: the locals of inner functions go first, in the order of their slots where that is known, else as on return.
+        # The exception unwinds: the results of the operator that it left go first, then the locals of inner functions, in the order of their slots
+        # where that is known, else as on return.
         unwind: tuple[int, ...] = graph.operators[last].attrs.get("unwind", ())  # type: ignore[assignment]
-        for s in (*unwind, *(s for op in graph.operators[last:] for s in op.drops)):
+        results = tuple(out.storage for out in graph.operators[last].outputs)
+        for s in (*results, *unwind, *(s for op in graph.operators[last:] for s in op.drops)):
             if s in alive:
                 machine.release(storages[s])
                 del alive[s]

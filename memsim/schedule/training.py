@@ -142,7 +142,7 @@ class Training:
             else:
                 machine.default_category = int(category_of(op, head))
                 autograd.execute(instance, op)
-                if op.name == "embed_tokens" and self.model.inputs_require_grad:
+                if op.attrs.get("input_embeddings") and self.model.inputs_require_grad:
                     out = op.outputs[0]
                     embedded = Leaf(instance.storages[out.storage], out)
                     machine.retain(embedded.storage)  # by its AccumulateGrad, which the graph keeps

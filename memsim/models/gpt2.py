@@ -1,0 +1,255 @@
+"""GPT-2 (transformers/models/gpt2/modeling_gpt2.py): learned positions, Conv1D, LayerNorm, dropouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.errors import InputError, Unsupported
+from memsim.models import functional as F
+from memsim.models.attention import sdpa
+from memsim.models.causal_lm import causal_lm_loss, causal_mask
+from memsim.models.config import integer
+from memsim.models.model import Model, Parameter, Settings
+
+NAMES = ("hidden_states", "position_ids", "attention_mask")
+HOLD = ("position_ids", "attention_mask", "hidden_states")  # keyword arguments first, then positional ones from their end
+ACTIVATIONS = {"gelu_new": "gelu_new", "gelu": "gelu", "gelu_pytorch_tanh": "gelu", "silu": "silu", "relu": "relu", "tanh": "tanh"}
+
+
+@dataclass(frozen=True)
+class Gpt2:
+    """The fields that decide what executes; p are probabilities of dropout."""
+
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    vocabulary: int
+    positions: int
+    activation: str
+    attention_p: float
+    embedding_p: float
+    residual_p: float
+    tied: bool
+
+
+def dropout(b: Builder, x: Tensor, p: float) -> Tensor:
+    """nn.Dropout(p)(x)."""
+    return b.op("dropout", x, p=p) if p else x
+
+
+@module_call
+def layer_norm(b: Builder, x: Tensor, name: str, dtype: str) -> Tensor:
+    """nn.LayerNorm(x)."""
+    with b.module(name):
+        path = ".".join(b.path)
+        weight, bias = (b.parameter(f"{path}.{kind}", (x.shape[-1],), dtype, True) for kind in ("weight", "bias"))
+        return b.op("layer_norm", x, weight, bias)
+
+
+@module_call
+def conv1d(b: Builder, x: Tensor, name: str, out_features: int, dtype: str) -> Tensor:
+    """Conv1D.forward."""
+    with b.module(name):
+        path = ".".join(b.path)
+        weight = b.parameter(f"{path}.weight", (x.shape[-1], out_features), dtype, True)
+        bias = b.parameter(f"{path}.bias", (out_features,), dtype, True)
+        return b.op("conv1d", x, weight, bias, module=path)
+
+
+@module_call
+def new_gelu(b: Builder, x: Tensor) -> Tensor:
+    """NewGELUActivation.forward: 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
+    return b.op(
+        "mul",
+        b.op("mul_scalar", x),
+        b.op("add_scalar", b.op("tanh", b.op("mul_scalar", b.op("add", x, b.op("mul_scalar", b.op("pow", x)))))),
+    )
+
+
+def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float) -> tuple[Tensor, Tensor]:
+    """eager_attention_forward: the softmax in the model's dtype, the result not contiguous."""
+    attn_weights = b.op("mul_scalar", F.matmul(b, query, F.transpose(b, key, 2, 3)))
+    if mask is not None:
+        attn_weights = b.op("add", attn_weights, mask)
+    attn_weights = b.op("softmax", attn_weights)
+    attn_weights = F.to(b, attn_weights, value.dtype)
+    attn_weights = dropout(b, attn_weights, p)
+    attn_output = F.matmul(b, attn_weights, value)
+    attn_output = F.transpose(b, attn_output, 1, 2)
+    return attn_output, attn_weights
+
+
+@module_call
+def self_attention(b: Builder, config: Gpt2, settings: Settings, hidden_states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """GPT2Attention.forward."""
+    with b.module("attn"):
+        batch, sequence, hidden = hidden_states.shape
+        heads = (batch, sequence, config.heads, hidden // config.heads)
+        query_states, key_states, value_states = b.run("chunk", conv1d(b, hidden_states, "c_attn", 3 * hidden, settings.dtype), parts=3)
+        key_states = F.transpose(b, b.op("view", key_states, shape=heads), 1, 2)
+        value_states = F.transpose(b, b.op("view", value_states, shape=heads), 1, 2)
+        query_states = F.transpose(b, b.op("view", query_states, shape=heads), 1, 2)
+        attn_weights = None
+        if settings.attention == "eager":
+            attn_output, attn_weights = eager(b, query_states, key_states, value_states, mask, config.attention_p)
+        else:
+            attn_output = sdpa(b, settings, query_states, key_states, value_states, mask, 1, config.attention_p)
+        attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, hidden))
+        attn_output = conv1d(b, attn_output, "c_proj", hidden, settings.dtype)
+        attn_output = dropout(b, attn_output, config.residual_p)
+        return attn_output, attn_weights
+
+
+@module_call
+def mlp(b: Builder, config: Gpt2, settings: Settings, hidden_states: Tensor) -> Tensor:
+    """GPT2MLP.forward."""
+    with b.module("mlp"):
+        hidden_states = conv1d(b, hidden_states, "c_fc", config.inner, settings.dtype)
+        hidden_states = new_gelu(b, hidden_states) if config.activation == "gelu_new" else b.op(config.activation, hidden_states)
+        hidden_states = conv1d(b, hidden_states, "c_proj", config.hidden, settings.dtype)
+        hidden_states = dropout(b, hidden_states, config.residual_p)
+        return hidden_states
+
+
+@module_call
+def block(b: Builder, config: Gpt2, settings: Settings, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+    """GPT2Block.forward."""
+    residual = hidden_states
+    hidden_states = layer_norm(b, hidden_states, "ln_1", settings.dtype)
+    attn_output, _ = self_attention(b, config, settings, hidden_states, mask)
+    hidden_states = b.op("add", attn_output, residual, label="residual")
+    residual = hidden_states
+    hidden_states = layer_norm(b, hidden_states, "ln_2", settings.dtype)
+    feed_forward_hidden_states = mlp(b, config, settings, hidden_states)
+    hidden_states = b.op("add", residual, feed_forward_hidden_states, label="residual")
+    return hidden_states
+
+
+@module_call
+def model(b: Builder, config: Gpt2, settings: Settings, input_ids: Tensor) -> Tensor:
+    """GPT2Model.forward; returns last_hidden_state [B, S, H]."""
+    wte = b.parameter("wte.weight", (config.vocabulary, config.hidden), settings.dtype, True)
+    wpe = b.parameter("wpe.weight", (config.positions, config.hidden), settings.dtype, True)
+    inputs_embeds = b.op("embedding", input_ids, wte, label="wte", input_embeddings=True)
+    position_ids = F.create(b, "arange", (settings.sequence,), "int64")
+    position_ids = F.create(b, "positions", (settings.sequence,), "int64")
+    position_ids = b.op("view", position_ids, shape=(1, settings.sequence))
+    position_embeds = b.op("embedding", position_ids, wpe, label="wpe")
+    hidden_states = b.op("add", inputs_embeds, position_embeds)
+    mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids)
+    hidden_states = dropout(b, hidden_states, config.embedding_p)
+    given = {"hidden_states": hidden_states, "position_ids": position_ids, **({} if mask is None else {"attention_mask": mask})}
+    del hidden_states
+    hidden_states = _layers(b, given)
+    hidden_states = layer_norm(b, hidden_states, "ln_f", settings.dtype)
+    del position_ids  # arguments of forward die before its other locals
+    del inputs_embeds
+    del position_embeds
+    del mask
+    return hidden_states
+
+
+def _layers(b: Builder, given: dict[str, Tensor]) -> Tensor:
+    names, tensors = tuple(given), tuple(given.values())
+    given.clear()
+    return b.op("layers", *tensors, names=names, trains=True)
+
+
+@module_call
+def causal_lm(b: Builder, config: Gpt2, settings: Settings, input_ids: Tensor, labels: Tensor) -> Tensor:
+    """GPT2LMHeadModel.forward with labels; returns the loss."""
+    hidden_states = model(b, config, settings, input_ids)
+    weight = b.parameter("wte.weight" if config.tied else "lm_head.weight", (config.vocabulary, config.hidden), settings.dtype, True)
+    logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
+    loss = causal_lm_loss(b, settings, logits, labels)
+    return loss
+
+
+def norm_parameters(name: str, size: int, dtype: str) -> tuple[Parameter, Parameter]:
+    """Of an nn.LayerNorm."""
+    return Parameter(f"{name}.weight", (size,), dtype, module="norm"), Parameter(f"{name}.bias", (size,), dtype, module="norm")
+
+
+def layer_parameters(config: Gpt2, dtype: str) -> tuple[Parameter, ...]:
+    """A block's parameters in module order."""
+    h = config.hidden
+
+    def conv(name: str, inputs: int, out: int) -> tuple[Parameter, Parameter]:
+        return Parameter(f"{name}.weight", (inputs, out), dtype, module="conv1d"), Parameter(f"{name}.bias", (out,), dtype, module="conv1d")
+
+    return (
+        *norm_parameters("ln_1", h, dtype),
+        *conv("attn.c_attn", h, 3 * h),
+        *conv("attn.c_proj", h, h),
+        *norm_parameters("ln_2", h, dtype),
+        *conv("mlp.c_fc", h, config.inner),
+        *conv("mlp.c_proj", config.inner, h),
+    )
+
+
+def read_config(fields: Mapping[str, object]) -> Gpt2:
+    """The fields, by GPT-2's own names or by the usual ones. Raises InputError and Unsupported."""
+    both = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_positions": "max_position_embeddings"}
+    given = {**fields, **{own: fields[usual] for own, usual in both.items() if usual in fields and own not in fields}}
+    hidden, heads = integer(given, "n_embd", 768), integer(given, "n_head", 12)
+    if hidden % heads:
+        raise InputError(f"model.n_head: {heads} heads do not divide n_embd {hidden}")
+    for key in ("reorder_and_upcast_attn", "add_cross_attention"):
+        if given.get(key):
+            raise Unsupported(f"model.{key}: true is not supported yet; false is")
+    activation = str(given.get("activation_function", "gelu_new"))
+    if activation not in ACTIVATIONS:
+        raise Unsupported(f"model.activation_function: {activation} is not supported yet; {', '.join(ACTIVATIONS)} are")
+    inner = given.get("n_inner")
+    return Gpt2(
+        hidden=hidden,
+        inner=4 * hidden if inner is None else integer(given, "n_inner"),
+        layers=integer(given, "n_layer", 12),
+        heads=heads,
+        vocabulary=integer(given, "vocab_size", 50257),
+        positions=integer(given, "n_positions", 1024),
+        activation=ACTIVATIONS[activation],
+        attention_p=probability(given, "attn_pdrop", 0.1),
+        embedding_p=probability(given, "embd_pdrop", 0.1),
+        residual_p=probability(given, "resid_pdrop", 0.1),
+        tied=bool(given.get("tie_word_embeddings", True)),
+    )
+
+
+def probability(fields: Mapping[str, object], key: str, default: float) -> float:
+    """A dropout's probability. Raises InputError."""
+    value = fields.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise InputError(f"model.{key}: {value!r} is not a probability from 0 to below 1")
+    return float(value)
+
+
+def build(fields: Mapping[str, object], settings: Settings) -> Model:
+    """The model of these Hugging Face config fields."""
+    config, dtype = read_config(fields), settings.dtype
+    if settings.sequence > config.positions:
+        raise InputError(f"batch.sequence: {settings.sequence} tokens are more than the {config.positions} positions that gpt2 has")
+    b = Builder("outer", settings.technique)
+    ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
+    outer = b.finish(causal_lm(b, config, settings, ids, ids))
+    call = next(op for op in outer.operators if op.kind == "layers")
+    inner = Builder("block", settings.technique)
+    arguments = {name: inner.input(name, spec) for name, spec in zip(NAMES, call.inputs, strict=False)}
+    graph = inner.finish(block(inner, config, settings, arguments["hidden_states"], arguments.get("attention_mask")))
+    table = (config.vocabulary, config.hidden)
+    return Model(
+        before=(
+            Parameter("wte.weight", table, dtype, module="embedding"),
+            Parameter("wpe.weight", (config.positions, config.hidden), dtype, module="embedding"),
+        ),
+        layers=(layer_parameters(config, dtype),),
+        after=(*norm_parameters("ln_f", config.hidden, dtype), *(() if config.tied else (Parameter("lm_head.weight", table, dtype, module="linear"),))),
+        pattern=(0,) * config.layers,
+        outer=outer,
+        layer_graphs=(graph,),
+        settings=settings,
+        hold_inputs=HOLD,
+    )

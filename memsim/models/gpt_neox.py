@@ -1,0 +1,185 @@
+"""GPT-NeoX, Pythia (transformers/models/gpt_neox/modeling_gpt_neox.py): one projection for q, k and v, partial rotary, parallel residual, LayerNorm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.errors import InputError
+from memsim.models import functional as F
+from memsim.models.assemble import HOLD_POSITIONS_FIRST, INPUTS
+from memsim.models.attention import attention
+from memsim.models.causal_lm import causal_lm_loss, causal_mask, rotary_embedding
+from memsim.models.config import DecoderConfig, decoder_config
+from memsim.models.gpt2 import dropout, layer_norm, norm_parameters, probability
+from memsim.models.llama import activation, check_supported, rotate_half
+from memsim.models.model import Model, Parameter, Settings
+from memsim.models.phi3 import part
+
+
+@dataclass(frozen=True)
+class NeoX:
+    """A configuration, and what of it is GPT-NeoX's own."""
+
+    decoder: DecoderConfig
+    rotary: int  # dimensions of a head that turn
+    parallel: bool
+    dropout: float
+
+
+def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q and k [B, H, S, D], cos and sin [1, S, R]: the first R of a head's dimensions turn."""
+    cos = b.op("view", cos, shape=(cos.shape[0], 1, *cos.shape[1:]))
+    sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
+    rotary = cos.shape[-1]
+    q_rot, q_pass = part(b, q, rotary), b.op("slice", q, length=q.shape[-1] - rotary)
+    k_rot, k_pass = part(b, k, rotary), b.op("slice", k, length=k.shape[-1] - rotary)
+    q_embed = b.op("add", b.op("mul", q_rot, cos), b.op("mul", rotate_half(b, q_rot), sin))
+    k_embed = b.op("add", b.op("mul", k_rot, cos), b.op("mul", rotate_half(b, k_rot), sin))
+    q_embed = b.op("cat", q_embed, q_pass)
+    k_embed = b.op("cat", k_embed, k_pass)
+    return q_embed, k_embed
+
+
+@module_call
+def self_attention(
+    b: Builder, neox: NeoX, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """GPTNeoXAttention.forward."""
+    config = neox.decoder
+    with b.module("attention"):
+        batch, sequence, hidden = hidden_states.shape
+        fused = F.linear(b, hidden_states, "query_key_value", 3 * hidden, settings.dtype, config.attention_bias)
+        qkv = F.transpose(b, b.op("view", fused, shape=(batch, sequence, config.num_attention_heads, 3 * config.head_dim)), 1, 2)
+        del fused
+        query_states, key_states, value_states = b.run("chunk", qkv, parts=3)
+        query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
+        attn_output, attn_weights = attention(b, settings, query_states, key_states, value_states, mask, 1)
+        attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, hidden))
+        attn_output = F.linear(b, attn_output, "dense", hidden, settings.dtype, config.attention_bias)
+        return attn_output, attn_weights
+
+
+@module_call
+def mlp(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor) -> Tensor:
+    """GPTNeoXMLP.forward."""
+    with b.module("mlp"):
+        hidden_states = F.linear(b, hidden_states, "dense_h_to_4h", config.intermediate_size, settings.dtype, True)
+        hidden_states = b.op(activation(config), hidden_states)
+        hidden_states = F.linear(b, hidden_states, "dense_4h_to_h", config.hidden_size, settings.dtype, True)
+        return hidden_states
+
+
+@module_call
+def layer(b: Builder, neox: NeoX, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    """GPTNeoXLayer.forward."""
+    config, dtype = neox.decoder, settings.dtype
+    attn_output, _ = self_attention(b, neox, settings, layer_norm(b, hidden_states, "input_layernorm", dtype), cos, sin, mask)
+    attn_output = dropout(b, attn_output, neox.dropout)
+    if neox.parallel:
+        mlp_output = mlp(b, config, settings, layer_norm(b, hidden_states, "post_attention_layernorm", dtype))
+        mlp_output = dropout(b, mlp_output, neox.dropout)
+        hidden_states = b.op("add", b.op("add", mlp_output, attn_output), hidden_states, label="residual")
+    else:
+        attn_output = b.op("add", attn_output, hidden_states, label="residual")
+        mlp_output = mlp(b, config, settings, layer_norm(b, attn_output, "post_attention_layernorm", dtype))
+        mlp_output = dropout(b, mlp_output, neox.dropout)
+        hidden_states = b.op("add", mlp_output, attn_output, label="residual")
+    return hidden_states
+
+
+@module_call
+def model(b: Builder, neox: NeoX, settings: Settings, input_ids: Tensor) -> Tensor:
+    """GPTNeoXModel.forward; returns last_hidden_state [B, S, H]."""
+    config = neox.decoder
+    weight = b.parameter("embed_in.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
+    inputs_embeds = b.op("embedding", input_ids, weight, label="embed_in", input_embeddings=True)
+    position_ids = F.create(b, "arange", (settings.sequence,), "int64")
+    position_ids = F.create(b, "positions", (settings.sequence,), "int64")
+    position_ids = b.op("view", position_ids, shape=(1, settings.sequence))
+    mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids)
+    hidden_states = dropout(b, inputs_embeds, neox.dropout)
+    position_embeddings = rotary_embedding(b, settings, hidden_states.dtype, position_ids, neox.rotary)
+    hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True)
+    hidden_states = layer_norm(b, hidden_states, "final_layer_norm", settings.dtype)
+    del position_ids  # arguments of forward die before its other locals
+    del inputs_embeds
+    del mask
+    return hidden_states
+
+
+@module_call
+def causal_lm(b: Builder, neox: NeoX, settings: Settings, input_ids: Tensor, labels: Tensor) -> Tensor:
+    """GPTNeoXForCausalLM.forward with labels; returns the loss."""
+    config = neox.decoder
+    hidden_states = model(b, neox, settings, input_ids)
+    head = "embed_in.weight" if config.tie_word_embeddings else "lm_head.weight"
+    weight = b.parameter(head, (config.vocab_size, config.hidden_size), settings.dtype, True)
+    logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
+    loss = causal_lm_loss(b, settings, logits, labels)
+    return loss
+
+
+def layer_parameters(neox: NeoX, dtype: str) -> tuple[Parameter, ...]:
+    """A layer's parameters in module order."""
+    config = neox.decoder
+    hidden, inner = config.hidden_size, config.intermediate_size
+
+    def linear(name: str, out: int, inputs: int, bias: bool = True) -> list[Parameter]:
+        rows = [Parameter(f"{name}.weight", (out, inputs), dtype, module="linear")]
+        return [*rows, Parameter(f"{name}.bias", (out,), dtype, module="linear")] if bias else rows
+
+    return (
+        *norm_parameters("input_layernorm", hidden, dtype),
+        *norm_parameters("post_attention_layernorm", hidden, dtype),
+        *linear("attention.query_key_value", 3 * hidden, hidden, config.attention_bias),
+        *linear("attention.dense", hidden, hidden, config.attention_bias),
+        *linear("mlp.dense_h_to_4h", inner, hidden),
+        *linear("mlp.dense_4h_to_h", hidden, inner),
+    )
+
+
+def read_config(fields: Mapping[str, object]) -> NeoX:
+    """The fields with their family's defaults. Raises InputError and Unsupported."""
+    config = decoder_config(fields, attention_bias=True, hidden_act="gelu")
+    check_supported(config)
+    if config.num_key_value_heads != config.num_attention_heads or config.head_dim * config.num_attention_heads != config.hidden_size:
+        raise InputError("model: gpt_neox has as many key-value heads as heads, and its heads make up hidden_size")
+    rope = config.fields.get("rope_parameters")
+    part = rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None
+    share = config.fields.get("rotary_pct", 0.25) if part is None else part
+    if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
+        raise InputError(f"model.rotary_pct: {share!r} is not a share from above 0 to 1")
+    rotary = int(config.head_dim * share)
+    if rotary < 2 or rotary % 2:
+        raise InputError(f"model.rotary_pct: {share} of a head of {config.head_dim} is {rotary}; an even number of dimensions turns")
+    return NeoX(config, rotary, bool(config.fields.get("use_parallel_residual", True)), probability(config.fields, "hidden_dropout", 0.0))
+
+
+def build(fields: Mapping[str, object], settings: Settings) -> Model:
+    """The model of these Hugging Face config fields."""
+    neox, dtype = read_config(fields), settings.dtype
+    config = neox.decoder
+    b = Builder("outer", settings.technique)
+    ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
+    outer = b.finish(causal_lm(b, neox, settings, ids, ids))
+    call = next(op for op in outer.operators if op.kind == "layers")
+    inner = Builder("layer", settings.technique)
+    arguments = {name: inner.input(name, spec) for name, spec in zip(INPUTS, call.inputs, strict=False)}
+    hidden = layer(inner, neox, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], arguments.get("attention_mask"))
+    table = (config.vocab_size, config.hidden_size)
+    tail = [*norm_parameters("final_layer_norm", config.hidden_size, dtype)]
+    tail += [Parameter(f"rotary_emb.{name}", (neox.rotary // 2,), "fp32", trainable=False, buffer=True) for name in ("inv_freq", "original_inv_freq")]
+    if not config.tie_word_embeddings:
+        tail.append(Parameter("lm_head.weight", table, dtype, module="linear"))
+    return Model(
+        before=(Parameter("embed_in.weight", table, dtype, module="embedding"),),
+        layers=(layer_parameters(neox, dtype),),
+        after=tuple(tail),
+        pattern=(0,) * config.num_hidden_layers,
+        outer=outer,
+        layer_graphs=(inner.finish(hidden),),
+        settings=settings,
+        hold_inputs=HOLD_POSITIONS_FIRST,
+    )

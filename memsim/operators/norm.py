@@ -1,0 +1,72 @@
+"""nn.LayerNorm (aten/src/ATen/native/cuda/layer_norm_kernel.cu)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from memsim.operators.base import Attrs, Inferred, Kind, like
+from memsim.operators.elementwise import Edges, Grads, Specs
+
+if TYPE_CHECKING:
+    from memsim.schedule.machine import Machine
+
+
+class LayerNorm(Kind):
+    """native_layer_norm over the last dimension of x [..., H], weight [H], bias [H]: keeps x, and a mean and an inverse deviation in fp32 for each row.
+
+    The gradients of weight and bias need no scratch up to 64 Ki rows; beyond, PyTorch may reduce them in two stages, which is not modelled.
+    """
+
+    flops_per_element = 5.0
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        x = inputs[0]
+        rows = (*x.shape[:-1], 1)
+        statistic = Inferred(rows, like(rows), "fp32", differentiable=False)
+        return (Inferred(x.shape, like(x.shape), x.dtype), statistic, statistic)
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        return (inputs[0].storage, outputs[1].storage, outputs[2].storage)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        made = [m.grad(spec.shape, like(spec.shape), spec.dtype, parameter=i > 0) if spec.requires_grad else None for i, spec in enumerate(inputs)]
+        return [(i, grad) for i, grad in enumerate(made) if grad is not None]
+
+
+class Conv1D(Kind):
+    """transformers' Conv1D: addmm(bias, x.view(-1, in), weight), x [..., in], weight [in, out], bias [out] → [..., out]."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        x, weight = inputs[:2]
+        shape = (*x.shape[:-1], weight.shape[1])
+        return (Inferred(shape, like(shape), x.dtype),)
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        x, weight = inputs[:2]
+        return (*((x.storage,) if weight.requires_grad else ()), *((weight.storage,) if x.requires_grad else ()))
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        into.append(m.alloc(outputs[0].nbytes))
+        m.workspace(lt=True)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        x, weight, bias = inputs
+        rows = (math.prod(x.shape[:-1]), weight.shape[1])
+        flat = m.reshape(grads[0], rows)
+        edges: Edges = []
+        of_weight = None
+        if bias.requires_grad:
+            edges.append((2, m.same(flat)))
+        if x.requires_grad:
+            edges.append((0, m.grad(x.shape, like(x.shape), x.dtype, view=True)))
+            m.workspace()
+        if weight.requires_grad:
+            of_weight = m.grad(weight.shape, weight.strides, weight.dtype, parameter=True)
+            m.workspace()
+            edges.append((1, of_weight))
+        m.discard(flat)
+        return edges
+
+    def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
+        return 2.0 * outputs[0].elements * inputs[1].shape[0]
