@@ -34,7 +34,7 @@ def compare(timeline: Timeline, recording: Recording, addresses: bool = False, l
     simulated = ev.until_out_of_memory(ev.of_simulation(timeline.tape, timeline.answer))
     if last_step is not None:
         recorded, simulated = ev.until_step(recorded, last_step), ev.until_step(simulated, last_step)
-    recorded = ev.ordered_as(recorded, simulated)
+    recorded = ev.named_as(ev.ordered_as(recorded, simulated), simulated)
     return Comparison(simulated, recorded, ev.first_difference(simulated, recorded, addresses))
 
 

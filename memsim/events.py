@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.allocator.answer import Answer, DriverAction
-from memsim.tape import AUTOCAST_CACHE, Action, Tape
+from memsim.tape import AUTOCAST_CACHE, SET_ORDER, Action, Tape
 from memsim.traces import recorder
 from memsim.traces.recorder import ACTIONS, ALLOC, FREE_COMPLETED, FREE_REQUESTED, OOM, SNAPSHOT, Recording
 
@@ -162,6 +162,23 @@ def ordered_as(events: EventSequence, simulated: EventSequence) -> EventSequence
         if (keys[0][:, theirs] == keys[1][:, ours]).all():
             order[start + ours] = start + theirs
     return replace(events, action=events.action[order], bytes=events.bytes[order], ordinal=events.ordinal[order], address=events.address[order])
+
+
+def named_as(events: EventSequence, simulated: EventSequence) -> EventSequence:
+    """The events, with the allocations of modules that run in the order of a set numbered as the simulation numbers them, where they end alike."""
+    names = np.array([name.startswith(SET_ORDER) for name in simulated.operators], bool)
+    n = min(len(events), len(simulated))
+    made = np.flatnonzero(names[simulated.operator[:n]] & (simulated.action[:n] == ALLOC) & (events.action[:n] == ALLOC))
+    if not len(made) or (simulated.ordinal[made] != events.ordinal[made]).any():
+        return events
+    loose = simulated.ordinal[made]
+    ours, theirs = (side.ordinal[(side.action == FREE_REQUESTED) & np.isin(side.ordinal, loose)] for side in (simulated, events))
+    if len(ours) != len(theirs):
+        return events
+    ordinal = np.arange(int(events.ordinal.max()) + 1)
+    ordinal[theirs] = ours
+    freed = (events.action == FREE_REQUESTED) | (events.action == FREE_COMPLETED)
+    return replace(events, ordinal=np.where(freed, ordinal[events.ordinal], events.ordinal))
 
 
 def first_difference(a: EventSequence, b: EventSequence, addresses: bool = False) -> int | None:

@@ -16,12 +16,12 @@ from memsim.models.model import Model, Settings
 from memsim.passes.checkpoint import checkpoint_every_layer, require_input_grads
 from memsim.passes.lora import Lora, with_adapters, wrapped
 from memsim.passes.lora_parameters import converted
-from memsim.passes.quantize import Nf4, quantized, with_quantized
+from memsim.passes.quantize import COMPUTE, Nf4, quantized, with_quantized
 from memsim.schedule import record
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
 from memsim.schedule.training import Plan
-from memsim.stacks import GOLDEN, STACKS
+from memsim.stacks import STACKS, Software
 from memsim.tape import Tape
 from memsim.timeline import About, Timeline
 
@@ -35,7 +35,7 @@ OPTIMIZERS = ("adamw", "adamw-fused", "adamw-for-loop", "sgd", "sgd-momentum", "
 UNLIMITED = 1 << 57  # bytes
 
 
-def model_of(run: Run) -> Model:
+def model_of(run: Run, other_order: bool = False) -> Model:
     """The Run's model after every pass. Raises InputError, and Unsupported for what memsim cannot simulate yet."""
     check_supported(run)
     method = run.method
@@ -44,9 +44,18 @@ def model_of(run: Run) -> Model:
     precision = "amp-bf16" if nf4 else run.precision  # what is not quantized is cast to fp32, and runs under autocast
     technique = PLAIN if lora is None else quantized(nf4, lora) if nf4 else wrapped(lora)
     technique = replace(technique, autocast=AUTOCAST.get(precision))
-    routing = run.routing if isinstance(run.routing, str) else run.routing["imbalance"]
-    weights = WEIGHTS.get(precision, precision)
-    settings = Settings(run.batch.size, run.batch.sequence, weights, run.attention, run.sm, STACKS[run.stack], technique, routing)
+    settings = Settings(
+        batch=run.batch.size,
+        sequence=run.batch.sequence,
+        dtype=WEIGHTS.get(precision, precision),
+        attention=run.attention,
+        sm=run.sm,
+        stack=STACKS[run.stack],
+        technique=technique,
+        routing=run.routing if isinstance(run.routing, str) else run.routing["imbalance"],
+        loaded=COMPUTE if nf4 else "",
+        other_order=other_order,
+    )
     model = build(run.config, settings)
     if lora is not None:
         model = with_adapters(model, lora)
@@ -63,8 +72,6 @@ def check_supported(run: Run) -> None:
     """Raises Unsupported for a Run that is valid but not modelled yet, naming the key."""
     from memsim.catalog import devices
 
-    if run.method.kind == "qlora" and run.stack != GOLDEN.name:
-        raise Unsupported(f"method.kind: qlora with stack {run.stack} is not supported yet; full and lora are")
     for key, value, known in (("precision", run.precision, PRECISIONS), ("optimizer", run.optimizer, OPTIMIZERS)):
         if value not in known:
             raise Unsupported(f"{key}: {value} is not supported yet; {', '.join(known)} are")
@@ -72,12 +79,24 @@ def check_supported(run: Run) -> None:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.device is not None and devices()[run.device].sm is None:
         raise Unsupported(f"device: {run.device} is not NVIDIA's, and its kernels are not modelled; device_memory_gib asks whether a run fits its memory")
-    stack = STACKS[run.stack]
+    check_stack(run, STACKS[run.stack])
+
+
+def check_stack(run: Run, stack: Software) -> None:
+    """Raises Unsupported for what is not held against recordings of the stack."""
     if not stack.runs_on(run.sm):
         raise Unsupported(f"sm: {run.sm} is not supported with torch {stack.torch}; {stack.devices} are")
-    family = run.config.get("model_type")
-    if stack.families is not None and family not in stack.families:
-        raise Unsupported(f"model: model_type {family!r} with stack {stack.name} is not supported yet; there are {', '.join(stack.families)}")
+    asked = {
+        "model_type": str(run.config.get("model_type")),
+        "method.kind": run.method.kind,
+        "precision": run.precision,
+        "optimizer": run.optimizer,
+        "attention": run.attention,
+        "checkpointing": run.checkpointing,
+    }
+    for key, values in stack.held.items():
+        if asked[key] not in values:
+            raise Unsupported(f"{key}: {asked[key]} with stack {stack.name} is not supported yet; {', '.join(values)} are")
     if stack.loss_slices_logits and run.batch.sequence == 1:
         raise Unsupported(f"batch.sequence: 1 with stack {stack.name} leaves no token to learn from; 2 and more are supported")
 
@@ -97,11 +116,14 @@ def stack_of(run: Run) -> Stack:
     return stack_for(run.sm, device.processors if device is not None and device.sm == run.sm else None, STACKS[run.stack])
 
 
-def simulate(run: Run) -> Timeline:
-    """What the Run's training steps do to GPU memory, event by event."""
+def simulate(run: Run, other_order: bool = False) -> Timeline:
+    """What the Run's training steps do to GPU memory, event by event.
+
+    other_order: the other way round, where the framework goes through a Python set of names, whose order differs from process to process (Gemma 3).
+    """
     settings = AllocatorSettings.parse(run.allocator, STACKS[run.stack].torch)
     with uncollected():
-        model = model_of(run)
+        model = model_of(run, other_order)
         tape = tape_of_run(run, model)
     answer = allocate(tape, settings, run.device_bytes)
     unlimited = allocate(tape, settings, UNLIMITED) if answer.out_of_memory else None

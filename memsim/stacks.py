@@ -6,7 +6,7 @@ This is the only place that knows versions. Models, operators and the schedule a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memsim.allocator.rules import rules_of
 
@@ -20,7 +20,7 @@ class Software:
     transformers: str
     peft: str
     bitsandbytes: str
-    families: tuple[str, ...] | None = None  # model types held against recordings; None: all that memsim has
+    held: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # key of a Run → values held against recordings; other keys: all that memsim has
     least_sm: int = 75  # compute capability times ten; torch's wheels hold no code for older and newer devices, or it is not modelled
     most_sm: int | None = None
 
@@ -90,7 +90,25 @@ HF_4_48 = Software(
     transformers="4.48.1",
     peft="0.13.2",
     bitsandbytes="0.46.1",
-    families=("llama", "mistral", "qwen2", "phi3", "olmo2"),
+    held={
+        "model_type": ("llama", "mistral", "qwen2", "phi3", "olmo2"),
+        "method.kind": ("full", "lora"),
+        "precision": ("bf16", "fp16", "fp32"),
+        "optimizer": (
+            "adamw",
+            "adamw-fused",
+            "adamw-for-loop",
+            "sgd",
+            "sgd-momentum",
+            "adafactor",
+            "adamw-8bit",
+            "paged-adamw-8bit",
+            "paged-adamw",
+            "lion-8bit",
+        ),
+        "attention": ("sdpa", "eager"),
+        "checkpointing": ("none", "full"),
+    },
     least_sm=70,
     most_sm=90,
     keeps_cublas_workspaces=True,

@@ -60,7 +60,7 @@ def stacks(listed: Mapping[str, Software]) -> list[Table]:
     """The stacks with their versions, and for each what it does otherwise than the golden one."""
     grid = table("stack", "torch", "transformers", "peft", "sm", "families", left=6)
     for name, stack in listed.items():
-        families = "every one" if stack.families is None else ", ".join(stack.families)
+        families = ", ".join(stack.held.get("model_type", ("every one",)))
         grid.add_row(*[Text(cell) for cell in (name, stack.torch, stack.transformers, stack.peft, stack.devices, families)])
     tables = [grid]
     for name, stack in listed.items():
@@ -77,7 +77,7 @@ def stacks_json(listed: Mapping[str, Software]) -> dict[str, object]:
     return {
         name: {
             "versions": stack.versions,
-            "families": None if stack.families is None else list(stack.families),
+            "held": {key: list(values) for key, values in stack.held.items()},
             "least_sm": stack.least_sm,
             "most_sm": stack.most_sm,
             "differences": {key: {"about": about, "here": own, "golden": golden} for key, (about, own, golden) in differences(stack).items()},

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 AUTOCAST_CACHE = "autocast cache"  # operator of the frees that empty it: their order is that of a hash table's entries, and no part of the prediction
 
 
+SET_ORDER = "rotary_emb of each type"  # module that runs once for each element of a Python set of names, whose order differs from process to process
+
+
 class Action(IntEnum):
     """What a Tape's event asks of the allocator."""
 

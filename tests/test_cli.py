@@ -172,7 +172,8 @@ def test_stacks(capsys: pytest.CaptureFixture[str]) -> None:
     assert "hf-4.48   2.6.0    4.48.1" in out and "one kept for each thread (forward's, backward's)" in out
     assert main(["stacks", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert listed["golden"]["differences"] == {} and listed["golden"]["families"] is None
+    assert listed["golden"]["differences"] == {} and listed["golden"]["held"] == {}
+    assert "mistral" in listed["hf-4.48"]["held"]["model_type"]
     assert listed["hf-4.48"]["versions"]["transformers"] == "4.48.1"
     assert listed["hf-4.48"]["differences"]["allocator_ties"]["here"] == "by address"
 

@@ -9,19 +9,21 @@ from memsim.models.config import DecoderConfig
 from memsim.models.model import Settings
 
 
-def attention(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> tuple[Tensor, Tensor | None]:
+def attention(
+    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, softcap: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """q [B, H, S, D], k and v [B, K, S, D] → [B, S, H, D], and the attention weights where they exist."""
     if settings.attention == "eager":
-        return eager(b, settings, query, key, value, mask, groups)
+        return eager(b, settings, query, key, value, mask, groups, softcap)
     return sdpa(b, settings, query, key, value, mask, groups), None
 
 
 def attend(
-    b: Builder, config: DecoderConfig, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: bool
+    b: Builder, config: DecoderConfig, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: bool, softcap: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """How every decoder's attention ends: attention, the heads joined, o_proj."""
     batch, heads, sequence, dim = query.shape
-    attn_output, attn_weights = attention(b, settings, query, key, value, mask, config.groups)
+    attn_output, attn_weights = attention(b, settings, query, key, value, mask, config.groups, softcap)
     attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, heads * dim))
     attn_output = F.linear(b, attn_output, "o_proj", config.hidden_size, settings.dtype, bias)
     return attn_output, attn_weights
@@ -58,11 +60,17 @@ def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tens
     return attn_output
 
 
-def eager(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> tuple[Tensor, Tensor]:
+def eager(
+    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, softcap: bool = False
+) -> tuple[Tensor, Tensor]:
     """eager_attention_forward."""
     key_states = repeat_kv(b, settings, key, groups)
     value_states = repeat_kv(b, settings, value, groups)
     attn_weights = b.op("mul_scalar", F.matmul(b, query, F.transpose(b, key_states, 2, 3)))
+    if softcap:
+        attn_weights = b.op("mul_scalar", attn_weights)
+        attn_weights = b.op("tanh", attn_weights)
+        attn_weights = b.op("mul_scalar", attn_weights)
     if mask is not None:
         mask = b.op("slice", mask, length=key_states.shape[2]) if mask.shape[-1] != key_states.shape[2] else mask
         attn_weights = b.op("add", attn_weights, mask)

@@ -13,6 +13,7 @@ from memsim.models import functional as F
 from memsim.models.config import DecoderConfig
 from memsim.models.dense_mask import dense_mask
 from memsim.models.model import Settings
+from memsim.tape import SET_ORDER
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ def rms_norm(b: Builder, hidden_states: Tensor, name: str, dtype: str) -> Tensor
 
 
 @module_call
-def rotary_embedding(b: Builder, settings: Settings, dtype: str, position_ids: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """LlamaRotaryEmbedding.forward: cos and sin of [1, S, D] in `dtype`."""
-    with b.module("rotary_emb"), b.no_grad(), b.no_autocast():
-        inv_freq = b.parameter("rotary_emb.inv_freq", (head_dim // 2,), "fp32", False)
+def rotary_embedding(b: Builder, settings: Settings, dtype: str, position_ids: Tensor, head_dim: int, buffer: str = "") -> tuple[Tensor, Tensor]:
+    """LlamaRotaryEmbedding.forward: cos and sin of [1, S, D] in `dtype`. buffer: the frequencies' name, where it is not the usual one."""
+    with b.module(SET_ORDER if buffer else "rotary_emb"), b.no_grad(), b.no_autocast():
+        inv_freq = b.parameter(buffer or "rotary_emb.inv_freq", (head_dim // 2,), "fp32", False)
         if settings.stack.rotary_by_product:
             return rotary_tables(b, dtype, position_ids, inv_freq)
         shape = (*position_ids.shape, 1)

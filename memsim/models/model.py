@@ -47,6 +47,13 @@ class Settings:
     stack: Software = GOLDEN
     technique: Technique = PLAIN
     routing: str | float = "balanced"  # of tokens to experts: see models/moe.py
+    loaded: str = ""  # dtype in which the model is made, where it is cast afterwards
+    other_order: bool = False  # the other way round, where a Python set's order decides
+
+    @property
+    def created(self) -> str:
+        """dtype in which the model is made, and its buffers stay."""
+        return self.loaded or self.dtype
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class Model:
     outer: LayerGraph
     layer_graphs: tuple[LayerGraph, ...]
     settings: Settings
+    alike: bool = False  # the kinds of layers make the same requests, and differ only in which of their inputs they read
     checkpointed: bool = False
     inputs_require_grad: bool = False
     hold_inputs: tuple[str, ...] = ()  # inputs of a layer that a checkpoint keeps, in the order in which it lets go of them

@@ -59,6 +59,7 @@ KINDS: dict[str, Kind] = {
     "sort": Sort(),
     "square": Square(),
     "sum": Sum(),
+    "tanh": SavesResult(),
     "topk": TopK(),
     "transpose": Transpose(),
     "view": View(),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from memsim.models.model import Model
 from memsim.schedule.machine import Machine
 from memsim.schedule.stack import Stack
-from memsim.schedule.tile import EXECUTED, Irregular, events_of, repeat_last_step, tape_of, tile_layers
+from memsim.schedule.tile import EXECUTED, MIDDLE, Irregular, events_of, repeat_last_step, tape_of, tile_layers
 from memsim.schedule.training import Plan, Training
 from memsim.tape import Tape
 
@@ -18,8 +18,11 @@ def record(model: Model, plan: Plan, stack: Stack, *, whole: bool = False) -> Ta
     With `whole`, every layer and step is executed instead of repeated; the result is the same.
     """
     layers = len(model.pattern)
-    tiled = not whole and layers > EXECUTED and len(set(model.pattern)) == 1
-    executed = replace(model, pattern=model.pattern[:EXECUTED]) if tiled else model
+    kinds = set(model.pattern)
+    # Where kinds differ only in what they read, the first to read each thing must be among the layers that are not repeated: there it is let go of.
+    repeated = len(set(model.pattern[1:-1])) == 1  # the first and the last may be of other kinds
+    tiled = not whole and layers > EXECUTED and (repeated or (model.alike and set(model.pattern[:MIDDLE]) == kinds))
+    executed = replace(model, pattern=(*model.pattern[: MIDDLE + 1], *model.pattern[-2:])) if tiled else model
     machine = Machine(stack)
     training = Training(executed, plan, machine, model)
     training.load()

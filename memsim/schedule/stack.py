@@ -78,7 +78,8 @@ class Stack:
             return 1
         passes = -(-bits // 8)
         tile = 384 * 12 if self.sm >= 90 else 384 * 10 if self.sm >= 80 else 256 * 11
-        return _aliased(8 * n, 8 * n, passes * 256 * 8, -(-n // tile) * 256 * 4, passes * 8)
+        buffer = 8 * n if passes > 1 else 0  # one pass goes straight to the output
+        return _aliased(buffer, buffer, passes * 256 * 8, -(-n // tile) * 256 * 4, passes * 8)
 
     def embedding_sort(self, indices: int, rows: int, width: int) -> EmbeddingSort | None:
         """What embedding_dense_backward_cuda allocates beside the gradient; None where one kernel does it all, up to 3072 indices."""

@@ -18,6 +18,7 @@ from memsim.schedule.machine import NO_LAYER, Machine
 from memsim.schedule.optimizers import Optimizer
 from memsim.tape import AUTOCAST_CACHE, Category
 
+LAYER_INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")  # of a layer, where the graph does not name them
 NESTED = 49  # deallocations within each other; beyond, CPython's trashcan takes them (Include/cpython/object.h, PyTrash_UNWIND_LEVEL)
 PYTHON_FUNCTIONS = ("linear4bit",)
 
@@ -141,7 +142,7 @@ class Training:
             else:
                 machine.default_category = int(category_of(op, head))
                 autograd.execute(instance, op)
-                if op.kind == "embedding" and self.model.inputs_require_grad:
+                if op.name == "embed_tokens" and self.model.inputs_require_grad:
                     out = op.outputs[0]
                     embedded = Leaf(instance.storages[out.storage], out)
                     machine.retain(embedded.storage)  # by its AccumulateGrad, which the graph keeps
@@ -209,7 +210,7 @@ class Training:
     def run_layers(self, autograd: Autograd, storages: list[int], values: list[int], op: Operator) -> None:
         """The loop over decoder layers: `hidden_states = decoder_layer(hidden_states, …)`."""
         machine, model = self.machine, self.model
-        names = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")
+        names: tuple[str, ...] = op.attrs.get("names", LAYER_INPUTS)  # type: ignore[assignment]
         given = {name: (storages[spec.storage], values[spec.value]) for name, spec in zip(names, op.inputs, strict=False)}
         hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad or model.inputs_require_grad
         for layer, kind in enumerate(model.pattern):
