@@ -9,6 +9,7 @@ from rich.text import Text
 
 from memsim import events as ev, tables
 from memsim.events import EventSequence
+from memsim.tape import SET_ORDER
 from memsim.timeline import Timeline
 from memsim.traces.recorder import Recording
 from memsim.words import size
@@ -36,6 +37,11 @@ def compare(timeline: Timeline, recording: Recording, addresses: bool = False, l
         recorded, simulated = ev.until_step(recorded, last_step), ev.until_step(simulated, last_step)
     recorded = ev.named_as(ev.ordered_as(recorded, simulated), simulated)
     return Comparison(simulated, recorded, ev.first_difference(simulated, recorded, addresses))
+
+
+def is_order_open(timeline: Timeline) -> bool:
+    """Whether the simulation went through a Python set, whose order differs from process to process."""
+    return any(name.startswith(SET_ORDER) for name in timeline.tape.operators)
 
 
 def summary(comparison: Comparison) -> str:

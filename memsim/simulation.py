@@ -52,9 +52,9 @@ def model_of(run: Run, other_order: bool = False) -> Model:
         sm=run.sm,
         stack=STACKS[run.stack],
         technique=technique,
-        routing=run.routing if isinstance(run.routing, str) else run.routing["imbalance"],
         loaded=COMPUTE if nf4 else "",
         other_order=other_order,
+        routing=run.routing if isinstance(run.routing, str) else run.routing["imbalance"],
     )
     model = build(run.config, settings)
     if lora is not None:

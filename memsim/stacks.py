@@ -93,7 +93,7 @@ HF_4_48 = Software(
     held={
         "model_type": ("llama", "mistral", "qwen2", "phi3", "olmo2"),
         "method.kind": ("full", "lora"),
-        "precision": ("bf16", "fp16", "fp32"),
+        "precision": ("bf16", "fp16", "fp32", "amp-bf16", "amp-fp16"),
         "optimizer": (
             "adamw",
             "adamw-fused",

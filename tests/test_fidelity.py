@@ -23,7 +23,7 @@ def test_recordings_ship() -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_shipped_recording_is_reproduced(path: Path) -> None:
-    row = check(path, lambda data: simulate(Run.load(data)), events=True)
+    row = check(path, lambda data, other: simulate(Run.load(data), other), events=True)
     assert row.supported, row.reason
     assert row.oom.recorded == row.oom.simulated
     assert row.steps_exact, row.difference
@@ -40,7 +40,7 @@ def test_every_event_of_every_step_is_reproduced(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_golden_recording_is_reproduced_where_supported(path: Path) -> None:
-    row = check(path, lambda data: simulate(Run.load(data)), events=True)
+    row = check(path, lambda data, other: simulate(Run.load(data), other), events=True)
     if not row.supported:
         pytest.skip(str(row.reason))
     assert row.oom.recorded == row.oom.simulated

@@ -97,7 +97,7 @@ def test_nothing_compared_is_not_a_pass() -> None:
 def test_a_run_that_is_not_supported_is_listed_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "later.json").write_text(json.dumps(result(step(0, 1, 2, 3), oom=None)))
 
-    def refuse(run: Mapping[str, Any]) -> Timeline:
+    def refuse(run: Mapping[str, Any], other_order: bool) -> Timeline:
         raise Unsupported("fsdp: 8 is not supported yet; 1 is")
 
     found = validate.check(tmp_path / "later.json", refuse)
@@ -115,7 +115,7 @@ def test_a_run_that_is_not_supported_is_listed_with_the_reason(tmp_path: Path) -
 def test_a_run_that_is_wrong_is_listed_and_fails(tmp_path: Path) -> None:
     (tmp_path / "wrong.json").write_text(json.dumps(result(step(0, 1, 2, 3), oom=None)))
 
-    def refuse(run: Mapping[str, Any]) -> Timeline:
+    def refuse(run: Mapping[str, Any], other_order: bool) -> Timeline:
         raise InputError("run: batch.size: 0 is not a whole number")
 
     found = validate.check(tmp_path / "wrong.json", refuse)

@@ -15,10 +15,10 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "qwen3": llama.build,
     "olmo2": olmo2.build,
     "phi3": phi3.build,
-    "mixtral": mixtral.build,
-    "qwen3_moe": mixtral.build,
     "gemma2": gemma.build,
     "gemma3_text": gemma.build,
+    "mixtral": mixtral.build,
+    "qwen3_moe": mixtral.build,
 }
 
 

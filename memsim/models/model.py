@@ -46,8 +46,8 @@ class Settings:
     sm: int = 80
     stack: Software = GOLDEN
     technique: Technique = PLAIN
-    routing: str | float = "balanced"  # of tokens to experts: see models/moe.py
     loaded: str = ""  # dtype in which the model is made, where it is cast afterwards
+    routing: str | float = "balanced"  # of tokens to experts: see models/moe.py
     other_order: bool = False  # the other way round, where a Python set's order decides
 
     @property

@@ -70,18 +70,44 @@ def like(shape: tuple[int, ...], *operands: tuple[tuple[int, ...], tuple[int, ..
     """Strides that TensorIterator gives a result: dense, in the dimension order of the first operand (shape, strides) that has its shape."""
     for operand, strides in operands:
         if operand == shape:
-            order = sorted(range(len(shape)), key=lambda d: (-strides[d], d))
-            result = [0] * len(shape)
-            step = 1
-            for d in reversed(order):
-                result[d] = step
-                step *= max(shape[d], 1)
-            return tuple(result)
+            if 0 in strides:
+                return _dense(shape, _ordered(shape, operands))
+            return _dense(shape, sorted(range(len(shape)), key=lambda d: (-strides[d], d)))
+    return _dense(shape, range(len(shape)))
+
+
+def _dense(shape: tuple[int, ...], order: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a dense tensor whose dimensions lie in this order, the slowest first."""
     result, step = [0] * len(shape), 1
-    for d in range(len(shape) - 1, -1, -1):
+    for d in reversed(order):
         result[d] = step
         step *= max(shape[d], 1)
     return tuple(result)
+
+
+def _ordered(shape: tuple[int, ...], operands: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[int]:
+    """TensorIteratorBase::reorder_dimensions: a dimension that an operand is expanded in has no say, and keeps its place."""
+    rows = [strides for operand, strides in operands if operand == shape]
+
+    def swaps(a: int, b: int) -> int:
+        for strides in rows:
+            if strides[a] and strides[b] and strides[a] != strides[b]:
+                return -1 if strides[a] < strides[b] else 1
+            if strides[a] and strides[b] and shape[a] > shape[b]:
+                return 1
+        return 0
+
+    order = list(reversed(range(len(shape))))  # the fastest first
+    for i in range(1, len(order)):
+        at = i
+        for before in range(i - 1, -1, -1):
+            found = swaps(order[before], order[at])
+            if found < 0:
+                break
+            if found > 0:
+                order[before], order[at] = order[at], order[before]
+                at = before
+    return order[::-1]
 
 
 def view_strides(shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...] | None:
