@@ -92,7 +92,7 @@ def apply_gate(b: Builder, gate_up_out: Tensor, act: str) -> Tensor:
 def grouped_linear(b: Builder, settings: Settings, x: Tensor, weight: Tensor, offsets: Tensor, top_k: int) -> Tensor:
     """_grouped_linear: x in the weights' dtype, whatever autocast says."""
     experts_hit = hit(settings.routing, weight.shape[0], top_k, x.shape[0])
-    return b.op("grouped_linear", F.to(b, x, weight.dtype), weight, offsets, experts_hit=experts_hit)
+    return b.op("grouped_linear", F.to(b, x, weight.dtype), weight, offsets, experts_hit=experts_hit, fallback=settings.sm < 80)
 
 
 def hit(routing: str | float, experts: int, top_k: int, rows: int) -> int:

@@ -39,6 +39,14 @@ class Kind:
         """Storages kept for backward, in the order in which PyTorch's generated code unpacks and releases them."""
         return ()
 
+    def in_python(self, attrs: Attrs) -> bool:
+        """Whether backward is a Python function, whose locals die from first to last; what C++ unpacked dies from last to first."""
+        return False
+
+    def attached(self, inputs: Sequence[TensorSpec], attrs: Attrs) -> tuple[int, ...]:
+        """Storages that the node itself holds, as attributes of a Python function's context, until the graph goes with the loss."""
+        return ()
+
     def forward(self, m: Machine, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs, into: list[int]) -> None:
         """Makes the requests of the forward execution; appends to `into` the storage of each result (aliases are the machine's affair: -1)."""
         taken = {spec.storage for spec in inputs}

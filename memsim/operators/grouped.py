@@ -17,7 +17,8 @@ class GroupedLinear(Kind):
 
     Results have room for every row wherever it is routed, so only scratch depends on the routing. bf16 on compute capability 9.0 and 10.x
     takes one CUTLASS kernel for all experts, with a buffer of its arguments and a workspace. Otherwise there is a product, with the workspace
-    of cuBLAS, for each of the `experts_hit`, the experts that have a row at all.
+    of cuBLAS, for each of the `experts_hit`, the experts that have a row at all. `fallback` is transformers' own loop, for devices before 8.0: it
+    keeps everything and makes both gradients, whoever asks.
     """
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
@@ -27,8 +28,16 @@ class GroupedLinear(Kind):
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
         x, weight, offsets = inputs
+        if attrs.get("fallback"):
+            return (x.storage, weight.storage)
         kept_weight = (weight.storage,) if x.requires_grad else ()
         return (*kept_weight, offsets.storage, *((x.storage,) if weight.requires_grad else ()))
+
+    def in_python(self, attrs: Attrs) -> bool:
+        return bool(attrs.get("fallback"))
+
+    def attached(self, inputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        return (inputs[2].storage,) if attrs.get("fallback") else ()
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         x, weight = inputs[:2]
@@ -39,6 +48,11 @@ class GroupedLinear(Kind):
         x, weight = inputs[:2]
         experts, out, into = weight.shape[0], outputs[0].shape[1], x.shape[1]
         of_x = of_weight = None
+        if attrs.get("fallback"):
+            of_x, of_weight = m.grad(x.shape, contiguous(x.shape), x.dtype), m.grad(weight.shape, contiguous(weight.shape), weight.dtype, parameter=True)
+            self._product(m, x.dtype, experts, attrs, 0, 0)
+            self._product(m, x.dtype, experts, attrs, 0, 0)
+            return [(0, of_x), (1, of_weight)]
         if weight.requires_grad:
             of_weight = m.grad(weight.shape, contiguous(weight.shape), weight.dtype, view=True, parameter=True)
             self._product(m, x.dtype, experts, attrs, out, into)

@@ -20,7 +20,8 @@ def record(model: Model, plan: Plan, stack: Stack, *, whole: bool = False) -> Ta
     layers = len(model.pattern)
     kinds = set(model.pattern)
     # Where kinds differ only in what they read, the first to read each thing must be among the layers that are not repeated: there it is let go of.
-    tiled = not whole and layers > EXECUTED and (len(kinds) == 1 or (model.alike and set(model.pattern[:MIDDLE]) == kinds))
+    repeated = len(set(model.pattern[1:-1])) == 1  # the first and the last may be of other kinds
+    tiled = not whole and layers > EXECUTED and (repeated or (model.alike and set(model.pattern[:MIDDLE]) == kinds))
     executed = replace(model, pattern=(*model.pattern[: MIDDLE + 1], *model.pattern[-2:])) if tiled else model
     machine = Machine(stack)
     training = Training(executed, plan, machine, model)

@@ -64,6 +64,7 @@ class Autograd:
     machine: Machine
     leaves: dict[int, Leaf] = field(default_factory=dict)  # by autograd value
     nodes: list[Node] = field(default_factory=list)
+    attached: list[int] = field(default_factory=list)  # storages that nodes hold until the graph goes
     next_value: int = 0
 
     def instance(self, graph: LayerGraph, bound: dict[str, tuple[int, int]], layer: int, prefix: str) -> Instance:
@@ -89,6 +90,9 @@ class Autograd:
                     machine.retain(storage)
             elif op.saved:
                 frame.pending += 1
+            for s in KINDS[op.kind].attached(op.inputs, op.attrs):
+                machine.retain(storages[s])
+                self.attached.append(storages[s])
             self.nodes.append(Node(op, instance, saved, frame if op.saved else None))
             for spec in op.inputs:
                 if spec.requires_grad:
@@ -185,7 +189,8 @@ class Autograd:
             edges = [(i, grad) for i, grad in edges if op.inputs[i].requires_grad]
             if frame is not None:
                 assert frame.saved is not None
-                machine.release(*reversed(frame.saved.pop(op.index)))
+                unpacked = frame.saved.pop(op.index)
+                machine.release(*(unpacked if KINDS[op.kind].in_python(op.attrs) else reversed(unpacked)))
             edges = [(i, machine.cast(machine.sum_to(grad, op.inputs[i].shape), op.inputs[i].dtype)) for i, grad in edges]
             machine.discard(*grads)
             if frame is None:

@@ -160,6 +160,7 @@ class Training:
         machine.at("loss.backward")
         machine.release(one.storage)
         machine.at("del loss, tokens")
+        machine.release(*reversed(autograd.attached))
         if embedded is None or self.is_deep():
             machine.release(instance.storages[loss.storage])
         if embedded is not None:
