@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from memsim.autocast import FLOATING, target
+from memsim.autocast import FLOATING, ORDER, target
 from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous
 from memsim.operators import KINDS
 from memsim.operators.base import Inferred
@@ -208,18 +208,23 @@ class Builder:
         if self.autocast is not None:
             dtype = target(kind, self.autocast)
             if dtype is not None and not (kind == "softmax" and "dtype" in attrs):
-                self.temporaries = self._casted(dtype, inputs)
-                return self._execute(kind, tuple(self.temporaries), attrs)
+                order = ORDER.get(kind) or tuple(reversed(range(len(inputs))))
+                casts = self._casted(dtype, inputs, order)
+                self.temporaries = [casts[i] for i in reversed(order)]
+                return self._execute(kind, tuple(casts), attrs)
         return self._execute(kind, inputs, attrs)
 
     def lower(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The tensors as autocast gives them to an operator of the lower precision."""
-        return tuple(self._casted(self.autocast, inputs)) if self.autocast else inputs
+        return tuple(self._casted(self.autocast, inputs, tuple(reversed(range(len(inputs)))))) if self.autocast else inputs
 
-    def _casted(self, dtype: str, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """cached_cast of every argument, the last first, as C++ compilers evaluate them. What trains is cast to the lower precision once and kept."""
+    def _casted(self, dtype: str, inputs: tuple[Tensor, ...], order: tuple[int, ...]) -> list[Tensor]:
+        """cached_cast of every argument, in an order which is from the last on, as C++ compilers evaluate them.
+
+        What trains is cast to the lower precision once and kept.
+        """
         casts = list(inputs)
-        for i in reversed(range(len(casts))):
+        for i in order:
             x = casts[i]
             if x.dtype == dtype or x.dtype not in FLOATING:
                 continue

@@ -10,6 +10,7 @@ from memsim.models import functional as F
 from memsim.models.model import Model, Parameter
 from memsim.passes.lora import Lora, lora_branch, matches
 from memsim.passes.lora_parameters import folding
+from memsim.stacks import Software
 
 COMPUTE = "bf16"  # bnb_4bit_compute_dtype
 KEPT = ("lm_head",)  # modules_to_not_convert
@@ -28,13 +29,13 @@ def is_quantized(p: Parameter) -> bool:
     return p.module == "linear" and kind == "weight" and module not in KEPT and not p.adapter
 
 
-def quantized(nf4: Nf4, lora: Lora) -> Technique:
+def quantized(nf4: Nf4, lora: Lora, stack: Software) -> Technique:
     """Linear modules that are Linear4bit, with adapters where they are targeted."""
 
     def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
         if kind != "linear" or attrs.get("module", KEPT[0]) in KEPT:
             return None
-        attrs = {**attrs, "double": nf4.double}
+        attrs = {**attrs, "double": nf4.double, "dtype": COMPUTE, "as_input": stack.bnb_computes_in_inputs_dtype}
         if matches(lora, str(attrs["module"])):
             return (lora_linear4bit(b, attrs, inputs[0], inputs[1:], lora),)
         return (linear4bit(b, attrs, inputs[0], inputs[1:]),)
@@ -47,7 +48,9 @@ def with_quantized(model: Model, nf4: Nf4) -> Model:
 
     def change(p: Parameter) -> Parameter:
         if p.adapter:
-            return replace(p, created_dtype=COMPUTE)  # as PEFT moves adapters to where the compute dtype is, before it casts them
+            return replace(
+                p, created_dtype="" if model.settings.stack.qlora_adapters_in_fp32 else COMPUTE
+            )  # as PEFT moves adapters to where the compute dtype is, before it casts them
         if is_quantized(p):
             return replace(p, quantized="nf4-double" if nf4.double else "nf4")
         if p.buffer or (p.module == "linear" and p.name.endswith(".bias")):
@@ -61,9 +64,10 @@ def with_quantized(model: Model, nf4: Nf4) -> Model:
 def linear4bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     """Linear4bit.forward of bitsandbytes: a bias is cast for good the first time."""
     inp_dtype = x.dtype
-    x = F.to(b, x, COMPUTE)
-    if len(weights) == 2:
-        b.run("recast", weights[1], dtype=COMPUTE)
+    if not attrs["as_input"]:
+        x = F.to(b, x, COMPUTE)
+    if len(weights) == 2 and weights[1].dtype != x.dtype:
+        b.run("recast", weights[1], dtype=x.dtype)
     return F.to(b, b.run("linear4bit", x, *weights, **attrs)[0], inp_dtype)
 
 

@@ -61,7 +61,7 @@ class Training:
         cast = [(layer, p) for layer, p in rows if not p.adapter and p.created_dtype not in ("", p.dtype)]
         for layer, p in cast:  # PEFT's prepare_model_for_kbit_training
             self.recast(layer, p.name, p.elements * ITEMSIZE[p.dtype])
-        if cast:
+        if cast and not machine.stack.software.qlora_keeps_cache:
             machine.layer = NO_LAYER
             machine.empty_cache()
         adapters = [(layer, p) for layer, p in rows if p.adapter]
