@@ -25,6 +25,7 @@ def test_defaults_are_those_of_the_recordings() -> None:
         "precision": "bf16",
         "attention": "sdpa",
         "checkpointing": "none",
+        "routing": "balanced",
         "optimizer": "adamw",
         "clip_grad_norm": None,
         "fsdp": 1,

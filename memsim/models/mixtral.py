@@ -60,6 +60,8 @@ def expert_sizes(config: DecoderConfig) -> tuple[int, int, int]:
     mixtral = config.model_type == "mixtral"
     experts = integer(config.fields, "num_local_experts" if mixtral else "num_experts")
     top_k = integer(config.fields, "num_experts_per_tok")
+    if experts == 1:
+        raise Unsupported("model: one expert is not supported yet; two and more are")
     if top_k > experts:
         raise Unsupported(f"model.num_experts_per_tok: {top_k} is more than the {experts} experts there are")
     return experts, top_k, config.intermediate_size if mixtral else integer(config.fields, "moe_intermediate_size")

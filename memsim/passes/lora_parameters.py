@@ -98,9 +98,7 @@ class Delta(Folded):
         """ParamWrapper.get_delta_weight of one expert."""
         b = self.b
         delta_weight = b.op("mul_scalar", b.op("mm", weight_b, weight_a))
-        shape = self.weight.shape
-        delta_weight = F.to(b, delta_weight, self.weight.dtype)
-        return delta_weight if delta_weight.shape == shape else b.op("view", delta_weight, shape=shape)
+        return F.to(b, delta_weight, self.weight.dtype)
 
     def read(self) -> Tensor:
         return self.b.op("add", self.weight, self.held[0])

@@ -47,6 +47,8 @@ def with_quantized(model: Model, nf4: Nf4) -> Model:
     """The model, built with `quantized`, with its parameters as they are loaded: packed, or in bf16 and cast by prepare_model_for_kbit_training."""
 
     def change(p: Parameter) -> Parameter:
+        if p.module == "parameter adapter":
+            return p  # made in the dtype of its parameter, which is fp32 by then
         if p.adapter:
             return replace(
                 p, created_dtype="" if model.settings.stack.qlora_adapters_in_fp32 else COMPUTE
