@@ -68,6 +68,7 @@ class Technique:
     autocast: str | None = None  # the lower precision that torch.autocast casts to
     inputs_require_grad: bool = False  # the embeddings of the input are told to, where they do not by themselves
     trainable: Callable[[str], bool] | None = None  # by name within the block; None: as the model's code says
+    stored: Callable[[str, str], str] | None = None  # the dtype of a parameter, by its name and the dtype that the model's code asks for
     fold: Fold | None = None  # what stands for a parameter that belongs to no Linear, by name; None: itself
 
 
@@ -124,6 +125,7 @@ class Builder:
         """A weight of the block, by its name within the block; the same name gives the same tensor."""
         if name not in self.weights:
             trainable = self.technique.trainable(name) if self.technique.trainable else trainable
+            dtype = self.technique.stored(name, dtype) if self.technique.stored else dtype
             tensor = self._tensor(tuple(shape), dtype, trainable, name, parameter=name, leaf=trainable)
             self.weights[name] = tensor
             self.graph.parameters[name] = tensor.spec

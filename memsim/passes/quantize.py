@@ -13,14 +13,19 @@ from memsim.passes.lora_parameters import folding
 from memsim.stacks import Software
 
 COMPUTE = "bf16"  # bnb_4bit_compute_dtype
+CAST_BACK = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "wpe.weight")
 KEPT = ("lm_head",)  # modules_to_not_convert
 
 
 @dataclass(frozen=True)
 class Nf4:
-    """double: the scales are quantized too."""
+    """double: the scales are quantized too. casts: who casts what is not quantized.
+
+    peft: prepare_model_for_kbit_training, to fp32. trl: then peft_module_casting_to_bf16 of TRL, the head and the embeddings back. none: nobody.
+    """
 
     double: bool = True
+    casts: str = "peft"
 
 
 def is_quantized(p: Parameter) -> bool:
@@ -40,7 +45,12 @@ def quantized(nf4: Nf4, lora: Lora, stack: Software) -> Technique:
             return (lora_linear4bit(b, attrs, inputs[0], inputs[1:], lora),)
         return (linear4bit(b, attrs, inputs[0], inputs[1:]),)
 
-    return Technique(rule=rule, trainable=lambda name: ".lora_" in name, fold=folding(lora) if lora.parameters else None)
+    def stored(name: str, dtype: str) -> str:
+        return COMPUTE if name in CAST_BACK else dtype
+
+    return Technique(
+        rule=rule, trainable=lambda name: ".lora_" in name, stored=stored if nf4.casts == "trl" else None, fold=folding(lora) if lora.parameters else None
+    )
 
 
 def with_quantized(model: Model, nf4: Nf4) -> Model:
@@ -55,8 +65,10 @@ def with_quantized(model: Model, nf4: Nf4) -> Model:
             )  # as PEFT moves adapters to where the compute dtype is, before it casts them
         if is_quantized(p):
             return replace(p, quantized="nf4-double" if nf4.double else "nf4")
-        if p.buffer or (p.module == "linear" and p.name.endswith(".bias")):
+        if nf4.casts == "none" or p.buffer or (p.module == "linear" and p.name.endswith(".bias")):
             return p  # biases of the new modules are made in fp32
+        if nf4.casts == "trl" and p.name in CAST_BACK:
+            return replace(p, dtype=COMPUTE, created_dtype=COMPUTE, cast_twice=p.dtype)
         return replace(p, created_dtype=COMPUTE)
 
     return model.map_parameters(change)
