@@ -40,10 +40,15 @@ def repeat_kv(b: Builder, settings: Settings, hidden_states: Tensor, groups: int
     return F.reshape(b, hidden_states, batch, heads * groups, sequence, dim)
 
 
+def lacks_wide_heads(sm: int) -> bool:
+    """Devices on which FlashAttention's backward has no kernel for heads of 193 to 224 (sdp_utils.cpp, check_requires_grad_and_head_dim_gt192…)."""
+    return 86 <= sm <= 89 or sm in (120, 121)
+
+
 def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, p: float = 0.0) -> Tensor:
     """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them. p: probability of dropout."""
-    if settings.sm < 80:
-        raise Unsupported(f"sm: {settings.sm} with attention sdpa is not supported yet; 80 and later are, or attention eager")
+    if settings.sm < 80 and (b.autocast or query.dtype) == "bf16":
+        raise Unsupported(f"sm: {settings.sm} with bf16 and attention sdpa is not supported yet; fp16 or fp32 are, 80 and later, or attention eager")
     if query.shape[-1] % 8 or query.shape[-1] > 256:
         raise Unsupported(f"model.head_dim: {query.shape[-1]} with attention sdpa is not supported yet; multiples of 8 up to 256 are")
     if mask is not None or settings.stack.sdpa_repeats_heads:
@@ -55,7 +60,10 @@ def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tens
         mask = b.op("slice", mask, length=query.shape[2]) if mask.shape[-1] != query.shape[2] else mask
         attn_output = b.op("efficient_attention", query, key, value, mask, p=p)
     else:
-        attn_output = b.op("flash_attention" if (b.autocast or query.dtype) in ("bf16", "fp16") else "efficient_attention", query, key, value, p=p)
+        half = (b.autocast or query.dtype) in ("bf16", "fp16")
+        kept = b.grad_enabled and any(x.spec.requires_grad for x in (query, key, value))
+        flash = half and settings.sm >= 80 and not (kept and lacks_wide_heads(settings.sm) and 192 < query.shape[-1] <= 224)
+        attn_output = b.op("flash_attention" if flash else "efficient_attention", query, key, value, p=p)
     attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
     return attn_output
 

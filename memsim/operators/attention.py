@@ -138,7 +138,7 @@ class EfficientAttention(Attention):
             if outputs[4].shape[-1] != q.shape[2]:
                 bias = [m.alloc(outputs[4].nbytes)]
                 m.release(converted)
-        size = 0 if m.stack.software.attention_seeds_on_host else 8
+        size = 0 if m.stack.software.attention_seeds_on_host or attrs.get("p") else 8  # with dropout they come from the host
         seed, offset = m.alloc(size), m.alloc(size)
         into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes), seed, offset, *bias]
         if inputs[0].shape[-1] > 128 and inputs[0].dtype != "fp32":  # kNeedsOutputAccumulatorBuffer
