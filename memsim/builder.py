@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from memsim.autocast import FLOATING, target
+from memsim.autocast import FLOATING, ORDER, target
 from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous
 from memsim.operators import KINDS
 from memsim.operators.base import Inferred
@@ -68,6 +68,7 @@ class Technique:
     autocast: str | None = None  # the lower precision that torch.autocast casts to
     inputs_require_grad: bool = False  # the embeddings of the input are told to, where they do not by themselves
     trainable: Callable[[str], bool] | None = None  # by name within the block; None: as the model's code says
+    stored: Callable[[str, str], str] | None = None  # the dtype of a parameter, by its name and the dtype that the model's code asks for
     fold: Fold | None = None  # what stands for a parameter that belongs to no Linear, by name; None: itself
 
 
@@ -124,6 +125,7 @@ class Builder:
         """A weight of the block, by its name within the block; the same name gives the same tensor."""
         if name not in self.weights:
             trainable = self.technique.trainable(name) if self.technique.trainable else trainable
+            dtype = self.technique.stored(name, dtype) if self.technique.stored else dtype
             tensor = self._tensor(tuple(shape), dtype, trainable, name, parameter=name, leaf=trainable)
             self.weights[name] = tensor
             self.graph.parameters[name] = tensor.spec
@@ -208,18 +210,23 @@ class Builder:
         if self.autocast is not None:
             dtype = target(kind, self.autocast)
             if dtype is not None and not (kind == "softmax" and "dtype" in attrs):
-                self.temporaries = self._casted(dtype, inputs)
-                return self._execute(kind, tuple(self.temporaries), attrs)
+                order = ORDER.get(kind) or tuple(reversed(range(len(inputs))))
+                casts = self._casted(dtype, inputs, order)
+                self.temporaries = [casts[i] for i in reversed(order)]
+                return self._execute(kind, tuple(casts), attrs)
         return self._execute(kind, inputs, attrs)
 
     def lower(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The tensors as autocast gives them to an operator of the lower precision."""
-        return tuple(self._casted(self.autocast, inputs)) if self.autocast else inputs
+        return tuple(self._casted(self.autocast, inputs, tuple(reversed(range(len(inputs)))))) if self.autocast else inputs
 
-    def _casted(self, dtype: str, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """cached_cast of every argument, the last first, as C++ compilers evaluate them. What trains is cast to the lower precision once and kept."""
+    def _casted(self, dtype: str, inputs: tuple[Tensor, ...], order: tuple[int, ...]) -> list[Tensor]:
+        """cached_cast of every argument, in an order which is from the last on, as C++ compilers evaluate them.
+
+        What trains is cast to the lower precision once and kept.
+        """
         casts = list(inputs)
-        for i in reversed(range(len(casts))):
+        for i in order:
             x = casts[i]
             if x.dtype == dtype or x.dtype not in FLOATING:
                 continue

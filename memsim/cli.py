@@ -68,7 +68,8 @@ def simulate(
 
 @app.command()
 def validate(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Recorded runs: NAME.json, and NAME.npz with their events.")],
+    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="Recorded runs: NAME.json, and NAME.npz with their events.")] = None,
+    published: Annotated[Path | None, typer.Option("--published", metavar="FILE", help="Compare with published measurements (.jsonl) instead.")] = None,
     as_json: JsonOption = False,
     tolerance: Annotated[float, typer.Option(metavar="PERCENT", min=0.0, help="The largest error of a peak that passes.")] = 0.5,
     pattern: Annotated[str, typer.Option("--filter", metavar="GLOB", help="Only runs whose name matches, such as 'qwen*'.")] = "*",
@@ -77,6 +78,12 @@ def validate(
     """Compare simulated with recorded runs. Exits with 1 where one is past the tolerance."""
     from memsim import validate as checks
 
+    if (folder is None) == (published is None):
+        raise InputError("validate: needs a folder of recorded runs, or --published FILE, and not both")
+    if folder is None:
+        assert published is not None
+        _published(published, as_json)
+        return
     found = checks.files(folder, pattern)
     console.say_if_cold()
     with console.progress("comparing", len(found)) as advance:
@@ -93,6 +100,18 @@ def validate(
             screen.print(line, markup=False, soft_wrap=not screen.is_terminal)
     if not checks.passed(rows, tolerance):
         raise typer.Exit(NO)
+
+
+def _published(path: Path, as_json: bool) -> None:
+    from memsim import published
+
+    rows = published.load(path)
+    console.say_if_cold()
+    found = published.compare(rows, _simulate_recorded)
+    if as_json:
+        _print_json(published.to_json(found))
+    else:
+        console.out().print(published.table(found))
 
 
 @app.command()

@@ -115,6 +115,7 @@ class Method(Part):
     targets: Annotated[str | tuple[str, ...], BeforeValidator(_targets)] = "all-linear"  # or names of modules
     dropout: Annotated[float, _number(lambda p: 0 <= p < 1, "a probability from 0 to below 1")] = 0.0
     double_quant: Annotated[bool, BeforeValidator(_flag)] = True
+    casts: Literal["peft", "trl", "none"] = "peft"  # qlora: who casts what is not quantized; TRL's trainer casts the head and embeddings back to bf16
 
 
 class Batch(Part):

@@ -40,14 +40,15 @@ def model_of(run: Run, other_order: bool = False) -> Model:
     check_supported(run)
     method = run.method
     lora = None if method.kind == "full" else converted(Lora(method.rank, method.targets, method.dropout), str(run.config.get("model_type")))
-    nf4 = Nf4(method.double_quant) if method.kind == "qlora" else None
+    nf4 = Nf4(method.double_quant, method.casts) if method.kind == "qlora" else None
     precision = "amp-bf16" if nf4 else run.precision  # what is not quantized is cast to fp32, and runs under autocast
-    technique = PLAIN if lora is None else quantized(nf4, lora) if nf4 else wrapped(lora)
-    technique = replace(technique, autocast=AUTOCAST.get(precision), inputs_require_grad=lora is not None and run.checkpointing == "full")
+    technique = PLAIN if lora is None else quantized(nf4, lora, STACKS[run.stack]) if nf4 else wrapped(lora)
+    tells = lora is not None and run.checkpointing == "full" and not (nf4 and STACKS[run.stack].qlora_input_is_frozen)
+    technique = replace(technique, autocast=AUTOCAST.get(precision), inputs_require_grad=tells)
     settings = Settings(
         batch=run.batch.size,
         sequence=run.batch.sequence,
-        dtype=WEIGHTS.get(precision, precision),
+        dtype=COMPUTE if nf4 and nf4.casts == "none" else WEIGHTS.get(precision, precision),
         attention=run.attention,
         sm=run.sm,
         stack=STACKS[run.stack],
@@ -63,7 +64,7 @@ def model_of(run: Run, other_order: bool = False) -> Model:
         model = with_quantized(model, nf4)
     if run.checkpointing == "full":
         model = checkpoint_every_layer(model)
-        if lora is not None:
+        if tells:
             model = require_input_grads(model)
     return model
 

@@ -44,6 +44,11 @@ class Software:
     checkpoints_positional_arguments: bool = False
     olmo2_as_llama: bool = False
     phi3_rotates_whole_heads: bool = False
+    qlora_keeps_cache: bool = False
+    qlora_adapters_in_fp32: bool = False
+    qlora_input_is_frozen: bool = False
+    bnb_computes_in_inputs_dtype: bool = False
+    bnb_always_dequantizes: bool = False
 
     def runs_on(self, sm: int) -> bool:
         """Whether it is modelled on devices of this compute capability, times ten."""
@@ -81,6 +86,11 @@ MEANING: Mapping[str, tuple[str, str, str]] = {
     "checkpoints_positional_arguments": ("checkpoint: a layer's arguments", "positional; die in their order", "by name; die in reverse"),
     "olmo2_as_llama": ("OLMo-2: weight of norms, rotary tables", "in the model's dtype, as Llama's", "in fp32"),
     "phi3_rotates_whole_heads": ("Phi-3: rotation of heads", "whole, as Llama's", "the part that turns is cut off and put back"),
+    "qlora_keeps_cache": ("QLoRA: once parameters are cast to fp32", "the cache stays", "it is emptied"),
+    "qlora_adapters_in_fp32": ("QLoRA: adapters are made", "in fp32", "in the compute dtype, then cast"),
+    "qlora_input_is_frozen": ("QLoRA with checkpointing: embeddings", "require no gradient", "are told to require one"),
+    "bnb_computes_in_inputs_dtype": ("bitsandbytes: 4-bit products compute in", "the dtype of the module's first input", "bnb_4bit_compute_dtype"),
+    "bnb_always_dequantizes": ("bitsandbytes: 4-bit products", "dequantize the weight, then F.linear", "or a fused kernel, by shape and device"),
 }
 
 GOLDEN = Software("golden", torch="2.15.0", transformers="5.23.0", peft="0.21.2", bitsandbytes="0.50.2")
@@ -92,7 +102,7 @@ HF_4_48 = Software(
     bitsandbytes="0.46.1",
     held={
         "model_type": ("llama", "mistral", "qwen2", "phi3", "olmo2"),
-        "method.kind": ("full", "lora"),
+        "method.kind": ("full", "lora", "qlora"),
         "precision": ("bf16", "fp16", "fp32", "amp-bf16", "amp-fp16"),
         "optimizer": (
             "adamw",
@@ -130,6 +140,11 @@ HF_4_48 = Software(
     checkpoints_positional_arguments=True,
     olmo2_as_llama=True,
     phi3_rotates_whole_heads=True,
+    qlora_keeps_cache=True,
+    qlora_adapters_in_fp32=True,
+    qlora_input_is_frozen=True,
+    bnb_computes_in_inputs_dtype=True,
+    bnb_always_dequantizes=True,
 )
 SAME = ("torch", "transformers", "peft")  # the packages by which a recording's stack is known
 

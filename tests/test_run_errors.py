@@ -33,7 +33,10 @@ def refused(**data: object) -> str:
         ({"model": M, "precision": "bf61"}, "precision: 'bf61' is not one of bf16, amp-bf16, amp-fp16, fp32, fp16; did you mean bf16?"),
         ({"model": M, "optimizer": "AdamW"}, "optimizer: 'AdamW' is not one of adamw, adamw-fused, adamw-for-loop, sgd, "),
         ({"model": M, "checkpointing": True}, "checkpointing: True is not one of none, full"),
-        ({"model": M, "method": "lora"}, "method: 'lora' is not a mapping; write method: {kind: lora} (keys: kind, rank, targets, dropout, double_quant)"),
+        (
+            {"model": M, "method": "lora"},
+            "method: 'lora' is not a mapping; write method: {kind: lora} (keys: kind, rank, targets, dropout, double_quant, casts)",
+        ),
         ({"model": M, "method": {"kind": "dora"}}, "method.kind: 'dora' is not one of full, lora, qlora; did you mean lora?"),
         ({"model": M, "batch": 4}, "batch: 4 is not a mapping; write batch: {size: 4} (keys: size, sequence, accumulation)"),
         ({"model": M, "batch": {"size": 0}}, "batch.size: 0 is not a whole number from 1 to 1048576"),

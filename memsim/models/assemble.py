@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from memsim.builder import Builder
+from collections.abc import Sequence
+from dataclasses import replace
+
+from memsim.builder import Builder, Tensor
 from memsim.graph import LayerGraph, Operator
 from memsim.models.causal_lm import Parts, causal_lm
 from memsim.models.config import DecoderConfig
@@ -58,6 +61,16 @@ def assemble_kinds(
 def layer_graph(config: DecoderConfig, settings: Settings, layer: Layer, call: Operator) -> LayerGraph:
     """The graph of a kind of layer, called with the inputs of the operator "layers"."""
     inner = Builder("decoder layer", settings.technique)
-    arguments = {name: inner.input(name, spec) for name, spec in zip(INPUTS, call.inputs, strict=False)}
+    arguments = layer_inputs(inner, call, INPUTS)
     hidden = layer(inner, config, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], arguments.get("attention_mask"))
     return inner.finish(hidden)
+
+
+def layer_inputs(b: Builder, call: Operator, names: Sequence[str], wanted: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """What the operator "layers" hands to a layer, by name (only those `wanted`).
+
+    The hidden states are as every layer but the first gets them: from one that trains.
+    """
+    specs = dict(zip(names, call.inputs, strict=False))
+    specs["hidden_states"] = replace(specs["hidden_states"], requires_grad=call.outputs[0].requires_grad)
+    return {name: b.input(name, spec) for name, spec in specs.items() if wanted is None or name in wanted}

@@ -9,6 +9,7 @@ from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
 from memsim.graph import LayerGraph
 from memsim.models import functional as F
+from memsim.models.assemble import layer_inputs
 from memsim.models.attention import attend
 from memsim.models.causal_lm import causal_lm_loss, causal_mask, rotary_embedding
 from memsim.models.config import DecoderConfig, decoder_config, integer
@@ -201,15 +202,15 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     outer = b.finish(causal_lm(b, gemma, settings, ids, ids))
     call = next(op for op in outer.operators if op.kind == "layers")
-    given = dict(zip(call.attrs["names"], call.inputs, strict=True))  # type: ignore[call-overload]
+    given: tuple[str, ...] = call.attrs["names"]  # type: ignore[assignment]
     graphs: list[LayerGraph] = []
     pattern: dict[str, int] = {}
     for kind in dict.fromkeys(gemma.layer_types):
         prefix = "sliding_" if kind == SLIDING and gemma.rotary_by_type else ""
         mask = "sliding_mask" if kind == SLIDING else "full_mask"
         inner = Builder("decoder layer", settings.technique)
-        names = [name for name in ("hidden_states", f"{prefix}cos", f"{prefix}sin", "position_ids", mask) if name in given]
-        arguments = {name: inner.input(name, given[name]) for name in names}
+        wanted = ("hidden_states", f"{prefix}cos", f"{prefix}sin", "position_ids", mask)
+        arguments = layer_inputs(inner, call, given, wanted)
         hidden = decoder_layer(inner, gemma, settings, arguments["hidden_states"], arguments[f"{prefix}cos"], arguments[f"{prefix}sin"], arguments.get(mask))
         pattern[kind] = len(graphs)
         graphs.append(inner.finish(hidden))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
 from memsim.models import functional as F
+from memsim.models.assemble import layer_inputs
 from memsim.models.attention import sdpa
 from memsim.models.causal_lm import causal_lm_loss, causal_mask
 from memsim.models.config import integer
@@ -237,7 +238,7 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     outer = b.finish(causal_lm(b, config, settings, ids, ids))
     call = next(op for op in outer.operators if op.kind == "layers")
     inner = Builder("block", settings.technique)
-    arguments = {name: inner.input(name, spec) for name, spec in zip(NAMES, call.inputs, strict=False)}
+    arguments = layer_inputs(inner, call, NAMES)
     graph = inner.finish(block(inner, config, settings, arguments["hidden_states"], arguments.get("attention_mask")))
     table = (config.vocabulary, config.hidden)
     return Model(

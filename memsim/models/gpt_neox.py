@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError
 from memsim.models import functional as F
-from memsim.models.assemble import HOLD_POSITIONS_FIRST, INPUTS
+from memsim.models.assemble import HOLD_POSITIONS_FIRST, INPUTS, layer_inputs
 from memsim.models.attention import attention
 from memsim.models.causal_lm import causal_lm_loss, causal_mask, rotary_embedding
 from memsim.models.config import DecoderConfig, decoder_config
@@ -166,7 +166,7 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     outer = b.finish(causal_lm(b, neox, settings, ids, ids))
     call = next(op for op in outer.operators if op.kind == "layers")
     inner = Builder("layer", settings.technique)
-    arguments = {name: inner.input(name, spec) for name, spec in zip(INPUTS, call.inputs, strict=False)}
+    arguments = layer_inputs(inner, call, INPUTS)
     hidden = layer(inner, neox, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], arguments.get("attention_mask"))
     table = (config.vocab_size, config.hidden_size)
     tail = [*norm_parameters("final_layer_norm", config.hidden_size, dtype)]

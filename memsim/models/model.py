@@ -24,6 +24,7 @@ class Parameter:
     adapter: bool = False
     module: str = ""  # "linear", "embedding", "norm", "adapter"
     quantized: str = ""  # "nf4", or "nf4-double" with quantized scales: what is stored is packed, and this dtype that of the computation
+    cast_twice: str = ""  # the dtype to which it was cast first, before adapters were made, where it was cast back after
     created_dtype: str = ""  # where it was made in another dtype and cast after the model was wrapped
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from memsim.dtypes import ITEMSIZE
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 from memsim.operators.gemm4bit import is_fused
@@ -25,20 +26,41 @@ class Linear4bit(Kind):
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x, weight = inputs[:2]
         shape = (*x.shape[:-1], weight.shape[0])
-        return (Inferred(shape, like(shape), x.dtype),)
+        return (Inferred(shape, like(shape), str(attrs["dtype"])),)
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         x, weight = inputs[:2]
         out, inner = weight.shape
-        if is_fused(m.stack.sm, m.stack.processors, x.dtype, x.elements // inner, out, inner, BLOCK):
+        always = m.stack.software.bnb_always_dequantizes
+        if not always and is_fused(m.stack.sm, m.stack.processors, x.dtype, x.elements // inner, out, inner, BLOCK):
             into.append(m.alloc(outputs[0].nbytes))
             return
         scales = 4 * -(-weight.elements // BLOCK)
+        if always:
+            self._dequantize_and_multiply(m, inputs, outputs, attrs, into)
+            return
         nested, absmax = (m.alloc(scales), m.alloc(scales)) if attrs["double"] else (-1, -1)
         dequantized = m.alloc(2 * weight.elements)
         into.append(m.alloc(outputs[0].nbytes))
         m.workspace(lt=len(inputs) == 3)
         m.release(*((absmax, nested) if attrs["double"] else ()), dequantized)
+
+    def _dequantize_and_multiply(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        """F.linear(x, dequantize_4bit(weight).to(x.dtype).t(), bias) under autocast, which casts what is not in the lower precision."""
+        x, weight = inputs[:2]
+        absmax = m.alloc(4 * -(-weight.elements // BLOCK)) if attrs["double"] else -1
+        dequantized = m.alloc(2 * weight.elements)
+        if attrs["double"]:
+            m.release(absmax)
+        casts = []
+        if x.dtype != attrs["dtype"]:
+            full = m.alloc(ITEMSIZE[x.dtype] * weight.elements)
+            m.release(dequantized)
+            dequantized = full
+            casts = [m.alloc(2 * spec.elements) for spec in (*inputs[2:], weight, x)]
+        into.append(m.alloc(outputs[0].nbytes))
+        m.workspace(lt=len(inputs) == 3)
+        m.release(*reversed(casts), dequantized)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         x, weight = inputs[:2]
@@ -46,7 +68,7 @@ class Linear4bit(Kind):
         dequantized = m.alloc(2 * weight.elements)
         if attrs["double"]:
             m.release(absmax)
-        of_x = m.grad(x.shape, like(x.shape), x.dtype, view=len(x.shape) > 2)
+        of_x = m.grad(x.shape, like(x.shape), grads[0].dtype, view=len(x.shape) > 2)
         m.workspace()
         m.release(dequantized)
         return [(0, of_x)]

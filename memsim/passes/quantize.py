@@ -10,16 +10,22 @@ from memsim.models import functional as F
 from memsim.models.model import Model, Parameter
 from memsim.passes.lora import Lora, lora_branch, matches
 from memsim.passes.lora_parameters import folding
+from memsim.stacks import Software
 
 COMPUTE = "bf16"  # bnb_4bit_compute_dtype
+CAST_BACK = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "wpe.weight")
 KEPT = ("lm_head",)  # modules_to_not_convert
 
 
 @dataclass(frozen=True)
 class Nf4:
-    """double: the scales are quantized too."""
+    """double: the scales are quantized too. casts: who casts what is not quantized.
+
+    peft: prepare_model_for_kbit_training, to fp32. trl: then peft_module_casting_to_bf16 of TRL, the head and the embeddings back. none: nobody.
+    """
 
     double: bool = True
+    casts: str = "peft"
 
 
 def is_quantized(p: Parameter) -> bool:
@@ -28,18 +34,23 @@ def is_quantized(p: Parameter) -> bool:
     return p.module == "linear" and kind == "weight" and module not in KEPT and not p.adapter
 
 
-def quantized(nf4: Nf4, lora: Lora) -> Technique:
+def quantized(nf4: Nf4, lora: Lora, stack: Software) -> Technique:
     """Linear modules that are Linear4bit, with adapters where they are targeted."""
 
     def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
         if kind != "linear" or attrs.get("module", KEPT[0]) in KEPT:
             return None
-        attrs = {**attrs, "double": nf4.double}
+        attrs = {**attrs, "double": nf4.double, "dtype": COMPUTE, "as_input": stack.bnb_computes_in_inputs_dtype}
         if matches(lora, str(attrs["module"])):
             return (lora_linear4bit(b, attrs, inputs[0], inputs[1:], lora),)
         return (linear4bit(b, attrs, inputs[0], inputs[1:]),)
 
-    return Technique(rule=rule, trainable=lambda name: ".lora_" in name, fold=folding(lora) if lora.parameters else None)
+    def stored(name: str, dtype: str) -> str:
+        return COMPUTE if name in CAST_BACK else dtype
+
+    return Technique(
+        rule=rule, trainable=lambda name: ".lora_" in name, stored=stored if nf4.casts == "trl" else None, fold=folding(lora) if lora.parameters else None
+    )
 
 
 def with_quantized(model: Model, nf4: Nf4) -> Model:
@@ -49,11 +60,15 @@ def with_quantized(model: Model, nf4: Nf4) -> Model:
         if p.module == "parameter adapter":
             return p  # made in the dtype of its parameter, which is fp32 by then
         if p.adapter:
-            return replace(p, created_dtype=COMPUTE)  # as PEFT moves adapters to where the compute dtype is, before it casts them
+            return replace(
+                p, created_dtype="" if model.settings.stack.qlora_adapters_in_fp32 else COMPUTE
+            )  # as PEFT moves adapters to where the compute dtype is, before it casts them
         if is_quantized(p):
             return replace(p, quantized="nf4-double" if nf4.double else "nf4")
-        if p.buffer or (p.module == "linear" and p.name.endswith(".bias")):
+        if nf4.casts == "none" or p.buffer or (p.module == "linear" and p.name.endswith(".bias")):
             return p  # biases of the new modules are made in fp32
+        if nf4.casts == "trl" and p.name in CAST_BACK:
+            return replace(p, dtype=COMPUTE, created_dtype=COMPUTE, cast_twice=p.dtype)
         return replace(p, created_dtype=COMPUTE)
 
     return model.map_parameters(change)
@@ -63,9 +78,10 @@ def with_quantized(model: Model, nf4: Nf4) -> Model:
 def linear4bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     """Linear4bit.forward of bitsandbytes: a bias is cast for good the first time."""
     inp_dtype = x.dtype
-    x = F.to(b, x, COMPUTE)
-    if len(weights) == 2:
-        b.run("recast", weights[1], dtype=COMPUTE)
+    if not attrs["as_input"]:
+        x = F.to(b, x, COMPUTE)
+    if len(weights) == 2 and weights[1].dtype != x.dtype:
+        b.run("recast", weights[1], dtype=x.dtype)
     return F.to(b, b.run("linear4bit", x, *weights, **attrs)[0], inp_dtype)
 
 

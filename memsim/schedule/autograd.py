@@ -141,6 +141,11 @@ class Autograd:
             for s in op.drops:
                 machine.release(storages[s])
                 alive.pop(s, None)
+        # The exception unwinds. The results of the operator that it left go first.
+        for out in graph.operators[last].outputs:
+            if out.storage in alive:
+                machine.release(storages[out.storage])
+                del alive[out.storage]
         if graph.cached:  # the exception ends the contexts, autocast's too, and only then do the frames that it passed die
             machine.at(AUTOCAST_CACHE)
             for s in graph.cached:
@@ -148,11 +153,9 @@ class Autograd:
                     machine.release(storages[s])
                     del alive[s]
             machine.at(first.prefix + graph.operators[last].name)
-        # The exception unwinds: the results of the operator that it left go first, then the locals of inner functions, in the order of their slots
-        # where that is known, else as on return.
+        # Then the locals of inner functions, in the order of their slots where that is known, else as on return.
         unwind: tuple[int, ...] = graph.operators[last].attrs.get("unwind", ())  # type: ignore[assignment]
-        results = tuple(out.storage for out in graph.operators[last].outputs)
-        for s in (*results, *unwind, *(s for op in graph.operators[last:] for s in op.drops)):
+        for s in (*unwind, *(s for op in graph.operators[last:] for s in op.drops)):
             if s in alive:
                 machine.release(storages[s])
                 del alive[s]

@@ -58,10 +58,10 @@ class Training:
         for layer, p in rows:
             if not p.adapter:
                 self.place(layer, p, p.created_dtype or p.dtype)
-        cast = [(layer, p) for layer, p in rows if not p.adapter and p.created_dtype not in ("", p.dtype)]
+        cast = [(layer, p) for layer, p in rows if not p.adapter and (p.cast_twice or p.created_dtype not in ("", p.dtype))]
         for layer, p in cast:  # PEFT's prepare_model_for_kbit_training
-            self.recast(layer, p.name, p.elements * ITEMSIZE[p.dtype])
-        if cast:
+            self.recast(layer, p.name, p.elements * ITEMSIZE[p.cast_twice or p.dtype])
+        if cast and not machine.stack.software.qlora_keeps_cache:
             machine.layer = NO_LAYER
             machine.empty_cache()
         adapters = [(layer, p) for layer, p in rows if p.adapter]
@@ -72,6 +72,9 @@ class Training:
                 first, _ = self.parameters[layer, p.name]
                 self.place(layer, p, p.dtype)
                 machine.release(first)
+        for layer, p in rows:
+            if p.cast_twice:
+                self.recast(layer, p.name, p.elements * ITEMSIZE[p.dtype])
         for layer, p in rows:
             if p.trainable and not p.buffer:
                 storage, value = self.parameters[layer, p.name]
