@@ -20,6 +20,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "gpt2": gpt2.build,
     "gpt_neox": gpt_neox.build,
     "mixtral": mixtral.build,
+    "qwen2_moe": mixtral.build,
     "qwen3_moe": mixtral.build,
 }
 

@@ -23,6 +23,7 @@ class Parts:
     norm: Callable[[Builder, Tensor, str], Tensor]  # the final norm, by its name
     mask_arguments: bool = False  # the mask's arguments are a dict that lives as long as the model's forward
     rotary_in_fp32: bool = False  # the rotary tables stay in fp32
+    unused_window: bool = False  # a mask of a window of nothing is made beside the one that layers read
 
 
 @module_call
@@ -179,6 +180,7 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
         mask = dense_mask(b, config, settings, inputs_embeds.dtype)
     else:
         mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids, config.sliding_window)
+    unused = causal_mask(b, settings, inputs_embeds.dtype, position_ids, 0) if parts.unused_window else None
     hidden_states = inputs_embeds
     position_embeddings = rotary_embedding(b, settings, "fp32" if parts.rotary_in_fp32 else hidden_states.dtype, position_ids, config.head_dim)
     hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True)
@@ -191,6 +193,7 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
         return hidden_states
     if parts.mask_arguments:  # causal_mask_mapping dies before mask_kwargs, which holds the other two in its own order
         del mask
+        del unused
         del inputs_embeds
     del position_ids
     return hidden_states

@@ -51,8 +51,8 @@ def check_supported(config: DecoderConfig) -> None:
 
 def biases(config: DecoderConfig) -> tuple[bool, bool]:
     """Whether q, k, v and whether o has a bias."""
-    if config.model_type == "qwen2":
-        return True, False
+    if config.model_type in ("qwen2", "qwen2_moe"):
+        return config.fields.get("qkv_bias") is not False or config.model_type == "qwen2", False
     if config.model_type in ("mistral", "mixtral"):
         return False, False
     return config.attention_bias, config.attention_bias
@@ -105,16 +105,24 @@ def self_attention(
 
 @module_call
 def mlp(b: Builder, config: DecoderConfig, settings: Settings, x: Tensor) -> Tensor:
-    """LlamaMLP.forward."""
-    with b.module("mlp"):
-        bias = config.mlp_bias and config.model_type == "llama"
-        inner, dtype = config.intermediate_size, settings.dtype
-        act = activation(config)
+    """LlamaMLP.forward, a layer's own."""
+    return mlp_forward(b, x, "mlp", config.intermediate_size, settings.dtype, activation(config), config.mlp_bias and config.model_type == "llama")
+
+
+@module_call
+def mlp_of(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: str, bias: bool = False) -> Tensor:
+    """LlamaMLP.forward, of a module with this name and inner size."""
+    return mlp_forward(b, x, name, inner, dtype, act, bias)
+
+
+def mlp_forward(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: str, bias: bool) -> Tensor:
+    """The forward of both."""
+    with b.module(name):
         return F.linear(
             b,
             b.op("mul", b.op(act, F.linear(b, x, "gate_proj", inner, dtype, bias)), F.linear(b, x, "up_proj", inner, dtype, bias)),
             "down_proj",
-            config.hidden_size,
+            x.shape[-1],
             dtype,
             bias,
         )

@@ -1,4 +1,4 @@
-"""Mixtral and Qwen3-MoE (transformers/models/{mixtral,qwen3_moe}/modeling_*.py): Mistral's and Qwen3's decoders with experts for an MLP."""
+"""Mixtral, Qwen2-MoE and Qwen3-MoE (transformers/models/{mixtral,qwen2_moe,qwen3_moe}/modeling_*.py): known decoders with experts for an MLP."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from memsim.models import functional as F
 from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble_kinds
 from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config, integer
-from memsim.models.layers import pre_norm
+from memsim.models.layers import Mlp, pre_norm
 from memsim.models.llama import (
     activation,
     attention_parameters,
     check_supported,
     decoder_layer,
     layer_parameters,
+    linear_parameters,
+    mlp_of,
+    mlp_parameters,
     norm_parameters,
     self_attention,
 )
@@ -26,6 +29,13 @@ from memsim.models.moe import experts_call, router
 
 DEFAULTS: dict[str, dict[str, object]] = {
     "mixtral": {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "num_key_value_heads": 16,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+    },
     "qwen3_moe": {"num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
 }
 
@@ -94,6 +104,31 @@ def qwen3_moe_block(b: Builder, config: DecoderConfig, settings: Settings, hidde
         return F.reshape(b, final_hidden_states, batch, sequence, hidden_dim)
 
 
+@module_call
+def qwen2_moe_block(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor) -> Tensor:
+    """Qwen2MoeSparseMoeBlock.forward: an MLP that every token takes, beside the experts."""
+    with b.module("mlp"):
+        experts, top_k, inner = expert_sizes(config)
+        batch, sequence, hidden_dim = hidden_states.shape
+        hidden_states_reshaped = b.op("view", hidden_states, shape=(batch * sequence, hidden_dim))
+        shared_expert_output = mlp_of(b, hidden_states_reshaped, "shared_expert", shared_size(config), settings.dtype, activation(config))
+        normalized = bool(config.fields.get("norm_topk_prob", False))
+        _, routing_weights, selected_experts = router(b, settings, hidden_states_reshaped, experts, top_k, normalized, lowered=True)
+        expert_output = experts_call(b, settings, hidden_states_reshaped, selected_experts, routing_weights, experts, inner, activation(config))
+        with b.locals(_, routing_weights, selected_experts, expert_output):
+            shared_expert_output = b.op(
+                "mul", b.op("sigmoid", F.linear(b, hidden_states_reshaped, "shared_expert_gate", 1, settings.dtype)), shared_expert_output
+            )
+        expert_output = b.op("add", expert_output, shared_expert_output)
+        expert_output = F.reshape(b, expert_output, batch, sequence, hidden_dim)
+        return expert_output
+
+
+def shared_size(config: DecoderConfig) -> int:
+    """Inner size of Qwen2-MoE's shared expert."""
+    return integer(config.fields, "shared_expert_intermediate_size")
+
+
 def experts_parameters(config: DecoderConfig, dtype: str) -> list[Parameter]:
     """Of a block's router and experts, in module order."""
     experts, _, inner = expert_sizes(config)
@@ -102,7 +137,13 @@ def experts_parameters(config: DecoderConfig, dtype: str) -> list[Parameter]:
         Parameter("mlp.experts.gate_up_proj", (experts, 2 * inner, config.hidden_size), dtype),
         Parameter("mlp.experts.down_proj", (experts, config.hidden_size, inner), dtype),
     ]
-    return gate + stacked if config.model_type == "mixtral" else stacked + gate
+    if config.model_type == "qwen3_moe":
+        return stacked + gate
+    rows = gate + stacked
+    if config.model_type == "qwen2_moe":
+        rows += mlp_parameters("mlp.shared_expert", config.hidden_size, shared_size(config), dtype)
+        rows += linear_parameters("mlp.shared_expert_gate", 1, config.hidden_size, dtype)
+    return rows
 
 
 def pattern_of(config: DecoderConfig) -> tuple[int, ...]:
@@ -116,12 +157,16 @@ def pattern_of(config: DecoderConfig) -> tuple[int, ...]:
     return tuple(int(layer in dense or (layer + 1) % step != 0) for layer in range(config.num_hidden_layers))
 
 
+BLOCKS: dict[str, Mlp] = {"mixtral": mixtral_block, "qwen2_moe": qwen2_moe_block, "qwen3_moe": qwen3_moe_block}
+
+
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config = read_config(fields)
     dtype = settings.dtype
-    parts = Parts(lambda b, x, name: rms_norm(b, x, name, dtype))
-    block = mixtral_block if config.model_type == "mixtral" else qwen3_moe_block
+    by_type = config.model_type == "qwen2_moe"  # masks in a dict by type of layer
+    parts = Parts(lambda b, x, name: rms_norm(b, x, name, dtype), mask_arguments=by_type, unused_window=by_type)
+    block = BLOCKS[config.model_type]
     sparse = (*attention_parameters(config, dtype), *experts_parameters(config, dtype), *norm_parameters(config, dtype))
     kinds = ((pre_norm(self_attention, block), sparse), (decoder_layer, layer_parameters(config, dtype)))
     return assemble_kinds(config, settings, parts, kinds, pattern_of(config), HOLD_POSITIONS_FIRST)

@@ -43,14 +43,24 @@ def update(m: Machine, parameters: list[tuple[int, Parameter]]) -> None:
             m.reduction_scratch(p.shape, contiguous(p.shape), (len(p.shape) - 2,), p.dtype)
             bind("col_mean", col_mean)
             estimate = m.alloc(p.nbytes, SCRATCH)
-            m.workspace()
-            _reduce(m, (rows // item, 1), (0,), p.dtype)
+            if len(p.shape) == 2:  # stacked matrices go through bmm, which asks for none where it sums over a single element
+                m.workspace()
+            _mean_of_rows(m, p, rows // item)
         else:
             bind("grad_squared", m.alloc(p.nbytes, SCRATCH))
             estimate = m.alloc(p.nbytes, SCRATCH)
         bind("update", estimate)
         _reduce(m, p.shape, every, p.dtype)
     m.release(*(names[name] for name in LOCALS if name in names))
+
+
+def _mean_of_rows(m: Machine, p: Parameter, rows: int) -> None:
+    """row_var.mean(dim=-2, keepdim=True), one number a matrix; rows in all of them."""
+    matrices = p.elements // (p.shape[-1] * p.shape[-2])
+    shape = (matrices, rows // matrices, 1)
+    result = m.alloc(matrices * ITEMSIZE[p.dtype], SCRATCH)
+    m.reduction_scratch(shape, contiguous(shape), (1,), p.dtype)
+    m.release(result)
 
 
 def _reduce(m: Machine, shape: tuple[int, ...], dims: tuple[int, ...], dtype: str) -> None:
