@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,11 +42,12 @@ def simulate(
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write report (.html), snapshot (.pickle), counters (.json).")] = None,
     as_json: JsonOption = False,
     settings: SetOption = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse a model_type that is not known, even if its fields are Llama's.")] = False,
 ) -> None:
     """Simulate a run's training steps. Exits with 1 where they run out of memory."""
     if output is not None:
         console.writable(output)
-    timeline = _simulate(_load(run, settings))
+    timeline = _simulate(_load(run, settings), strict=strict)
     if output is not None:
         from memsim import replaying
 
@@ -240,18 +242,22 @@ def _load(source: str | Mapping[str, Any], settings: Sequence[str] | None = None
     return Run.load(source, set=tuple(settings or ()))
 
 
-def _simulate(run: Run, other_order: bool = False) -> Timeline:
+def _simulate(run: Run, other_order: bool = False, strict: bool = False) -> Timeline:
     from memsim.simulation import simulate as simulated
 
     console.say_if_cold()
-    with _naming(run):
-        return simulated(run, other_order)
+    with _naming(run), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        timeline = simulated(run, other_order, strict)
+    for warning in caught:
+        console.note(f"memsim: warning: {warning.message}")
+    return timeline
 
 
 def _simulate_recorded(data: Mapping[str, Any], other_order: bool = False) -> Timeline:
     from memsim.simulation import simulate as simulated
 
-    return simulated(_load(data), other_order)
+    return simulated(_load(data), other_order, strict=True)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from memsim.allocator import Settings as AllocatorSettings, allocate
 from memsim.builder import PLAIN
 from memsim.errors import Unsupported
-from memsim.models import build
+from memsim.models import build, is_assumed
 from memsim.models.model import Model, Settings
 from memsim.passes.checkpoint import checkpoint_every_layer, require_input_grads
 from memsim.passes.lora import Lora, with_adapters, wrapped
@@ -35,7 +36,7 @@ OPTIMIZERS = ("adamw", "adamw-fused", "adamw-for-loop", "sgd", "sgd-momentum", "
 UNLIMITED = 1 << 57  # bytes
 
 
-def model_of(run: Run, other_order: bool = False) -> Model:
+def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model:
     """The Run's model after every pass. Raises InputError, and Unsupported for what memsim cannot simulate yet."""
     check_supported(run)
     method = run.method
@@ -57,7 +58,7 @@ def model_of(run: Run, other_order: bool = False) -> Model:
         other_order=other_order,
         routing=run.routing if isinstance(run.routing, str) else run.routing["imbalance"],
     )
-    model = build(run.config, settings)
+    model = build(run.config, settings, strict)
     if lora is not None:
         model = with_adapters(model, lora)
     if nf4 is not None:
@@ -117,18 +118,27 @@ def stack_of(run: Run) -> Stack:
     return stack_for(run.sm, device.processors if device is not None and device.sm == run.sm else None, STACKS[run.stack])
 
 
-def simulate(run: Run, other_order: bool = False) -> Timeline:
+def simulate(run: Run, other_order: bool = False, strict: bool = False) -> Timeline:
     """What the Run's training steps do to GPU memory, event by event.
 
     other_order: the other way round, where the framework goes through a Python set of names, whose order differs from process to process (Gemma 3).
+    strict: a model_type that memsim does not know is refused; else it is taken for a Llama where its fields are Llama's, with a warning.
+    Raises InputError, and Unsupported for what memsim cannot simulate yet.
     """
+    if not strict and is_assumed(run.config):
+        warnings.warn(assumed(run), stacklevel=2)
     settings = AllocatorSettings.parse(run.allocator, STACKS[run.stack].torch)
     with uncollected():
-        model = model_of(run, other_order)
+        model = model_of(run, other_order, strict)
         tape = tape_of_run(run, model)
     answer = allocate(tape, settings, run.device_bytes)
     unlimited = allocate(tape, settings, UNLIMITED) if answer.out_of_memory else None
     return Timeline(tape, answer, about(run, model), unlimited)
+
+
+def assumed(run: Run) -> str:
+    """The warning for a model that is taken for a Llama."""
+    return f"model_type {run.config.get('model_type')!r} is not known: simulated as Llama, whose fields it has; what else it does is not in the figures"
 
 
 @contextmanager

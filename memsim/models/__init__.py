@@ -25,9 +25,22 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
 }
 
 
-def build(fields: Mapping[str, object], settings: Settings) -> Model:
-    """The model of these config fields. Raises Unsupported for a model_type that memsim does not know."""
+NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+OTHERWISE = ("expert", "lora_rank", "ssm", "conv", "encoder", "vision", "audio", "altup", "softcap", "cross_attention", "patch")  # in names of fields: no Llama
+
+
+def is_assumed(fields: Mapping[str, object]) -> bool:
+    """Whether memsim does not know the model_type, but its fields are Llama's, so that it is taken for a Llama."""
+    given = [key for key, value in fields.items() if value]
+    known = str(fields.get("model_type")) in FAMILIES
+    return not known and all(key in given for key in NEEDED) and not any(word in key for key in given for word in OTHERWISE)
+
+
+def build(fields: Mapping[str, object], settings: Settings, strict: bool = False) -> Model:
+    """The model of these config fields; an unknown model_type with Llama's fields as Llama, unless `strict`. Raises Unsupported."""
     family = FAMILIES.get(str(fields.get("model_type")))
+    if family is None and is_assumed(fields) and not strict:
+        return llama.build({**fields, "model_type": "llama"}, settings)
     if family is None:
         raise Unsupported(f"model: model_type {fields.get('model_type')!r} is not supported yet; there are {', '.join(FAMILIES)}")
     return family(fields, settings)
