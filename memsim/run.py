@@ -60,6 +60,13 @@ def _targets(value: object) -> object:
     return tuple(name.strip() for name in names)
 
 
+def _patterns(value: object) -> object:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"{show(value)} is not a list of patterns of names such as ['layers.*.mlp.*', lm_head]")
+    return tuple(name.strip() for name in names)
+
+
 def _memory(value: object) -> object:
     count = read_bytes(value)
     return float(value) if isinstance(value, (int, float)) else count / GIB  # a number of GiB stays as it was written
@@ -118,6 +125,13 @@ class Method(Part):
     casts: Literal["peft", "trl", "none"] = "peft"  # qlora: who casts what is not quantized; TRL's trainer casts the head and embeddings back to bf16
 
 
+class Train(Part):
+    """Which parameters train, by patterns of their names (passes/freeze.py); with method full."""
+
+    only: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = ()
+    freeze: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = ()
+
+
 class Batch(Part):
     """Sequences in a micro-batch, tokens in a sequence, micro-batches in a step."""
 
@@ -132,6 +146,7 @@ class Run(Part):
     model: Annotated[str | dict[str, Any], BeforeValidator(_model)]  # a name, a path to a config.json, or its fields
     method: Method = Method()
     batch: Batch = Batch()
+    train: Train = Train()
     precision: Literal["bf16", "amp-bf16", "amp-fp16", "fp32", "fp16"] = "bf16"
     attention: Literal["sdpa", "eager"] = "sdpa"
     checkpointing: Literal["none", "full"] = "none"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from memsim.allocator import Settings as AllocatorSettings, allocate
 from memsim.builder import PLAIN
-from memsim.errors import Unsupported
+from memsim.errors import InputError, Unsupported
 from memsim.models import build, is_assumed
 from memsim.models.model import Model, Settings
 from memsim.passes.checkpoint import checkpoint_every_layer, require_input_grads
+from memsim.passes.freeze import Freeze, frozen
 from memsim.passes.lora import Lora, with_adapters, wrapped
 from memsim.passes.lora_parameters import converted
 from memsim.passes.quantize import COMPUTE, Nf4, quantized, with_quantized
@@ -44,7 +45,8 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     nf4 = Nf4(method.double_quant, method.casts) if method.kind == "qlora" else None
     precision = "amp-bf16" if nf4 else run.precision  # what is not quantized is cast to fp32, and runs under autocast
     technique = PLAIN if lora is None else quantized(nf4, lora, STACKS[run.stack]) if nf4 else wrapped(lora)
-    tells = lora is not None and run.checkpointing == "full" and not (nf4 and STACKS[run.stack].qlora_input_is_frozen)
+    software = STACKS[run.stack]
+    tells = run.checkpointing == "full" and not (software.checkpoints_frozen_inputs and lora is None) and not (nf4 and software.qlora_input_is_frozen)
     technique = replace(technique, autocast=AUTOCAST.get(precision), inputs_require_grad=tells)
     settings = Settings(
         batch=run.batch.size,
@@ -59,6 +61,15 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         routing=run.routing if isinstance(run.routing, str) else run.routing["imbalance"],
     )
     model = build(run.config, settings, strict)
+    if run.train.only or run.train.freeze:
+        if lora is not None:
+            raise InputError(f"train: goes with method.kind full; with {method.kind} the adapters train, and nothing else")
+
+        def again(trains: Callable[[str], bool | None]) -> Model:
+            chosen = replace(technique, trainable=lambda name: bool(trains(name)))
+            return build(run.config, replace(settings, technique=chosen), strict)
+
+        model = frozen(model, Freeze(run.train.only, run.train.freeze), again)
     if lora is not None:
         model = with_adapters(model, lora)
     if nf4 is not None:
@@ -95,6 +106,7 @@ def check_stack(run: Run, stack: Software) -> None:
         "optimizer": run.optimizer,
         "attention": run.attention,
         "checkpointing": run.checkpointing,
+        "train": "some" if run.train.only or run.train.freeze else "all",
     }
     for key, values in stack.held.items():
         if asked[key] not in values:

@@ -42,6 +42,7 @@ class Software:
     layers_return_tuples: bool = False
     loss_slices_logits: bool = False
     checkpoints_positional_arguments: bool = False
+    checkpoints_frozen_inputs: bool = False
     olmo2_as_llama: bool = False
     phi3_rotates_whole_heads: bool = False
     qlora_keeps_cache: bool = False
@@ -84,6 +85,7 @@ MEANING: Mapping[str, tuple[str, str, str]] = {
     "layers_return_tuples": ("last layer's result", "stays in a tuple while the final norm runs", "does not"),
     "loss_slices_logits": ("loss: shift", "slices the last token off the logits", "pads the labels"),
     "checkpoints_positional_arguments": ("checkpoint: a layer's arguments", "positional; die in their order", "by name; die in reverse"),
+    "checkpoints_frozen_inputs": ("checkpoint: frozen embeddings", "stay as they are", "are told to require a gradient"),
     "olmo2_as_llama": ("OLMo-2: weight of norms, rotary tables", "in the model's dtype, as Llama's", "in fp32"),
     "phi3_rotates_whole_heads": ("Phi-3: rotation of heads", "whole, as Llama's", "the part that turns is cut off and put back"),
     "qlora_keeps_cache": ("QLoRA: once parameters are cast to fp32", "the cache stays", "it is emptied"),
@@ -118,6 +120,7 @@ HF_4_48 = Software(
         ),
         "attention": ("sdpa", "eager"),
         "checkpointing": ("none", "full"),
+        "train": ("all",),
     },
     least_sm=70,
     most_sm=90,
@@ -138,6 +141,7 @@ HF_4_48 = Software(
     layers_return_tuples=True,
     loss_slices_logits=True,
     checkpoints_positional_arguments=True,
+    checkpoints_frozen_inputs=True,
     olmo2_as_llama=True,
     phi3_rotates_whole_heads=True,
     qlora_keeps_cache=True,

@@ -22,6 +22,7 @@ def test_defaults_are_those_of_the_recordings() -> None:
         "model": "qwen2.5-0.5b",
         "method": {"kind": "full", "rank": 8, "targets": "all-linear", "dropout": 0.0, "double_quant": True, "casts": "peft"},
         "batch": {"size": 1, "sequence": 512, "accumulation": 1},
+        "train": {"only": [], "freeze": []},
         "precision": "bf16",
         "attention": "sdpa",
         "checkpointing": "none",

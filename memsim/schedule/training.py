@@ -145,8 +145,8 @@ class Training:
             else:
                 machine.default_category = int(category_of(op, head))
                 autograd.execute(instance, op)
-                if op.attrs.get("input_embeddings") and self.model.inputs_require_grad:
-                    out = op.outputs[0]
+                out = op.outputs[0] if op.outputs else None
+                if out is not None and out.leaf:
                     embedded = Leaf(instance.storages[out.storage], out)
                     machine.retain(embedded.storage)  # by its AccumulateGrad, which the graph keeps
                     autograd.leaves[instance.values[out.value]] = embedded
@@ -216,7 +216,7 @@ class Training:
         machine, model = self.machine, self.model
         names: tuple[str, ...] = op.attrs.get("names", LAYER_INPUTS)  # type: ignore[assignment]
         given = {name: (storages[spec.storage], values[spec.value]) for name, spec in zip(names, op.inputs, strict=False)}
-        hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad or model.inputs_require_grad
+        hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad
         for layer, kind in enumerate(model.pattern):
             machine.layer = layer
             graph = self.layer_graph(kind, requires_grad)

@@ -1,0 +1,78 @@
+"""Partial fine-tuning: which parameters of a model train, by patterns of their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from memsim.errors import InputError
+from memsim.graph import LayerGraph
+from memsim.models.model import Model, Parameter
+
+PREFIX = re.compile(r"^(model|transformer|gpt_neox)\.")
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Patterns of names: only what matches `only` trains (empty: everything), and nothing that matches `freeze`.
+
+    A pattern with * or ? is for the whole name ("layers.*.mlp.*"); one without is for consecutive parts of it ("lm_head", "layers.31", "bias").
+    """
+
+    only: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+
+
+def name_of(layer: int, p: Parameter) -> str:
+    """The name that patterns are for: "embed_tokens.weight", "layers.3.mlp.up_proj.weight"."""
+    return p.name if layer < 0 else f"layers.{layer}.{p.name}"
+
+
+def is_match(pattern: str, name: str) -> bool:
+    """Whether a pattern is for this name; "model." at its beginning says nothing."""
+    pattern = PREFIX.sub("", pattern)
+    return fnmatchcase(name, pattern) if set(pattern) & set("*?[") else f".{pattern}." in f".{name}."
+
+
+def frozen(model: Model, freeze: Freeze, build: Callable[[Callable[[str], bool | None]], Model]) -> Model:
+    """The model with its parameters frozen; `build` makes it anew for what trains in the blocks. Raises InputError for a pattern without effect."""
+    rows = [(layer, p) for layer, p in model.in_order() if not p.buffer]
+    for key, patterns in (("only", freeze.only), ("freeze", freeze.freeze)):
+        for pattern in patterns:
+            if not any(is_match(pattern, name_of(layer, p)) for layer, p in rows):
+                raise InputError(f"train.{key}: {pattern!r} matches no parameter; names are such as {name_of(*rows[0])} and {name_of(*rows[len(rows) // 2])}")
+
+    def trains(layer: int, p: Parameter) -> bool:
+        name = name_of(layer, p)
+        wanted = not freeze.only or any(is_match(pattern, name) for pattern in freeze.only)
+        return p.trainable and wanted and not any(is_match(pattern, name) for pattern in freeze.freeze)
+
+    if not any(trains(layer, p) for layer, p in rows):
+        raise InputError("train: nothing is left that trains")
+    outer = {p.name: trains(-1, p) for p in (*model.before, *model.after)}
+    kinds: dict[tuple[int, tuple[bool, ...]], int] = {}
+    pattern_of = [kinds.setdefault((kind, tuple(trains(i, p) for p in model.layers[kind])), len(kinds)) for i, kind in enumerate(model.pattern)]
+    layers: list[tuple[Parameter, ...]] = []
+    graphs: list[LayerGraph] = []
+    made = model
+    for kind, flags in kinds:
+        inner = {p.name: flag for p, flag in zip(model.layers[kind], flags, strict=True)}
+        made = build({**outer, **inner}.get)
+        layers.append(_flagged(model.layers[kind], inner))
+        graphs.append(made.layer_graphs[kind])
+    return replace(
+        model,
+        before=_flagged(model.before, outer),
+        layers=tuple(layers),
+        after=_flagged(model.after, outer),
+        pattern=tuple(pattern_of),
+        outer=made.outer,
+        layer_graphs=tuple(graphs),
+        alike=False,
+    )
+
+
+def _flagged(parameters: Sequence[Parameter], trains: dict[str, bool]) -> tuple[Parameter, ...]:
+    return tuple(replace(p, trainable=trains[p.name]) for p in parameters)
