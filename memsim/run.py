@@ -147,7 +147,7 @@ class Run(Part):
     method: Method = Method()
     batch: Batch = Batch()
     train: Train = Train()
-    precision: Literal["bf16", "amp-bf16", "amp-fp16", "fp32", "fp16"] = "bf16"
+    precision: Literal["bf16", "amp-bf16", "amp-fp16", "fp32", "tf32", "fp16"] = "bf16"
     attention: Literal["sdpa", "eager"] = "sdpa"
     checkpointing: Literal["none", "full"] = "none"
     routing: Annotated[str | dict[str, float], BeforeValidator(_routing)] = "balanced"  # of tokens to experts, where there are any (models/moe.py)
@@ -158,6 +158,9 @@ class Run(Part):
         "sgd",
         "sgd-momentum",
         "adafactor",
+        "adagrad",
+        "rmsprop",
+        "nadam",
         "adamw-8bit",
         "paged-adamw-8bit",
         "paged-adamw",

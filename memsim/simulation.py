@@ -30,10 +30,24 @@ from memsim.timeline import About, Timeline
 if TYPE_CHECKING:
     from memsim.run import Run
 
-PRECISIONS = ("bf16", "fp16", "fp32", "amp-bf16", "amp-fp16")
+PRECISIONS = ("bf16", "fp16", "fp32", "amp-bf16", "amp-fp16", "tf32")
 AUTOCAST = {"amp-bf16": "bf16", "amp-fp16": "fp16"}
-WEIGHTS = {"amp-bf16": "fp32", "amp-fp16": "fp32"}  # precision → dtype of the weights, where it is not its own name
-OPTIMIZERS = ("adamw", "adamw-fused", "adamw-for-loop", "sgd", "sgd-momentum", "adafactor", "adamw-8bit", "paged-adamw-8bit", "paged-adamw", "lion-8bit")
+WEIGHTS = {"amp-bf16": "fp32", "amp-fp16": "fp32", "tf32": "fp32"}  # precision → dtype of the weights, where it is not its own name
+OPTIMIZERS = (
+    "adamw",
+    "adamw-fused",
+    "adamw-for-loop",
+    "sgd",
+    "sgd-momentum",
+    "adafactor",
+    "adagrad",
+    "rmsprop",
+    "nadam",
+    "adamw-8bit",
+    "paged-adamw-8bit",
+    "paged-adamw",
+    "lion-8bit",
+)
 UNLIMITED = 1 << 57  # bytes
 
 

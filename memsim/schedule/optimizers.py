@@ -29,6 +29,12 @@ class Optimizer:
         TEMPORARIES.get(self.name, nothing)(m, rows)
         m.layer = NO_LAYER
 
+    def created(self, m: Machine, rows: Rows, state: dict[int, list[int]]) -> None:
+        """What the optimizer's constructor allocates."""
+        if self.name == "adagrad":
+            init_state(self.name, m, rows, state)
+        m.layer = NO_LAYER
+
     def clip(self, m: Machine, rows: Rows, whole: Sequence[Parameter]) -> None:
         """torch.nn.utils.clip_grad_norm_; `whole` are the trainable parameters of every layer, `rows` those that are executed."""
         clip_grad_norm(m, [row for row in rows if row[2].grad is not None], whole)
@@ -54,11 +60,11 @@ def state_bytes(name: str, p: Parameter) -> list[int]:
         return bitsandbytes_state(name, p)
     if name == "adamw-fused":
         return [4, p.nbytes, p.nbytes]
-    if name in ("adamw", "adamw-for-loop"):
+    if name in ("adamw", "adamw-for-loop", "nadam"):
         return [p.nbytes, p.nbytes]
     if name == "adafactor":
         return adafactor.state_bytes(p)
-    return [p.nbytes] if name == "sgd-momentum" else []
+    return [p.nbytes] if name in ("sgd-momentum", "rmsprop", "adagrad") else []
 
 
 QUANTIZED = {"adamw-8bit": 2, "paged-adamw-8bit": 2, "paged-adamw": 2, "lion-8bit": 1}  # bitsandbytes' optimizers: state tensors of each
@@ -86,18 +92,36 @@ def nothing(m: Machine, rows: Rows) -> None:
     """No temporaries."""
 
 
-def adamw_foreach(m: Machine, rows: Rows) -> None:
-    """_multi_tensor_adam: the square roots of every second moment at once (a list, which dies from its end)."""
+def foreach_roots(m: Machine, rows: Rows) -> None:
+    """_multi_tensor_adam, _multi_tensor_nadam, _multi_tensor_rmsprop: the square roots of every second moment at once."""
     for group in by_dtype(rows):
-        roots = []
-        for layer, p, _ in group:
-            m.layer = layer
-            m.at("adamw._foreach_sqrt")
-            roots.append((layer, m.alloc(p.nbytes, int(Category.SCRATCH))))
-        for layer, storage in reversed(roots):
-            m.layer = layer
-            m.at("adamw._foreach_sqrt")
-            m.release(storage)
+        release_list(m, "_foreach_sqrt", foreach(m, "_foreach_sqrt", group))
+
+
+def adagrad(m: Machine, rows: Rows) -> None:
+    """_multi_tensor_adagrad: the square roots of the sums, and the gradients times the rates."""
+    for group in by_dtype(rows):
+        std, numerator = foreach(m, "_foreach_sqrt", group), foreach(m, "_foreach_mul", group)
+        release_list(m, "_foreach_sqrt", std)
+        release_list(m, "_foreach_mul", numerator)
+
+
+def foreach(m: Machine, name: str, group: Rows) -> list[tuple[int, int]]:
+    """A new tensor for each parameter: (layer, storage)."""
+    made = []
+    for layer, p, _ in group:
+        m.layer = layer
+        m.at(f"optimizer.{name}")
+        made.append((layer, m.alloc(p.nbytes, int(Category.SCRATCH))))
+    return made
+
+
+def release_list(m: Machine, name: str, tensors: list[tuple[int, int]]) -> None:
+    """A list dies from its end."""
+    for layer, storage in reversed(tensors):
+        m.layer = layer
+        m.at(f"optimizer.{name}")
+        m.release(storage)
 
 
 def by_dtype(rows: Rows) -> list[list[tuple[int, Parameter, Leaf]]]:
@@ -172,4 +196,11 @@ def adafactor_update(m: Machine, rows: Rows) -> None:
     adafactor.update(m, [(layer, p) for layer, p, _ in rows])
 
 
-TEMPORARIES = {"adamw": adamw_foreach, "adamw-for-loop": adamw_for_loop, "adafactor": adafactor_update}
+TEMPORARIES = {
+    "adamw": foreach_roots,
+    "nadam": foreach_roots,
+    "rmsprop": foreach_roots,
+    "adagrad": adagrad,
+    "adamw-for-loop": adamw_for_loop,
+    "adafactor": adafactor_update,
+}

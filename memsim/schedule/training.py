@@ -82,6 +82,7 @@ class Training:
                 leaf = Leaf(storage, spec)
                 self.leaves[value] = leaf
                 self.order.append((layer, p, leaf))
+        self.plan.optimizer.created(machine, self.order, self.state)
         machine.layer = NO_LAYER
 
     def place(self, layer: int, p: Parameter, dtype: str) -> None:

@@ -4,7 +4,7 @@
     OUT.json   the run, the versions, and per step: peaks, bytes held, retries
     OUT.npz    with --tape: every allocator event (action, address, bytes, stream) and the phase that it belongs to
 
-The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train.
+The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train, and torch's optimizers adagrad, rmsprop, nadam.
 The run's keys are in README.md beside that file. Real PyTorch, transformers, PEFT and bitsandbytes decide every
 allocation; only the kernels do nothing, so every value on the device reads as zero.
 """
@@ -170,6 +170,8 @@ def make_optimizer(run, parameters, torch):
         return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9 if name == "sgd-momentum" else 0.0)
     if name == "adafactor":
         return torch.optim.Adafactor(parameters, lr=1e-4)
+    if name in ("adagrad", "rmsprop", "nadam"):
+        return {"adagrad": torch.optim.Adagrad, "rmsprop": torch.optim.RMSprop, "nadam": torch.optim.NAdam}[name](parameters, lr=1e-4)
     import bitsandbytes as bnb
 
     return {"adamw-8bit": bnb.optim.AdamW8bit, "paged-adamw-8bit": bnb.optim.PagedAdamW8bit, "paged-adamw": bnb.optim.PagedAdamW32bit, "lion-8bit": bnb.optim.Lion8bit}[name](parameters, lr=1e-4)
