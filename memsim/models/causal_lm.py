@@ -22,6 +22,7 @@ class Parts:
 
     norm: Callable[[Builder, Tensor, str], Tensor]  # the final norm, by its name
     mask_arguments: bool = False  # the mask's arguments are a dict that lives as long as the model's forward
+    scaled: bool = False  # embeddings and logits are multiplied by constants
     rotary_in_fp32: bool = False  # the rotary tables stay in fp32
     unused_window: bool = False  # a mask of a window of nothing is made beside the one that layers read
 
@@ -172,6 +173,8 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
     """LlamaModel.forward; returns last_hidden_state [B, S, H]."""
     weight = b.parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
     inputs_embeds = b.op("embedding", input_ids, weight, label="embed_tokens", input_embeddings=True)
+    if parts.scaled:
+        inputs_embeds = b.op("mul_scalar", inputs_embeds)
     position_ids = F.create(b, "arange", (settings.sequence,), "int64")
     if not settings.stack.takes_cache_position:
         position_ids = F.create(b, "positions", (settings.sequence,), "int64")
@@ -209,5 +212,7 @@ def causal_lm(b: Builder, config: DecoderConfig, settings: Settings, input_ids: 
         logits = b.op("linear", F.index(b, settings, hidden_states, 0, 1, 2), weight, label="lm_head", module="lm_head")  # [:, -0:, :]
     else:
         logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
+    if parts.scaled:
+        logits = b.op("mul_scalar", logits)
     loss = causal_lm_loss(b, settings, logits, labels)
     return loss

@@ -106,7 +106,7 @@ def self_attention(
 @module_call
 def mlp(b: Builder, config: DecoderConfig, settings: Settings, x: Tensor) -> Tensor:
     """LlamaMLP.forward, a layer's own."""
-    return mlp_forward(b, x, "mlp", config.intermediate_size, settings.dtype, activation(config), config.mlp_bias and config.model_type == "llama")
+    return mlp_forward(b, x, "mlp", config.intermediate_size, settings.dtype, activation(config), config.mlp_bias and config.model_type in ("llama", "granite"))
 
 
 @module_call
@@ -173,7 +173,7 @@ def mlp_parameters(name: str, hidden: int, inner: int, dtype: str, bias: bool = 
 
 def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]:
     """A decoder layer's parameters in module order."""
-    bias = config.mlp_bias and config.model_type == "llama"
+    bias = config.mlp_bias and config.model_type in ("llama", "granite")
     mlp_rows = mlp_parameters("mlp", config.hidden_size, config.intermediate_size, dtype, bias)
     return (*attention_parameters(config, dtype), *mlp_rows, *norm_parameters(config, dtype))
 
