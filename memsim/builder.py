@@ -111,7 +111,7 @@ class Builder:
 
     def input(self, name: str, like: TensorSpec) -> Tensor:
         """A tensor that another block made; the caller's code holds it while this block runs."""
-        tensor = self._tensor(like.shape, like.dtype, like.requires_grad, name, leaf=False)
+        tensor = self._tensor(like.shape, like.dtype, like.requires_grad, name, leaf=like.leaf)
         self.graph.inputs[name] = tensor.spec
         return tensor
 
@@ -235,7 +235,7 @@ class Builder:
             if kept and spec.value in self.casts:
                 casts[i] = self.casts[spec.value]
                 continue
-            casts[i] = self._execute("cast", (x,), {"dtype": dtype})[0]
+            casts[i] = self._execute("cast", (x,), {"dtype": dtype, "autocast": True})[0]
             if kept:
                 self.casts[spec.value] = casts[i]
         return casts
@@ -301,7 +301,10 @@ def module_call(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec]) -> LayerGraph:
-    """The graph executed again for other inputs, such as ones that require a gradient: dtypes, shapes and what requires a gradient follow from them."""
+    """The graph executed again for other inputs, such as ones that require a gradient: dtypes, shapes and what requires a gradient follow from them.
+
+    Autocast casts an input that is a leaf once, and keeps it, as it does with parameters.
+    """
     b = Builder(graph.name)
     env: dict[int, Tensor] = {}
     values_of: dict[int, list[int]] = {}
@@ -324,7 +327,13 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec]) -> LayerGraph:
         unwind: tuple[int, ...] = op.attrs.get("unwind", ())  # type: ignore[assignment]
         b.unwind = tuple(moved[storage] for storage in unwind)
         arguments = tuple(env[spec.value] for spec in op.inputs)
-        results = b.run(op.kind, *arguments, **op.attrs)
+        source = arguments[0].spec if op.attrs.get("autocast") else None
+        if source is not None and source.leaf and source.parameter is None and source.dtype == "fp32":
+            if source.value not in b.casts:
+                b.casts[source.value] = b.run(op.kind, *arguments, **op.attrs)[0]
+            results: tuple[Tensor, ...] = (b.casts[source.value],)
+        else:
+            results = b.run(op.kind, *arguments, **op.attrs)
         del arguments
         for old, new in zip(op.outputs, results, strict=False):
             bind(old, new)
@@ -336,5 +345,5 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec]) -> LayerGraph:
                     env.pop(value, None)
     outputs = tuple(env[spec.value] for spec in graph.outputs)
     again = b.finish(*outputs)
-    again.cached = tuple(moved[storage] for storage in graph.cached)
+    again.cached = (*(moved[storage] for storage in graph.cached), *again.cached)
     return again

@@ -18,7 +18,7 @@ from memsim.passes.checkpoint import checkpoint_every_layer, require_input_grads
 from memsim.passes.freeze import Freeze, frozen
 from memsim.passes.lora import Lora, with_adapters, wrapped
 from memsim.passes.lora_parameters import converted
-from memsim.passes.quantize import COMPUTE, Nf4, quantized, with_quantized
+from memsim.passes.quantize import Nf4, quantized, with_quantized
 from memsim.schedule import record
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
@@ -57,6 +57,7 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     method = run.method
     lora = None if method.kind == "full" else converted(Lora(method.rank, method.targets, method.dropout), str(run.config.get("model_type")))
     nf4 = Nf4(method.double_quant, method.casts) if method.kind == "qlora" else None
+    loaded = WEIGHTS.get(run.precision, run.precision)
     precision = "amp-bf16" if nf4 else run.precision  # what is not quantized is cast to fp32, and runs under autocast
     technique = PLAIN if lora is None else quantized(nf4, lora, STACKS[run.stack]) if nf4 else wrapped(lora)
     software = STACKS[run.stack]
@@ -65,12 +66,12 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     settings = Settings(
         batch=run.batch.size,
         sequence=run.batch.sequence,
-        dtype=COMPUTE if nf4 and nf4.casts == "none" else WEIGHTS.get(precision, precision),
+        dtype=loaded if nf4 and nf4.casts == "none" else WEIGHTS.get(precision, precision),
         attention=run.attention,
         sm=run.sm,
         stack=STACKS[run.stack],
         technique=technique,
-        loaded=COMPUTE if nf4 else "",
+        loaded=loaded if nf4 else "",
         other_order=other_order,
         routing=run.routing if isinstance(run.routing, str) else run.routing["imbalance"],
     )
@@ -102,6 +103,10 @@ def check_supported(run: Run) -> None:
     for key, value, known in (("precision", run.precision, PRECISIONS), ("optimizer", run.optimizer, OPTIMIZERS)):
         if value not in known:
             raise Unsupported(f"{key}: {value} is not supported yet; {', '.join(known)} are")
+    if run.method.kind == "qlora" and run.precision == "amp-fp16":
+        raise Unsupported("precision: amp-fp16 with method qlora, which computes in bf16, is not supported; bf16 is")
+    if run.method.kind == "qlora" and run.precision != "bf16" and run.method.casts != "peft":
+        raise Unsupported(f"method.casts: {run.method.casts} with precision {run.precision} is not supported; with bf16 it is")
     if run.fsdp > 1:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.device is not None and devices()[run.device].sm is None:

@@ -105,9 +105,8 @@ class Timeline:
         event = self.about.loaded_event
         if event is None:
             loads = [span.stop for span in self.spans if span.phase == "load"]
-            stop = loads[-1] if loads else 0
-            model = np.flatnonzero(self.tape.category[:stop] != Category.OPTIMIZER_STATE)  # some optimizers begin with their state
-            event = int(model[-1]) if len(model) else -1
+            loaded = self.tape.category[: loads[-1] if loads else 0] != Category.OPTIMIZER_STATE  # some optimizers begin with their state
+            event = int(np.flatnonzero(loaded)[-1]) if loaded.any() else -1
         return int(self.whole.allocated[event]) if event >= 0 else 0
 
     @cached_property

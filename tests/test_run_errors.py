@@ -30,7 +30,7 @@ def refused(**data: object) -> str:
         ({"model": M, "sequence": 4}, "sequence: unknown key; did you mean batch.sequence? (valid: model, "),
         ({"model": M, "batch": {"seqence": 4}}, "batch.seqence: unknown key; did you mean batch.sequence? (valid: size, sequence, accumulation)"),
         ({"model": M, "method": {"kind": "lora", "precision": "bf16"}}, "method.precision: unknown key; did you mean precision? (valid: kind, rank, targets, "),
-        ({"model": M, "precision": "bf61"}, "precision: 'bf61' is not one of bf16, amp-bf16, amp-fp16, fp32, fp16; did you mean bf16?"),
+        ({"model": M, "precision": "bf61"}, "precision: 'bf61' is not one of bf16, amp-bf16, amp-fp16, fp32, tf32, fp16; did you mean bf16?"),
         ({"model": M, "optimizer": "AdamW"}, "optimizer: 'AdamW' is not one of adamw, adamw-fused, adamw-for-loop, sgd, "),
         ({"model": M, "checkpointing": True}, "checkpointing: True is not one of none, full"),
         (

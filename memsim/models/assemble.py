@@ -72,5 +72,5 @@ def layer_inputs(b: Builder, call: Operator, names: Sequence[str], wanted: Seque
     The hidden states are as every layer but the first gets them: from one that trains.
     """
     specs = dict(zip(names, call.inputs, strict=False))
-    specs["hidden_states"] = replace(specs["hidden_states"], requires_grad=call.outputs[0].requires_grad)
+    specs["hidden_states"] = replace(specs["hidden_states"], requires_grad=call.outputs[0].requires_grad, leaf=False)
     return {name: b.input(name, spec) for name, spec in specs.items() if wanted is None or name in wanted}

@@ -32,6 +32,11 @@ class Parameter:
         return math.prod(self.shape)
 
     @property
+    def numel(self) -> int:
+        """Elements of its tensor, two packed in one where it is quantized."""
+        return -(-self.elements // 2) if self.quantized else self.elements
+
+    @property
     def nbytes(self) -> int:
         return self.elements * ITEMSIZE[self.dtype]
 
@@ -90,7 +95,7 @@ class Model:
         return rows + [(-1, p) for p in self.after]
 
     def count(self, trainable: bool = False) -> int:
-        """Number of (trainable) parameters, tied ones once."""
-        kinds = [sum(p.elements for p in kind if not p.buffer and (p.trainable or not trainable)) for kind in self.layers]
-        outer = sum(p.elements for p in (*self.before, *self.after) if not p.buffer and (p.trainable or not trainable))
+        """Number of (trainable) parameters as PyTorch counts them: tied ones once, 4-bit ones packed, two in one element."""
+        kinds = [sum(p.numel for p in kind if not p.buffer and (p.trainable or not trainable)) for kind in self.layers]
+        outer = sum(p.numel for p in (*self.before, *self.after) if not p.buffer and (p.trainable or not trainable))
         return outer + sum(kinds[kind] for kind in self.pattern)

@@ -54,7 +54,7 @@ def quantized(nf4: Nf4, lora: Lora, stack: Software) -> Technique:
 
 
 def with_quantized(model: Model, nf4: Nf4) -> Model:
-    """The model, built with `quantized`, with its parameters as they are loaded: packed, or in bf16 and cast by prepare_model_for_kbit_training."""
+    """The model, built with `quantized`, with its parameters as they are loaded: packed, or as they were and cast by prepare_model_for_kbit_training."""
 
     def change(p: Parameter) -> Parameter:
         if p.module == "parameter adapter":
@@ -69,7 +69,7 @@ def with_quantized(model: Model, nf4: Nf4) -> Model:
             return p  # biases of the new modules are made in fp32
         if nf4.casts == "trl" and p.name in CAST_BACK:
             return replace(p, dtype=COMPUTE, created_dtype=COMPUTE, cast_twice=p.dtype)
-        return replace(p, created_dtype=COMPUTE)
+        return replace(p, created_dtype=model.settings.created)
 
     return model.map_parameters(change)
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from memsim.builder import rewrite
@@ -45,7 +45,8 @@ class Training:
     leaves: dict[int, Leaf] = field(default_factory=dict)  # by autograd value
     order: list[tuple[int, Parameter, Leaf]] = field(default_factory=list)  # trainable, as model.parameters() gives them
     state: dict[int, list[int]] = field(default_factory=dict)  # optimizer state by parameter storage
-    graphs: dict[tuple[int, bool], LayerGraph] = field(default_factory=dict)
+    graphs: dict[tuple[int, bool, bool], LayerGraph] = field(default_factory=dict)
+    asked: bool = False  # autocast has asked whether the device has bfloat16
     quantized: bool = False  # a weight was, so the map for scales is there
     recasts: set[tuple[int, str]] = field(default_factory=set)  # parameters that their modules have cast for good
     casts: list[Instance] = field(default_factory=list)  # of the layers in this forward pass
@@ -61,7 +62,8 @@ class Training:
         cast = [(layer, p) for layer, p in rows if not p.adapter and (p.cast_twice or p.created_dtype not in ("", p.dtype))]
         for layer, p in cast:  # PEFT's prepare_model_for_kbit_training
             self.recast(layer, p.name, p.elements * ITEMSIZE[p.cast_twice or p.dtype])
-        if cast and not machine.stack.software.qlora_keeps_cache:
+        prepared = bool(cast) or self.model.settings.loaded == "fp32"  # which leaves nothing to cast
+        if prepared and not machine.stack.software.qlora_keeps_cache:
             machine.layer = NO_LAYER
             machine.empty_cache()
         adapters = [(layer, p) for layer, p in rows if p.adapter]
@@ -132,6 +134,7 @@ class Training:
         machine.layer = NO_LAYER
         machine.at("tokens")
         tokens = machine.alloc(8 * settings.batch * settings.sequence, int(Category.INPUTS))
+        self.begin_autocast()
         autograd = Autograd(machine, dict(self.leaves))
         outer = self.model.outer
         bound = dict.fromkeys(outer.inputs, (tokens, -(10**9)))
@@ -188,6 +191,13 @@ class Training:
             self.recast(layer, spec.parameter, spec.elements * ITEMSIZE[str(op.attrs["dtype"])])
             instance.storages[spec.storage] = self.parameters[layer, spec.parameter][0]
 
+    def begin_autocast(self) -> None:
+        """torch.autocast asks once whether the device has bfloat16; before sm 80, by making such a tensor (torch/cuda, is_bf16_supported)."""
+        if self.model.settings.technique.autocast == "bf16" and self.machine.stack.sm < 80 and not self.asked:
+            self.asked = True
+            self.machine.at("autocast.is_bf16_supported")
+            self.machine.scratch(2)
+
     def end_autocast(self, outer: Instance) -> None:
         """The cache of weights in the lower precision is emptied."""
         machine = self.machine
@@ -199,16 +209,17 @@ class Training:
         machine.layer = NO_LAYER
         self.casts.clear()
 
-    def layer_graph(self, kind: int, requires_grad: bool) -> LayerGraph:
-        """The graph of a kind of layer for hidden states that do or do not require a gradient."""
+    def layer_graph(self, kind: int, requires_grad: bool, leaf: bool) -> LayerGraph:
+        """The graph of a kind of layer for hidden states that do or do not require a gradient, or are a leaf, whose casts autocast keeps."""
         graph = self.model.layer_graphs[kind]
         hidden = graph.inputs["hidden_states"]
-        if hidden.requires_grad == requires_grad:
+        leaf = leaf and self.model.settings.technique.autocast is not None
+        if hidden.requires_grad == requires_grad and not leaf:
             return graph
-        key = kind, requires_grad
+        key = kind, requires_grad, leaf
         if key not in self.graphs:
             inputs = dict(graph.inputs)
-            inputs["hidden_states"] = TensorSpec(hidden.value, hidden.storage, hidden.shape, hidden.strides, hidden.dtype, requires_grad)
+            inputs["hidden_states"] = replace(hidden, requires_grad=requires_grad, leaf=leaf)
             self.graphs[key] = rewrite(graph, inputs)
         return self.graphs[key]
 
@@ -220,7 +231,7 @@ class Training:
         hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad
         for layer, kind in enumerate(model.pattern):
             machine.layer = layer
-            graph = self.layer_graph(kind, requires_grad)
+            graph = self.layer_graph(kind, requires_grad, layer == 0 and op.inputs[0].leaf)
             bound = {name: given[name] for name in graph.inputs}
             bound["hidden_states"] = hidden
             bound |= {name: self.parameters[layer, name] for name in graph.parameters}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from memsim import Run
+from memsim.builder import rewrite
+from memsim.graph import LayerGraph
 from memsim.simulation import model_of, simulate
 from memsim.tape import AUTOCAST_CACHE, Action
 
@@ -37,3 +41,25 @@ def test_the_cache_is_emptied_once_the_loss_is_there() -> None:
     assert {phases[event] for event in at} == {"0/forward"}
     assert set(tape.action[at].tolist()) == {int(Action.FREE)}
     assert len(at) == 16 * 7 and phases[at[-1] + 1] == "0/backward"
+
+
+def test_an_input_that_is_a_leaf_is_cast_once_and_kept() -> None:
+    fields = {"model_type": "olmo2", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 500}
+    model = model_of(Run(model=fields, precision="amp-bf16", method={"kind": "lora"}, checkpointing="full"))
+    graph = model.layer_graphs[0]
+    inputs = {**graph.inputs, "hidden_states": replace(graph.inputs["hidden_states"], leaf=True)}
+    leaf = rewrite(graph, inputs)
+
+    def casts(of: LayerGraph) -> int:
+        return sum(op.kind == "cast" and op.inputs[0].value == of.inputs["hidden_states"].value for op in of.operators)
+
+    assert (casts(graph), casts(leaf)) == (6, 1)  # q, k and v, each with its base and its adapter
+    assert len(leaf.cached) == len(graph.cached) + 1
+    assert not any(set(leaf.cached) & set(op.drops) for op in leaf.operators)
+
+
+def test_before_sm_80_bfloat16_is_asked_for_once() -> None:
+    probe = "autocast.is_bf16_supported"
+    tape = simulate(run(sm=75, attention="eager", checkpointing="full").model_copy(update={"steps": 2})).tape
+    assert tape.bytes[tape.operator == tape.operators.index(probe)].tolist() == [2, 2]
+    assert probe not in simulate(run(attention="eager")).tape.operators

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from memsim import Run
+from memsim.errors import Unsupported
 from memsim.operators.gemm4bit import is_fused
 from memsim.simulation import model_of, simulate
+from memsim.tape import Action
 
 
 def model(**method: object):
@@ -50,3 +52,23 @@ def test_the_whole_weighs_a_quarter() -> None:
 )
 def test_the_fused_kernel(sm: int, processors: int, m: int, n: int, k: int, expected: bool) -> None:
     assert is_fused(sm, processors, "bf16", m, n, k, 64) is expected
+
+
+@pytest.mark.parametrize(("precision", "created"), [("bf16", "bf16"), ("fp16", "fp16"), ("fp32", "fp32"), ("amp-bf16", "fp32")])
+def test_what_is_not_quantized_is_loaded_as_the_precision_says(precision: str, created: str) -> None:
+    run = Run(model="llama3.2-1b", method={"kind": "qlora"}, precision=precision, batch={"sequence": 64}, steps=1)
+    rows = model_of(run).before
+    assert {(p.created_dtype, p.dtype) for p in rows} == {(created, "fp32")}
+    assert (simulate(run).tape.action == Action.EMPTY_CACHE).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"precision": "amp-fp16"}, "precision: amp-fp16 with method qlora, which computes in bf16, is not supported; bf16 is"),
+        ({"precision": "fp32", "method": {"kind": "qlora", "casts": "trl"}}, "method.casts: trl with precision fp32 is not supported; with bf16 it is"),
+    ],
+)
+def test_mixtures_of_precisions_are_refused(changes: dict[str, object], text: str) -> None:
+    with pytest.raises(Unsupported, match=text):
+        model_of(Run(**{"model": "llama3.2-1b", "method": {"kind": "qlora"}, **changes}))
