@@ -43,11 +43,14 @@ def simulate(
     as_json: JsonOption = False,
     settings: SetOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse a model_type that is not known, even if its fields are Llama's.")] = False,
+    measured: Annotated[str | None, typer.Option("--measured-step", metavar="TIME", help="What a step takes in truth, such as 1.83s: calibrates time.")] = None,
 ) -> None:
     """Simulate a run's training steps. Exits with 1 where they run out of memory."""
     if output is not None:
         console.writable(output)
-    timeline = _simulate(_load(run, settings), strict=strict)
+    timeline = _simulate(_load(run, settings), strict=strict, measured_step=_seconds(measured))
+    if measured is not None and timeline.about.rates is not None:
+        console.note(f"memsim: calibrated: {timeline.about.rates.efficiency.as_settings()}")
     if output is not None:
         from memsim import replaying
 
@@ -242,13 +245,22 @@ def _load(source: str | Mapping[str, Any], settings: Sequence[str] | None = None
     return Run.load(source, set=tuple(settings or ()))
 
 
-def _simulate(run: Run, other_order: bool = False, strict: bool = False) -> Timeline:
+def _seconds(text: str | None) -> float | None:
+    from memsim.quantity import read_seconds
+
+    try:
+        return None if text is None else read_seconds(text)
+    except ValueError as error:
+        raise InputError(f"--measured-step: {error}") from None
+
+
+def _simulate(run: Run, other_order: bool = False, strict: bool = False, measured_step: float | None = None) -> Timeline:
     from memsim.simulation import simulate as simulated
 
     console.say_if_cold()
     with _naming(run), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        timeline = simulated(run, other_order, strict)
+        timeline = simulated(run, other_order, strict, measured_step)
     for warning in caught:
         console.note(f"memsim: warning: {warning.message}")
     return timeline

@@ -33,6 +33,11 @@ class TensorSpec:
         return math.prod(self.shape)
 
     @property
+    def elements_stored(self) -> int:
+        """Elements without those that an expanded dimension repeats."""
+        return math.prod(size for size, stride in zip(self.shape, self.strides, strict=True) if stride) if 0 in self.strides else self.elements
+
+    @property
     def nbytes(self) -> int:
         """Bytes of its elements (of the whole storage, for a tensor that is no view)."""
         return self.elements * ITEMSIZE[self.dtype]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memsim.allocator.answer import OutOfMemory
-from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, gib, phase_words, share, size, torch_size
+from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, duration, gib, percent, phase_words, share, size, torch_size
 
 if TYPE_CHECKING:
     from memsim.tape import Tape
@@ -30,7 +30,16 @@ def sentences(timeline: Timeline) -> tuple[str, ...]:
     answer = f"{answer}: {verdict}" if verdict else answer
     others = _others(timeline.peak_reserved, about.devices) if oom is not None or not about.device_memory else ""
     answer = f"{answer}; {others}" if others else answer
-    return tuple(sentence for sentence in (f"{answer}.", where, dominant(timeline)) if sentence)
+    return tuple(sentence for sentence in (f"{answer}.", where, dominant(timeline), pace(timeline)) if sentence)
+
+
+def pace(timeline: Timeline) -> str:
+    """How long a step is estimated to take, as a sentence; empty where nothing is known of time."""
+    time, rates = timeline.step_time, timeline.about.rates
+    if time is None or rates is None or not time.total:
+        return ""
+    again = f"; recomputation adds {percent(time.overhead)}" if time.recomputation else ""
+    return f"A step takes about {duration(time.total)} on {rates.device.label} ({time.tokens_per_second:,.0f} tokens/s, {percent(time.mfu)} MFU){again}."
 
 
 def _verdict(timeline: Timeline) -> str:

@@ -65,3 +65,14 @@ def bytes_of(size: int | str | None) -> int | None:
         return read_bytes(size)
     except ValueError as error:
         raise InputError(f"device memory: {error}") from error
+
+
+_TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0}
+
+
+def read_seconds(value: str) -> float:
+    """Seconds from "1.83s", "250ms" or a plain number of seconds. Raises ValueError."""
+    match = _SIZE.fullmatch(value.strip())
+    if match is None or (match[2] or "s") not in _TIMES or not 0 < float(match[1]) < math.inf:
+        raise ValueError(f"{show(value)} is not a time; write 1.83s, 250ms or a number of seconds")
+    return float(match[1]) * _TIMES[match[2] or "s"]

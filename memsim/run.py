@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
 
 from memsim import catalog, yamlfile
+from memsim.efficiency import Efficiency
 from memsim.errors import InputError
 from memsim.explain import explain, nearest, show
 from memsim.modelref import Resolved, resolve
@@ -43,6 +44,9 @@ def _number(test: Callable[[float], bool], words: str) -> BeforeValidator:
         return number
 
     return BeforeValidator(check)
+
+
+SHARE = _number(lambda share: 0 < share <= 1, "a share from above 0 to 1")
 
 
 def _flag(value: object) -> object:
@@ -140,6 +144,16 @@ class Batch(Part):
     accumulation: Annotated[int, _whole(1, 2**12)] = 1
 
 
+class EfficiencyKeys(Part):
+    """What of the device's data sheet is reached, for estimates of time (cost.py): shares of its rates, and microseconds of a launch."""
+
+    matmul: Annotated[float, SHARE] = Efficiency.matmul
+    attention: Annotated[float, SHARE] = Efficiency.attention
+    memory: Annotated[float, SHARE] = Efficiency.memory
+    pcie: Annotated[float, SHARE] = Efficiency.pcie
+    launch_us: Annotated[float, _number(lambda us: us > 0, "a positive number of microseconds")] = round(1e6 * Efficiency.launch, 3)
+
+
 class Run(Part):
     """A training job. `Run(model="qwen2.5-7b", method={"kind": "lora"})`, or `Run.load`; both raise InputError."""
 
@@ -173,6 +187,7 @@ class Run(Part):
     device_memory_gib: Annotated[float, BeforeValidator(_memory)] = 80.0
     sm: Annotated[int, _whole(30, 200)] = 80  # compute capability times ten
     steps: Annotated[int, _whole(1, 10_000)] = 3
+    efficiency: EfficiencyKeys = EfficiencyKeys()  # of the time estimate
     stack: Annotated[str, BeforeValidator(_stack)] = "golden"  # the versions of the framework (memsim/stacks.py)
 
     _resolved: Resolved = PrivateAttr()

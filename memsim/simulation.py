@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from memsim.allocator import Settings as AllocatorSettings, allocate
 from memsim.builder import PLAIN
+from memsim.cost import Rates
+from memsim.efficiency import Efficiency
 from memsim.errors import InputError, Unsupported
 from memsim.models import build, is_assumed
 from memsim.models.model import Model, Settings
@@ -26,6 +30,7 @@ from memsim.schedule.training import Plan
 from memsim.stacks import STACKS, Software
 from memsim.tape import Tape
 from memsim.timeline import About, Timeline
+from memsim.words import duration
 
 if TYPE_CHECKING:
     from memsim.run import Run
@@ -137,8 +142,21 @@ def check_stack(run: Run, stack: Software) -> None:
 def tape_of_run(run: Run, model: Model | None = None) -> Tape:
     """Every allocator request of the Run: its load and its steps."""
     model = model or model_of(run)
-    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer))
+    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer), rates_of(run))
     return record(model, plan, stack_of(run))
+
+
+def rates_of(run: Run) -> Rates:
+    """What the time estimate goes by: the Run's device, or of the catalogue's the one that is nearest in compute capability and memory."""
+    from memsim.catalog import devices
+
+    known = devices()
+    if run.device is not None:
+        device = known[run.device]
+    else:
+        device = min((d for d in known.values() if d.sm is not None), key=lambda d: (abs((d.sm or 0) - run.sm), abs(d.memory - run.device_bytes)))
+    e = run.efficiency
+    return Rates(device, Efficiency(e.matmul, e.attention, e.memory, e.pcie, e.launch_us / 1e6), run.precision == "tf32")
 
 
 def stack_of(run: Run) -> Stack:
@@ -149,11 +167,12 @@ def stack_of(run: Run) -> Stack:
     return stack_for(run.sm, device.processors if device is not None and device.sm == run.sm else None, STACKS[run.stack])
 
 
-def simulate(run: Run, other_order: bool = False, strict: bool = False) -> Timeline:
+def simulate(run: Run, other_order: bool = False, strict: bool = False, measured_step: float | None = None) -> Timeline:
     """What the Run's training steps do to GPU memory, event by event.
 
     other_order: the other way round, where the framework goes through a Python set of names, whose order differs from process to process (Gemma 3).
     strict: a model_type that memsim does not know is refused; else it is taken for a Llama where its fields are Llama's, with a warning.
+    measured_step: seconds that a step takes in truth, which calibrates the efficiencies of the time estimate.
     Raises InputError, and Unsupported for what memsim cannot simulate yet.
     """
     if not strict and is_assumed(run.config):
@@ -164,7 +183,20 @@ def simulate(run: Run, other_order: bool = False, strict: bool = False) -> Timel
         tape = tape_of_run(run, model)
     answer = allocate(tape, settings, run.device_bytes)
     unlimited = allocate(tape, settings, UNLIMITED) if answer.out_of_memory else None
-    return Timeline(tape, answer, about(run, model), unlimited)
+    timeline = Timeline(tape, answer, about(run, model), unlimited)
+    return timeline if measured_step is None else calibrated(timeline, measured_step)
+
+
+def calibrated(timeline: Timeline, seconds: float) -> Timeline:
+    """The Timeline with every efficiency times the one factor that makes its last step take so many seconds. Raises InputError where no device is so fast."""
+    time, rates, work = timeline.step_time, timeline.about.rates, timeline.tape.work
+    assert time is not None and rates is not None and work is not None
+    factor = time.total / seconds
+    least = time.total * max(rates.efficiency.matmul, rates.efficiency.attention, rates.efficiency.memory)
+    if seconds < least:
+        raise InputError(f"--measured-step: {duration(seconds)} is less than {rates.device.label} can do by its data sheet ({duration(least)})")
+    tape = replace(timeline.tape, work=work / np.array([factor, factor, 1.0]))
+    return Timeline(tape, timeline.answer, replace(timeline.about, rates=rates.scaled(factor)), timeline.unlimited)
 
 
 def assumed(run: Run) -> str:
@@ -213,5 +245,8 @@ def about(run: Run, model: Model) -> About:
         trainable_parameters=model.count(trainable=True),
         layers=len(model.pattern),
         devices=tuple((device.label, device.memory) for device in catalogue.values() if STACKS[run.stack].runs_on(device.sm or 0)),
+        tokens=run.batch.size * run.batch.sequence * run.batch.accumulation,
+        rates=rates_of(run),
+        dtype=AUTOCAST.get(run.precision, WEIGHTS.get(run.precision, run.precision)) if run.method.kind != "qlora" else "bf16",
         versions={name: STACKS[run.stack].versions[name] for name in ("torch", "transformers", "peft")},
     )

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.allocator.answer import Answer
-from memsim.tape import Tape
+from memsim.cost import StepTime
+from memsim.tape import AGAIN, FLOPS, SECONDS, Tape
 
 
 @dataclass(frozen=True)
@@ -101,3 +102,19 @@ def _step(number: int, mine: list[Span], answer: Answer) -> Step:
         retries=int(answer.retries[stop - 1]),
         ooms=int(answer.ooms[stop - 1]),
     )
+
+
+def step_time(tape: Tape, work: NDArray[np.float64], tokens: int, peak: float) -> StepTime | None:
+    """The time of the last step from `work` [n, 3]; None where there is no step. `peak` is the device's rate of products in FLOP a second."""
+    cut = [span for span in spans(tape) if span.step is not None]
+    if not cut:
+        return None
+    seconds = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
+    again = flops = 0.0
+    for span in cut:
+        if span.step == cut[-1].step:
+            sums = work[span.start : span.stop].sum(axis=0)
+            seconds[span.kind] = seconds.get(span.kind, 0.0) + float(sums[SECONDS])
+            again += float(sums[AGAIN])
+            flops += float(sums[FLOPS])
+    return StepTime(seconds["forward"], seconds["backward"] - again, again, seconds["optimizer"], tokens, flops, peak)

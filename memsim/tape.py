@@ -17,6 +17,9 @@ AUTOCAST_CACHE = "autocast cache"  # operator of the frees that empty it: their 
 SET_ORDER = "rotary_emb of each type"  # module that runs once for each element of a Python set of names, whose order differs from process to process
 
 
+SECONDS, AGAIN, FLOPS = range(3)  # columns of `work`: seconds; those of recomputation among them; FLOPs of matrix products that the step needs
+
+
 class Action(IntEnum):
     """What a Tape's event asks of the allocator."""
 
@@ -59,6 +62,7 @@ class Tape:
     category: NDArray[np.uint8]  # [n] Category of the storage; UNATTRIBUTED where there is none
     phases: tuple[str, ...]  # "load", "0/forward", "0/backward", "0/optimizer", "1/forward" …
     operators: tuple[str, ...]  # names such as "self_attn.q_proj" or "cross_entropy"
+    work: NDArray[np.float64] | None = None  # [n, 3] estimated: SECONDS, AGAIN, FLOPS between the event before and this one; None where nobody knows
 
     def __len__(self) -> int:
         return len(self.action)

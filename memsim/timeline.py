@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from memsim.allocator.answer import Answer
 from memsim.blockmap import BlockMap, Fragmentation, block_map, fragmentation
+from memsim.cost import Rates, StepTime
 from memsim.headline import headline, out_of_memory_message
 from memsim.lifetimes import Lifetimes, curves, lifetimes
 from memsim.moment import Moment, moment
-from memsim.steps import Span, Step, spans, steps
-from memsim.tape import Category, Tape
+from memsim.steps import Span, Step, spans, step_time, steps
+from memsim.tape import SECONDS, Category, Tape
 from memsim.words import version
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ class About:
     first_event: int = 0  # of what the Timeline is about: events before it rebuild the state in which a recording began
     devices: tuple[tuple[str, int], ...] = ()  # names and bytes of the devices that the headline may suggest
     versions: Mapping[str, str] = field(default_factory=dict)  # of the stack that is simulated or was recorded
+    tokens: int = 0  # in a step
+    rates: Rates | None = None  # what times are estimated by
+    dtype: str = "bf16"  # of matrix products, whose rate the utilization is measured against
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +164,18 @@ class Timeline:
         return fragmentation(self.whole, self.block_map(event), event)
 
     @cached_property
+    def time(self) -> NDArray[np.float64] | None:
+        """[n] seconds from the first step's start at which each event is estimated to happen; None where nothing is known of time."""
+        return None if self.tape.work is None else np.cumsum(self.tape.work[:, SECONDS])
+
+    @cached_property
+    def step_time(self) -> StepTime | None:
+        """What the last step is estimated to take; None where nothing is known of time."""
+        if self.tape.work is None or self.about.rates is None:
+            return None
+        return step_time(self.tape, self.tape.work, self.about.tokens, self.about.rates.peak(self.about.dtype))
+
+    @cached_property
     def bounds(self) -> Bounds | None:
         """What the requests alone need, what a placement that knows all lifetimes needs, and what was reserved; None where only totals are known."""
         from memsim.allocator.bound import bounds
@@ -173,17 +189,21 @@ class Timeline:
     def to_json(self) -> dict[str, object]:
         """The keys of a recorded run's result, in bytes."""
         data: dict[str, object] = {} if self.about.run is None else {"run": dict(self.about.run)}
-        return data | {
-            "versions": {"memsim": version(), **self.about.versions},
-            "parameters": self.about.parameters,
-            "trainable_parameters": self.about.trainable_parameters,
-            "loaded_allocated": self.loaded_allocated,
-            "steps": [step.to_json() for step in self.steps],
-            "oom": out_of_memory_message(self.answer.out_of_memory),
-            "peak_allocated": self.peak_allocated,
-            "peak_reserved": self.peak_reserved,
-            "peak_requested": self.peak_requested,
-        }
+        return (
+            data
+            | {
+                "versions": {"memsim": version(), **self.about.versions},
+                "parameters": self.about.parameters,
+                "trainable_parameters": self.about.trainable_parameters,
+                "loaded_allocated": self.loaded_allocated,
+                "steps": [step.to_json() for step in self.steps],
+                "oom": out_of_memory_message(self.answer.out_of_memory),
+                "peak_allocated": self.peak_allocated,
+                "peak_reserved": self.peak_reserved,
+                "peak_requested": self.peak_requested,
+            }
+            | ({} if self.step_time is None else {"time": self.step_time.to_json()})
+        )
 
     def write_html(self, path: str | Path) -> None:
         """Writes the report, one file that works offline. Raises InputError where the path cannot be written."""

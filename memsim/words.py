@@ -46,6 +46,20 @@ def size(count: int) -> str:
     return f"{count} byte" if count == 1 else f"{count} bytes"
 
 
+def duration(seconds: float) -> str:
+    """Seconds in the unit that fits: 12.3 s, 4.97 s, 312 ms, 45 µs."""
+    if seconds >= 9.995:
+        return f"{seconds:.1f} s"
+    if seconds >= 0.9995:
+        return f"{seconds:.2f} s"
+    return f"{1e3 * seconds:.0f} ms" if seconds >= 0.00995 else f"{1e3 * seconds:.2f} ms" if seconds >= 0.0009995 else f"{1e6 * seconds:.0f} µs"
+
+
+def percent(ratio: float) -> str:
+    """A ratio in percent: "46 %", "1.4 %"."""
+    return f"{100 * ratio:.0f} %" if ratio >= 0.0995 else f"{100 * ratio:.1f} %"
+
+
 def share(part: int, whole: int) -> str:
     """A part of a whole in percent: "97 %", "1.4 %", "<0.1 %"."""
     if whole <= 0 or part <= 0:

@@ -49,9 +49,15 @@ def key_splits(heads: int, queries: int, keys: int, d: int, processors: int) -> 
 class Attention(Kind):
     """What both kernels compute."""
 
+    unit = "attention"
+
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         b, h, s, d = inputs[0].shape
         return 4.0 * b * h * s * inputs[1].shape[2] * d / 2  # causal: half of the products
+
+    def backward_flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
+        """Five products where forward has two: the scores are computed again (Dao et al. 2022, FlashAttention, appendix B)."""
+        return 2.5 * self.flops(inputs, outputs, attrs)
 
 
 class FlashAttention(Attention):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from memsim.dtypes import ITEMSIZE
 from memsim.graph import TensorSpec
 
 if TYPE_CHECKING:
@@ -25,11 +26,25 @@ class Inferred:
     differentiable: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one execution asks of the device (cost.py turns it into seconds)."""
+
+    unit: str  # what does the arithmetic: "vector", "matmul" (tensor cores, where the dtype has them) or "attention" (the same, in a fused kernel)
+    dtype: str  # in which it is done
+    flops: float
+    bytes: float  # read from and written to the device's memory
+
+
 class Kind:
     """One row of the operator table. Subclasses are stateless; the default is an operator that only allocates its results."""
 
     differentiable = True
     flops_per_element = 1.0
+    unit = "vector"  # as in Work
+    gathers = False  # whether it reads of its operands only as much as it writes
+    in_place = False  # whether it writes where an operand lies, and is no view
+    factors = slice(0, 2)  # of a product, among the inputs
 
     def infer(self, inputs: Sequence[TensorSpec], attrs: Attrs) -> tuple[Inferred, ...]:
         """Shapes (elements), strides and dtypes of the results."""
@@ -63,6 +78,33 @@ class Kind:
     def flops(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs) -> float:
         """Floating-point operations of the forward execution."""
         return self.flops_per_element * sum(out.elements for out in outputs)
+
+    def read(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs) -> float:
+        """Bytes that the forward execution reads; an operand that is expanded is read once."""
+        return sum(out.nbytes for out in outputs) if self.gathers else sum(spec.elements_stored * ITEMSIZE[spec.dtype] for spec in inputs)
+
+    def work(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs) -> Work | None:
+        """Of the forward execution; None for a view."""
+        taken = {spec.storage for spec in inputs}
+        if not self.in_place and all(out.storage in taken for out in outputs):
+            return None
+        written = sum(out.nbytes for out in outputs)
+        return Work(self.unit, (inputs or outputs)[0].dtype, self.flops(inputs, outputs, attrs), self.read(inputs, outputs, attrs) + written)
+
+    def backward_flops(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs) -> float:
+        """Floating-point operations of the backward execution: for products, as many as forward for each operand that needs a gradient."""
+        needed = sum(spec.requires_grad for spec in inputs[self.factors]) if self.unit == "matmul" else 1
+        return needed * self.flops(inputs, outputs, attrs)
+
+    def backward_work(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs, saved: Sequence[int]) -> Work | None:
+        """Of the backward execution, which reads the gradients of the results and what was saved, and writes the gradients of the operands."""
+        forward = self.work(inputs, outputs, attrs)
+        if forward is None:
+            return None
+        kept = {spec.storage: spec for spec in (*inputs, *outputs) if spec.storage in saved}
+        moved = sum(spec.elements_stored * ITEMSIZE[spec.dtype] for spec in kept.values())
+        moved += sum(spec.nbytes for spec in (*inputs, *outputs) if spec.requires_grad)
+        return Work(self.unit, forward.dtype, self.backward_flops(inputs, outputs, attrs), moved)
 
 
 def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:

@@ -21,6 +21,8 @@ class GroupedLinear(Kind):
     keeps everything and makes both gradients, whoever asks.
     """
 
+    unit = "matmul"
+
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x, weight = inputs[:2]
         shape = (x.shape[0], weight.shape[2] if attrs.get("stacked_in_first") else weight.shape[1])

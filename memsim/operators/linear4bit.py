@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from memsim.dtypes import ITEMSIZE
-from memsim.operators.base import Attrs, Inferred, Kind, like
+from memsim.operators.base import Attrs, Inferred, Kind, Work, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 from memsim.operators.gemm4bit import is_fused
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from memsim.schedule.machine import Machine
 
 BLOCK = 64  # weights that share a scale
+DEQUANTIZING = 4.5  # bytes moved for each weight: half a byte read, bf16 written and read
 
 
 class Linear4bit(Kind):
@@ -22,6 +24,8 @@ class Linear4bit(Kind):
     A fused kernel where bitsandbytes' table says so; else the scales (nested ones: `double`) and the weight are dequantized for F.linear. Nothing is
     saved: backward dequantizes again.
     """
+
+    unit = "matmul"
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x, weight = inputs[:2]
@@ -75,6 +79,15 @@ class Linear4bit(Kind):
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         return 2.0 * outputs[0].elements * inputs[1].shape[1]
+
+    def read(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
+        """The packed weight, and it dequantized: written once, and read."""
+        return inputs[0].nbytes + DEQUANTIZING * inputs[1].elements
+
+    def backward_work(self, inputs: Specs, outputs: Specs, attrs: Attrs, saved: Sequence[int]) -> Work:
+        """The gradient of x, for which the weight is dequantized again."""
+        x, weight = inputs[:2]
+        return Work(self.unit, x.dtype, self.flops(inputs, outputs, attrs), outputs[0].nbytes + x.nbytes + DEQUANTIZING * weight.elements)
 
 
 class Recast(Kind):

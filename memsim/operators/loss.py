@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class NllLoss(Kind):
     """nll_loss(log-probabilities [N, V], targets [N]) → a scalar, with the scalar total weight kept beside it."""
 
+    gathers = True
+
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         return (Inferred((), (), inputs[0].dtype), Inferred((), (), inputs[0].dtype, differentiable=False))
 

@@ -19,6 +19,8 @@ class Linear(Kind):
     that of `self` (x) for mm, and of `mat1` (x) before `mat2` (the weight) for addmm: the order of the names in derivatives.yaml.
     """
 
+    unit = "matmul"
+
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x, weight = inputs[:2]
         shape = (*x.shape[:-1], weight.shape[0])
@@ -66,6 +68,8 @@ class BatchedMatmul(Kind):
     """torch.bmm of [B, M, K] and [B, K, N]; a product over a single element asks for no workspace, but where workspaces are kept (seen in
     recordings, not read in the source)."""
 
+    unit = "matmul"
+
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         a, b = inputs
         shape = (*a.shape[:-1], b.shape[-1])
@@ -111,6 +115,9 @@ class Mm(Linear):
 
 class BatchedMultiplyAdd(Kind):
     """torch.baddbmm(c, a, b, alpha): c + alpha·a·b of [E, M, N], [E, M, K] and [E, K, N]; cuBLAS gets copies of operands without a unit stride."""
+
+    unit = "matmul"
+    factors = slice(1, 3)
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         c = inputs[0]

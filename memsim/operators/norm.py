@@ -37,6 +37,8 @@ class LayerNorm(Kind):
 class Conv1D(Kind):
     """transformers' Conv1D: addmm(bias, x.view(-1, in), weight), x [..., in], weight [in, out], bias [out] → [..., out]."""
 
+    unit = "matmul"
+
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x, weight = inputs[:2]
         shape = (*x.shape[:-1], weight.shape[1])

@@ -65,6 +65,8 @@ class Index(Kind):
     """x[ids]: rows of x [N, …] for int64 ids [M], which are kept. Backward adds the gradient's rows into zeros of x's shape after sorting
     the ids (ATen/native/cuda/Indexing.cu, index_put_with_sort_kernel)."""
 
+    gathers = True
+
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x, ids = inputs
         shape = (*ids.shape, *x.shape[1:])
@@ -120,6 +122,8 @@ class DivideInPlace(Kind):
 
     div_tensor_other_backward: -grad * ((a / b) / b), then reduced to b's shape; div_tensor_self_backward: grad / b.
     """
+
+    in_place = True
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         a, b = inputs

@@ -123,6 +123,8 @@ class Embedding(Kind):
     """F.embedding(ids, weight): ids [B, S] int64, weight [V, H] → [B, S, H]; backward makes a dense gradient of the weight, by sorting
     the ids where there are many (ATen/native/cuda/Embedding.cu, EmbeddingBackwardKernel.cu)."""
 
+    gathers = True
+
     flops_per_element = 0.0
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:

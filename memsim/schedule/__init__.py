@@ -8,6 +8,7 @@ from memsim.models.model import Model
 from memsim.schedule.machine import Machine
 from memsim.schedule.stack import Stack
 from memsim.schedule.tile import EXECUTED, MIDDLE, Irregular, events_of, repeat_last_step, tape_of, tile_layers
+from memsim.schedule.timing import optimizer_seconds, with_optimizer
 from memsim.schedule.training import Plan, Training
 from memsim.tape import Tape
 
@@ -28,10 +29,15 @@ def record(model: Model, plan: Plan, stack: Stack, *, whole: bool = False) -> Ta
     training.load()
     for step in range(plan.steps if whole else min(plan.steps, 2)):
         training.step(step)
-    events = events_of(machine)
+    events = events_of(machine, plan.rates)
     if tiled:
         try:
             events = tile_layers(events, layers)
         except Irregular:
             return record(model, plan, stack, whole=True)
-    return tape_of(repeat_last_step(events, plan.steps) if not whole else events)
+    tape = tape_of(repeat_last_step(events, plan.steps) if not whole else events)
+    if plan.rates is None:
+        return replace(tape, work=None)
+    trained = [p for _, p in model.in_order() if p.trainable and not p.buffer]
+    seconds = optimizer_seconds(plan.optimizer.name, plan.clip_grad_norm is not None, trained, plan.rates)
+    return replace(tape, work=with_optimizer(tape.work, tape.phase, tape.phases, seconds))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.operators import KINDS
-from memsim.schedule.machine import NO_LAYER, Grad, Machine
+from memsim.schedule.machine import BACKWARD, FORWARD, NO_LAYER, RECOMPUTED, Grad, Machine
 from memsim.tape import AUTOCAST_CACHE, Category
 
 
@@ -66,6 +66,7 @@ class Autograd:
     nodes: list[Node] = field(default_factory=list)
     attached: list[int] = field(default_factory=list)  # storages that nodes hold until the graph goes
     next_value: int = 0
+    recomputing: bool = False
 
     def instance(self, graph: LayerGraph, bound: dict[str, tuple[int, int]], layer: int, prefix: str) -> Instance:
         """A fresh execution of `graph` with its inputs and parameters bound to (storage, value)."""
@@ -111,12 +112,13 @@ class Autograd:
         for spec, storage in zip(op.outputs, results, strict=True):
             if storage >= 0:
                 storages[spec.storage] = storage
+        machine.worked(op, RECOMPUTED if self.recomputing else FORWARD)
 
     def recompute(self, frame: Frame) -> None:
         """Runs a checkpointed region again up to its last saved tensor, where torch.utils.checkpoint stops early by an exception."""
         machine, first = self.machine, frame.instance
         graph = first.graph
-        category, machine.default_category = machine.default_category, int(Category.RECOMPUTATION)
+        category, machine.default_category, self.recomputing = machine.default_category, int(Category.RECOMPUTATION), True
         storages = [-1] * len(graph.storage_bytes)
         for group in (graph.inputs, graph.parameters):
             for spec in group.values():
@@ -161,7 +163,7 @@ class Autograd:
                 del alive[s]
         for s in alive:
             machine.release(storages[s])
-        machine.default_category = category
+        machine.default_category, self.recomputing = category, False
 
     def backward(self, roots: Iterable[tuple[int, Grad]]) -> None:
         """loss.backward(): every node in reverse order; fills the leaves' gradients."""
@@ -186,6 +188,7 @@ class Autograd:
                 self.recompute(frame)
             machine.at(node.instance.prefix + op.name + ".backward")
             edges = KINDS[op.kind].backward(machine, op.inputs, op.outputs, op.attrs, grads)
+            machine.worked(op, BACKWARD)
             for i, grad in edges:  # kernels that make every gradient make those that nobody asked for, too
                 if not op.inputs[i].requires_grad:
                     machine.release(grad.storage)

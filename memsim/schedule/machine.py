@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 
 from memsim.dtypes import ITEMSIZE
-from memsim.graph import contiguous
+from memsim.graph import Operator, contiguous
 from memsim.operators.base import like, view_strides
 from memsim.operators.reductions import reduction_scratch
 from memsim.schedule.stack import Stack
 from memsim.tape import Action, Category
 
 NO_LAYER = -1
+FORWARD, RECOMPUTED, BACKWARD, COPIED = range(4)
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class Machine:
         self.scratch_category = int(Category.SCRATCH)
         self.backward_thread = False  # whether autograd's own thread executes
         self.workspaces: dict[bool, int] = {}  # kept ones of cuBLAS, by thread
+        self.work: list[tuple[int, int, Operator | int, int]] = []  # (event before which it is done, layer, operator or bytes copied, FORWARD …)
 
     # context
 
@@ -60,6 +62,14 @@ class Machine:
     def at(self, operator: str) -> None:
         """The events that follow belong to this operator."""
         self.marks.append((len(self.actions), self.phase, self.layer, operator))
+
+    def worked(self, op: Operator, how: int) -> None:
+        """An operator was executed: FORWARD, RECOMPUTED or BACKWARD."""
+        self.work.append((len(self.actions), self.layer, op, how))
+
+    def copied(self, nbytes: int) -> None:
+        """So many bytes travel between host and device while everything else waits."""
+        self.work.append((len(self.actions), self.layer, nbytes, COPIED))
 
     # storages
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memsim.cost import Rates
 from memsim.schedule.machine import NO_LAYER, Machine
+from memsim.schedule.timing import Columns, work_of
 from memsim.tape import Action, Category, Tape
 
 EXECUTED = 5  # layers, where there are more
@@ -38,10 +40,11 @@ class Events:
     owner: Ints  # [s] the layer that allocated it
     phases: tuple[str, ...]
     operators: tuple[str, ...]
+    work: Columns  # [n, 3] (schedule/timing.py)
 
 
-def events_of(machine: Machine) -> Events:
-    """The machine's lists as arrays."""
+def events_of(machine: Machine, rates: Rates | None = None) -> Events:
+    """The machine's lists as arrays, with times where there are rates."""
     n = len(machine.actions)
     names: dict[str, int] = {}
     rows = [(at, phase, layer, names.setdefault(operator, len(names))) for at, phase, layer, operator in machine.marks]
@@ -50,7 +53,7 @@ def events_of(machine: Machine) -> Events:
     phase, layer, operator = (np.repeat(marks[:, column], counts) for column in (1, 2, 3))
     action, storage = np.array(machine.actions, np.int64), np.array(machine.events, np.int64)
     sizes, category, owner = (np.array(values, np.int64) for values in (machine.bytes, machine.category, machine.owner))
-    return Events(action, storage, phase, layer, operator, sizes, category, owner, tuple(machine.phases), tuple(names))
+    return Events(action, storage, phase, layer, operator, sizes, category, owner, tuple(machine.phases), tuple(names), work_of(machine, rates))
 
 
 def tile_layers(events: Events, layers: int) -> Events:
@@ -114,6 +117,7 @@ def tile_layers(events: Events, layers: int) -> Events:
         np.concatenate([real_layer[owner], np.repeat(np.arange(MIDDLE + 1, layers - 2), ranks)]) if copies > 1 else real_layer[owner],
         events.phases,
         events.operators,
+        events.work[index],
     )
 
 
@@ -144,7 +148,19 @@ def repeat_last_step(events: Events, steps: int) -> Events:
     index, ids, phase = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     times = steps - 2
     sizes, category, owner = (np.concatenate([values, np.tile(values[made], times)]) for values in (events.bytes, events.category, events.owner))
-    return Events(events.action[index], ids, phase, events.layer[index], events.operator[index], sizes, category, owner, tuple(phases), events.operators)
+    return Events(
+        events.action[index],
+        ids,
+        phase,
+        events.layer[index],
+        events.operator[index],
+        sizes,
+        category,
+        owner,
+        tuple(phases),
+        events.operators,
+        events.work[index],
+    )
 
 
 def tape_of(events: Events) -> Tape:
@@ -161,4 +177,5 @@ def tape_of(events: Events) -> Tape:
         category=np.where(events.storage < 0, int(Category.UNATTRIBUTED), events.category[events.storage]).astype(np.uint8) if n else np.zeros(0, np.uint8),
         phases=events.phases,
         operators=events.operators,
+        work=events.work,
     )

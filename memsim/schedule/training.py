@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from memsim.builder import rewrite
+from memsim.cost import Rates
 from memsim.dtypes import ITEMSIZE
 from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.models.model import Model, Parameter
@@ -31,6 +32,7 @@ class Plan:
     accumulation: int
     clip_grad_norm: float | None
     optimizer: Optimizer
+    rates: Rates | None = None  # what estimates the time
 
 
 @dataclass(eq=False)

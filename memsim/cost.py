@@ -1,0 +1,117 @@
+"""Time: a roofline over the device's data sheet (Williams, Waterman and Patterson 2009, "Roofline").
+
+An operator takes as long as the slowest of three: its floating-point operations at the rate of its dtype, the bytes that it moves at the bandwidth of the
+device's memory, and the launch of its kernel. Rates are the data sheet's times an efficiency, which a Run may set, or which one measured step calibrates.
+It is an estimate, where memory is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from memsim.catalog import Device
+from memsim.efficiency import Efficiency
+from memsim.operators.base import Work
+
+VECTOR = "fp32"  # the rate of arithmetic outside of matrix products
+
+
+@dataclass(frozen=True)
+class Rates:
+    """A device, how much of it is reached, and how fp32 products are done."""
+
+    device: Device
+    efficiency: Efficiency = Efficiency()
+    tf32: bool = False
+
+    def peak(self, dtype: str) -> float:
+        """The data sheet's dense operations a second in a dtype; where it has none for it, those of fp32."""
+        flops = self.device.flops
+        return flops.get("tf32" if self.tf32 and dtype == "fp32" else dtype, flops[VECTOR])
+
+    def seconds(self, work: Work) -> float:
+        """Of one execution."""
+        reached = self.efficiency
+        products = {"matmul": reached.matmul, "attention": reached.attention}
+        rate = self.peak(work.dtype) * products[work.unit] if work.unit in products else self.device.flops[VECTOR]
+        return max(reached.launch, work.flops / rate, work.bytes / (self.device.memory_bandwidth * reached.memory))
+
+    def copied(self, nbytes: float) -> float:
+        """Seconds that so many bytes take between host and device."""
+        return max(self.efficiency.launch, nbytes / (self.device.pcie.bandwidth * self.efficiency.pcie))
+
+    def scaled(self, factor: float) -> Rates:
+        """The rates with every efficiency times a factor, and launches that take as much less."""
+        e = self.efficiency
+        return replace(self, efficiency=Efficiency(e.matmul * factor, e.attention * factor, e.memory * factor, e.pcie * factor, e.launch / factor))
+
+
+# Passes over a parameter's elements in its own dtype, by optimizer: reads and writes of parameter, gradient, state and temporaries
+# (torch/optim/_functional code, foreach kernel by foreach kernel; the fused kernels read and write each tensor once).
+PASSES: Mapping[str, float] = {
+    "adamw": 20,
+    "adamw-for-loop": 20,
+    "nadam": 24,
+    "rmsprop": 13,
+    "adagrad": 12,
+    "adamw-fused": 7,
+    "sgd": 3,
+    "sgd-momentum": 6,
+    "adafactor": 16,
+    "paged-adamw": 7,
+}
+BYTES_8BIT = {"adamw-8bit": 4, "paged-adamw-8bit": 4, "lion-8bit": 2}  # of quantized state read and written, an element
+FUSED = 3  # parameter read and written, gradient read
+CLIPPING = 3  # the gradient read for its norm, then read and written
+
+
+def optimizer_bytes(name: str, itemsize: int, clips: bool) -> float:
+    """Bytes that a step moves for one element of a parameter."""
+    passes = FUSED * itemsize + BYTES_8BIT[name] if name in BYTES_8BIT else PASSES.get(name, PASSES["adamw"]) * itemsize
+    return passes + (CLIPPING * itemsize if clips else 0)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What a training step is estimated to take, in seconds, and what comes of it."""
+
+    forward: float
+    backward: float  # without recomputation
+    recomputation: float
+    optimizer: float
+    tokens: int  # in a step
+    flops: float  # of the products that the step needs, forward and backward, without recomputation
+    peak: float  # of the device, in the dtype of the products
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward + self.recomputation + self.optimizer
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.total if self.total else 0.0
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilization (Chowdhery et al. 2022, PaLM, appendix B): what the step needs of what the device could do in its time."""
+        return self.flops / (self.total * self.peak) if self.total else 0.0
+
+    @property
+    def overhead(self) -> float:
+        """Recomputation against the step without it."""
+        rest = self.total - self.recomputation
+        return self.recomputation / rest if rest else 0.0
+
+    def to_json(self) -> dict[str, float]:
+        """Seconds and ratios."""
+        return {
+            "step": self.total,
+            "forward": self.forward,
+            "backward": self.backward,
+            "recomputation": self.recomputation,
+            "optimizer": self.optimizer,
+            "tokens_per_second": self.tokens_per_second,
+            "mfu": self.mfu,
+            "recomputation_overhead": self.overhead,
+        }

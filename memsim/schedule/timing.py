@@ -1,0 +1,80 @@
+"""When events happen, by estimate: what is executed before each event, in seconds (cost.py).
+
+Work counts before the next event, whatever layer that is of: as work is done alike in every layer, a layer's sum stays right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memsim.cost import Rates, optimizer_bytes
+from memsim.dtypes import ITEMSIZE
+from memsim.graph import Operator
+from memsim.models.model import Parameter
+from memsim.operators import KINDS
+from memsim.operators.base import Work
+from memsim.schedule.machine import BACKWARD, COPIED, RECOMPUTED, Machine
+from memsim.tape import SECONDS
+
+Columns = NDArray[np.float64]
+
+
+def work_of(machine: Machine, rates: Rates | None) -> Columns:
+    """[n, 3] of a machine's events; zeros without rates."""
+    columns = np.zeros((len(machine.actions) + 1, 3))
+    if rates is None:
+        return columns[:-1]
+    known: dict[tuple[int, bool], tuple[float, float]] = {}
+    rows, at = [], []
+    for event, _, op, how in machine.work:
+        if how == COPIED:
+            assert isinstance(op, int)
+            seconds, flops = rates.copied(op), 0.0
+        else:
+            assert isinstance(op, Operator)
+            key = id(op), how == BACKWARD
+            if key not in known:
+                known[key] = _estimate(op, key[1], rates)
+            seconds, flops = known[key]
+        at.append(event)
+        rows.append((seconds, seconds if how == RECOMPUTED else 0.0, 0.0 if how == RECOMPUTED else flops))
+    if rows:
+        np.add.at(columns, np.array(at), np.array(rows))
+    if len(columns) > 1:
+        columns[-2] += columns[-1]  # what is done after the last event
+    return columns[:-1]
+
+
+def _estimate(op: Operator, backward: bool, rates: Rates) -> tuple[float, float]:
+    kind = KINDS[op.kind]
+    work: Work | None
+    if backward:
+        work = kind.backward_work(op.inputs, op.outputs, op.attrs, op.saved)
+    else:
+        work = kind.work(op.inputs, op.outputs, op.attrs)
+    return (0.0, 0.0) if work is None else (rates.seconds(work), work.flops if work.unit != "vector" else 0.0)
+
+
+def optimizer_seconds(name: str, clips: bool, parameters: Iterable[Parameter], rates: Rates) -> float:
+    """Of a step of the optimizer, over trainable parameters."""
+    moved, tensors = 0.0, 0
+    for p in parameters:
+        moved += p.elements * optimizer_bytes(name, ITEMSIZE[p.dtype], clips)
+        tensors += 1
+    return max(moved / (rates.device.memory_bandwidth * rates.efficiency.memory), rates.efficiency.launch * min(tensors, 100))
+
+
+def with_optimizer(work: Columns | None, phase: NDArray[np.int32], phases: tuple[str, ...], seconds: float) -> Columns | None:
+    """The work, with the optimizer's time spread evenly over the events of each of its phases."""
+    if work is None:
+        return None
+    for number, name in enumerate(phases):
+        if name.endswith("/optimizer"):
+            mine = phase == number
+            count = int(mine.sum())
+            if count:
+                work[mine, SECONDS] += seconds / count
+    return work

@@ -1,0 +1,93 @@
+"""The time estimate: a roofline whose parts can be checked by hand, and what a measured step does to it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import memsim
+from memsim.catalog import devices
+from memsim.cost import Rates
+from memsim.efficiency import Efficiency
+from memsim.errors import InputError
+from memsim.operators.base import Work
+from memsim.run import Run
+from memsim.simulation import simulate
+
+A100 = devices()["a100-80gb"]
+SMALL = {"model": "qwen2.5-0.5b", "batch": {"size": 2, "sequence": 512}, "device": "a100-80gb", "steps": 2}
+
+
+def test_the_slowest_of_arithmetic_memory_and_launch_decides() -> None:
+    rates = Rates(A100, Efficiency(matmul=0.5, memory=0.5, launch=1e-5))
+    assert rates.seconds(Work("matmul", "bf16", 312e12, 1.0)) == pytest.approx(2.0)
+    assert rates.seconds(Work("matmul", "bf16", 1.0, 2039e9)) == pytest.approx(2.0)
+    assert rates.seconds(Work("vector", "bf16", 1.0, 1.0)) == 1e-5
+    assert rates.seconds(Work("matmul", "fp32", 19.5e12, 1.0)) == pytest.approx(2.0)
+    assert Rates(A100, Efficiency(matmul=0.5), tf32=True).seconds(Work("matmul", "fp32", 156e12, 1.0)) == pytest.approx(2.0)
+
+
+def test_flops_of_a_step_are_six_for_each_parameter_and_token_and_attentions() -> None:
+    run = Run(**SMALL)
+    time = simulate(run).step_time
+    assert time is not None
+    layers, hidden, tokens = 24, 896, 1024
+    products = 6 * tokens * (24 * (896 * (896 + 128 + 128) + 896 * 896 + 3 * 896 * 4864) + 151936 * 896)
+    attention = layers * (4 * 512 * 512 / 2 * hidden * 2) * 3.5  # causal; five products backward for two forward
+    assert time.flops == pytest.approx(products + attention, rel=1e-12)
+    assert time.total == pytest.approx(time.forward + time.backward + time.optimizer)
+    assert time.recomputation == 0
+
+
+def test_full_checkpointing_costs_another_forward_of_the_layers() -> None:
+    plain, again = (simulate(Run(**SMALL, checkpointing=kind)).step_time for kind in ("none", "full"))
+    assert plain is not None and again is not None
+    assert again.flops == plain.flops
+    assert again.forward == pytest.approx(plain.forward) and again.backward == pytest.approx(plain.backward)
+    assert 0.5 * plain.forward < again.recomputation < plain.forward
+
+
+def test_repeated_layers_and_steps_take_as_long_as_executed_ones() -> None:
+    from memsim.schedule import record
+    from memsim.schedule.optimizers import Optimizer
+    from memsim.schedule.training import Plan
+    from memsim.simulation import model_of, rates_of, stack_of
+
+    run = Run(model="qwen2.5-0.5b", checkpointing="full", steps=3)
+    plan = Plan(3, 1, 1.0, Optimizer("adamw"), rates_of(run))
+    model = model_of(run)
+    tiled, whole = (record(model, plan, stack_of(run), whole=whole) for whole in (False, True))
+    assert tiled.work is not None and whole.work is not None
+    np.testing.assert_allclose(tiled.work, whole.work, rtol=1e-9)
+
+
+def test_a_measured_step_scales_every_efficiency() -> None:
+    run = Run(**SMALL)
+    before = simulate(run).step_time
+    assert before is not None
+    timeline = simulate(run, measured_step=2 * before.total)
+    assert timeline.step_time is not None and timeline.about.rates is not None
+    assert timeline.step_time.total == pytest.approx(2 * before.total)
+    assert timeline.about.rates.efficiency.matmul == pytest.approx(Efficiency.matmul / 2)
+    e = timeline.about.rates.efficiency
+    again = simulate(Run(**SMALL, efficiency={"matmul": e.matmul, "attention": e.attention, "memory": e.memory, "pcie": e.pcie, "launch_us": e.launch * 1e6}))
+    assert again.step_time is not None and again.step_time.total == pytest.approx(2 * before.total)
+
+
+def test_no_step_is_faster_than_the_data_sheet() -> None:
+    with pytest.raises(InputError, match=r"--measured-step: .* is less than A100-80GB can do by its data sheet"):
+        simulate(Run(**SMALL), measured_step=1e-6)
+
+
+def test_time_is_in_the_json_and_the_headline() -> None:
+    timeline = memsim.simulate(Run(**SMALL))
+    data = timeline.to_json()["time"]
+    assert isinstance(data, dict) and data["step"] == pytest.approx(data["forward"] + data["backward"] + data["recomputation"] + data["optimizer"])
+    assert "A step takes about" in timeline.headline() and "on A100-80GB" in timeline.headline()
+    assert timeline.time is not None and (np.diff(timeline.time) >= 0).all()
+
+
+@pytest.mark.parametrize("key", ["matmul", "memory"])
+def test_an_efficiency_is_a_share(key: str) -> None:
+    with pytest.raises(InputError, match=rf"efficiency\.{key}: 1\.5 is not a share from above 0 to 1"):
+        Run(**SMALL, efficiency={key: 1.5})
