@@ -5,14 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from memsim.comparison import Comparison as Comparison, compare as compare
     from memsim.replayed import replay as replay
     from memsim.run import Run as Run
     from memsim.simulation import simulate as simulate
     from memsim.timeline import Timeline as Timeline
     from memsim.traces.load import load_trace as load_trace
 
-_HOMES = {"Run": "memsim.run", "simulate": "memsim.simulation", "Timeline": "memsim.timeline", "replay": "memsim.replayed", "load_trace": "memsim.traces.load"}
-__all__ = ["Run", "Timeline", "load_trace", "replay", "simulate"]
+_HOMES = {
+    "Comparison": "memsim.comparison",
+    "Run": "memsim.run",
+    "Timeline": "memsim.timeline",
+    "compare": "memsim.comparison",
+    "load_trace": "memsim.traces.load",
+    "replay": "memsim.replayed",
+    "simulate": "memsim.simulation",
+}
+__all__ = ["Comparison", "Run", "Timeline", "compare", "load_trace", "replay", "simulate"]
 
 
 def __getattr__(name: str) -> object:

@@ -163,6 +163,24 @@ def replay(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="YAML files or names (see `memsim models`).")],
+    vary: Annotated[list[str] | None, typer.Option("--vary", metavar="KEY=A,B", help="Values to try of a key. May be repeated: all combinations.")] = None,
+    settings: SetOption = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the comparison as a page (.html).")] = None,
+    as_json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout and nothing else.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Simulate more than 64 combinations.")] = False,
+) -> None:
+    """Simulate several runs side by side: memory against time. Exits with 1 where none fits."""
+    from memsim import comparing
+
+    code = comparing.run(runs, vary or (), settings or (), output, as_json, as_csv, yes, _simulate)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
 def graph(
     run: RunArgument,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The HTML file to write.")],

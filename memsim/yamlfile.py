@@ -142,3 +142,9 @@ def dump(data: Mapping[str, object]) -> str:
     """YAML with the keys in their order."""
     text: str = yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
     return text
+
+
+def inline(value: object) -> str:
+    """A value on one line, as a person would write it after KEY=."""
+    text: str = yaml.dump(value, Dumper=_CoreDumper, sort_keys=False, default_flow_style=True, allow_unicode=True, width=10**6)
+    return text.removesuffix("...\n").strip() if not isinstance(value, str) or text.startswith(("'", '"')) else value

@@ -95,7 +95,7 @@ class Browser:
 
     def settle(self) -> None:
         """Waits until the charts have been drawn."""
-        self.wait("return !window.memsim || !window.memsim.charts.busy")
+        self.wait("return !window.memsim || !(window.memsim.charts || window.memsim.comparison || {}).busy")
 
     def complaints(self) -> list[str]:
         """What the console said since the page was opened."""

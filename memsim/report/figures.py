@@ -105,6 +105,11 @@ def figures(present: tuple[Category, ...]) -> dict[str, dict[str, Figure]]:
     return {theme: {"timeline": _timeline(theme, kinds), "layers": _layers(theme, kinds)} for theme in COLOURS}
 
 
+def axes(theme: str) -> Figure:
+    """The layout that a figure of the comparison starts from: {"layout", "ink"}."""
+    return {"layout": _base(theme), "ink": INK[theme]}
+
+
 def config() -> Figure:
     """Plotly's own settings: no logo, no mode bar (the page has labelled buttons), no wheel that would trap a scrolling reader."""
     return {"displaylogo": False, "displayModeBar": False, "responsive": True, "scrollZoom": False, "doubleClick": False, "showTips": False}

@@ -78,7 +78,12 @@ def write(html: str, path: Path) -> None:
 
 def notebook_html(timeline: Timeline) -> str:
     """The report inside a notebook's cell, walled off in a frame."""
-    return f'<iframe srcdoc="{escape(report_html(timeline))}" style="width:100%;height:860px;border:0" title="memsim report"></iframe>'
+    return framed(report_html(timeline), "memsim report")
+
+
+def framed(html: str, title: str) -> str:
+    """A page inside of another, walled off from it."""
+    return f'<iframe srcdoc="{escape(html)}" style="width:100%;height:860px;border:0" title="{escape(title)}"></iframe>'
 
 
 def plotly() -> str:

@@ -203,6 +203,11 @@ def run(timeline: Timeline) -> str:
     return _section("run", "To repeat it", "", content) if content else ""
 
 
+def commanded(command: str, name: str) -> str:
+    """How to repeat a page."""
+    return _section("run", "To repeat it", "", _copied(name, "Command", command))
+
+
 def _copied(name: str, title: str, text: str) -> str:
     button = f'<button type="button" data-copy="{name}" aria-label="Copy: {title}">Copy</button>'
     return f'<div class="row apart"><h3>{title}</h3>{button}</div><pre id="{name}">{escape(text)}</pre>'

@@ -37,7 +37,7 @@ async function inflate(id) {
 
 function unpack(buffer) {
   const types = {
-    uint8: Uint8Array, int8: Int8Array, uint16: Uint16Array, int16: Int16Array, int32: Int32Array, float64: Float64Array,
+    uint8: Uint8Array, int8: Int8Array, uint16: Uint16Array, int16: Int16Array, int32: Int32Array, float32: Float32Array, float64: Float64Array,
   };
   const head = new DataView(buffer).getUint32(0, true);
   const columns = {};

@@ -1,0 +1,125 @@
+"""What `memsim compare` does and prints: the product of runs and varied keys, simulated and set side by side."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from memsim import console, tables, yamlfile
+from memsim.comparison import Comparison, compare
+from memsim.errors import InputError
+from memsim.run import Run
+from memsim.timeline import Timeline
+from memsim.words import duration, gib, percent
+
+MOST = 64  # combinations that are simulated without asking
+
+
+def run(
+    sources: Sequence[str],
+    varied: Sequence[str],
+    settings: Sequence[str],
+    output: Path | None,
+    as_json: bool,
+    as_csv: bool,
+    yes: bool,
+    simulate: Callable[[Run], Timeline],
+) -> int:
+    """The command; returns its exit code: 1 where nothing fits. Raises InputError."""
+    if as_json and as_csv:
+        raise InputError("compare: --json and --csv both go to stdout; give one of them")
+    if output is not None:
+        console.writable(output)
+        if output.suffix != ".html":
+            raise InputError(f"{output}: does not end in .html; --json and --csv print to stdout")
+    keys = [_varied(text) for text in varied]
+    count = len(sources)
+    for _, values in keys:
+        count *= len(values)
+    if count > MOST and not yes:
+        raise InputError(f"--vary: {count} combinations are more than {MOST}; --yes simulates them")
+    if count < 2:
+        raise InputError("compare: one run has nothing to be compared with; give two, or --vary KEY=A,B")
+    runs, labels = [], []
+    for source, chosen in product(sources, product(*[[(key, value) for value in values] for key, values in keys])):
+        runs.append(_load(source, settings, chosen))
+        labels.append(_label(source if len(sources) > 1 or not chosen else "", chosen))
+    console.say_if_cold()
+    with console.progress("simulating", count) as advance:
+        timelines = [advance(_simulated(simulate, loaded, label)) for loaded, label in zip(runs, labels, strict=True)]
+    argv = ["memsim", "compare", *sources, *(part for text in varied for part in ("--vary", text)), *(part for text in settings for part in ("--set", text))]
+    command = f"{shlex.join(argv)} -o {shlex.quote(output.name) if output else 'compare.html'}"
+    found = compare(timelines, labels, " and ".join(dict.fromkeys(loaded.name for loaded in runs)), command)
+    if output is not None:
+        with console.written(output) as path:
+            found.write_html(path)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+    elif as_csv:
+        print(found.to_csv(), end="")
+    else:
+        screen = console.out()
+        screen.print(" ".join(found.verdict()), markup=False, soft_wrap=not screen.is_terminal)
+        screen.print(table(found))
+    if output is not None:
+        console.note(f"memsim: wrote {output}")
+    return 0 if found.cheapest is not None else 1
+
+
+def _varied(text: str) -> tuple[str, list[str]]:
+    """KEY=A,B,C: the key, and its values as YAML texts."""
+    key, equals, values = text.partition("=")
+    if not equals or not key.strip() or not values.strip():
+        raise InputError(f"--vary {text!r}: write KEY=A,B, such as checkpointing=none,full")
+    listed = yamlfile.parse(f"[{values}]", f"--vary {key.strip()}")
+    assert isinstance(listed, list)
+    texts = [yamlfile.inline(value) for value in listed]
+    repeated = next((value for at, value in enumerate(texts) if value in texts[:at]), None)
+    if repeated is not None:
+        raise InputError(f"--vary {key.strip()}: {repeated} is given twice")
+    return key.strip(), texts
+
+
+def _load(source: str, settings: Sequence[str], chosen: tuple[tuple[str, str], ...]) -> Run:
+    try:
+        return Run.load(source, set=(*settings, *(f"{key}={value}" for key, value in chosen)))
+    except InputError as error:
+        if any(str(error).startswith(f"--set: {key}") for key, _ in chosen):
+            raise type(error)(f"--vary{str(error).removeprefix('--set')}") from None
+        raise
+
+
+def _simulated(simulate: Callable[[Run], Timeline], loaded: Run, label: str) -> Timeline:
+    try:
+        with warnings.catch_warnings():
+            return simulate(loaded)
+    except InputError as error:
+        raise type(error)(f"{label}: {error}") from None
+
+
+def _label(source: str, chosen: tuple[tuple[str, str], ...]) -> str:
+    words = [value if len(chosen) == 1 else f"{key.rpartition('.')[2]} {value}" for key, value in chosen]
+    return " · ".join([Path(source).stem] * bool(source) + words)
+
+
+def table(found: Comparison) -> Table:
+    """The rows: GiB, seconds, and what is best in bold."""
+    columns = ("run", "fits", "peak reserved GiB", "peak allocated GiB", "step", "tokens/s", "MFU", "recomputation")
+    grid = tables.table(*columns, left=2)
+    for case in found.cases:
+        time = case.timeline.step_time
+        memory = [gib(case.timeline.peak_reserved, unit=False), gib(case.timeline.peak_allocated, unit=False)] if case.known else ["-", "-"]
+        times = ["-"] * 4
+        if time is not None:
+            again = f"+{percent(time.overhead)}" if time.recomputation else "-"
+            times = [duration(time.total), f"{time.tokens_per_second:,.0f}", percent(time.mfu), again]
+        style = "bold" if case is found.cheapest else "" if case.fits else "dim"
+        grid.add_row(*[Text(cell) for cell in (case.label, "yes" if case.fits else "no", *memory, *times)], style=style)
+    return grid

@@ -1,0 +1,113 @@
+"""Runs side by side: the front, the cheapest that fits, and what the command line makes of KEY=A,B."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+import memsim
+from memsim.cli import main
+from memsim.comparison import Comparison
+from memsim.run import Run
+
+TINY = """\
+model: {model_type: llama, hidden_size: 256, intermediate_size: 512, num_hidden_layers: 6, num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 50000}
+batch: {size: 4, sequence: 256}
+device_memory_gib: 1
+steps: 2
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def found(tiny: Path) -> Comparison:
+    runs = [Run.load(tiny, set=[f"checkpointing={kind}", f"optimizer={name}"]) for kind in ("none", "full") for name in ("adamw", "sgd")]
+    return memsim.compare(runs, labels=["none adamw", "none sgd", "full adamw", "full sgd"])
+
+
+def test_nothing_on_the_front_is_beaten(found: Comparison) -> None:
+    on = {case.label for case in found.front}
+    for case in found.cases:
+        beaten = any(o.memory <= case.memory and o.pace <= case.pace and (o.memory, o.pace) != (case.memory, case.pace) for o in found.cases)
+        assert (case.label in on) == (not beaten)
+    assert on == {"none sgd", "full sgd"}
+
+
+def test_the_cheapest_takes_the_least_time_of_those_that_fit(found: Comparison) -> None:
+    assert found.cheapest is not None and found.cheapest.label == "none sgd"
+    assert found.smallest is not None and found.smallest.label == "full sgd"
+    first, second = found.verdict()
+    assert first.startswith("“none sgd” is the fastest that fits 1 GiB of device memory: ")
+    assert second.startswith("“full sgd” needs least, ") and "more time" in second
+
+
+def test_what_does_not_fit_is_said(tiny: Path) -> None:
+    peaks = {kind: memsim.simulate(Run.load(tiny, set=[f"checkpointing={kind}"])).peak_reserved for kind in ("none", "full")}
+    between = (peaks["none"] + peaks["full"]) / 2 / 2**30
+    found = memsim.compare(
+        [Run.load(tiny, set=[f"checkpointing={kind}", f"device_memory_gib={between}"]) for kind in ("none", "full")], labels=["none", "full"]
+    )
+    assert [case.fits for case in found.cases] == [False, True]
+    assert found.cheapest is found.cases[1]
+    assert any(line.startswith("“none” would be ") and "more than there are" in line for line in found.verdict())
+    nowhere = memsim.compare([Run.load(tiny, set=["device_memory_gib=0.1"])] * 2)
+    assert nowhere.cheapest is None and nowhere.verdict()[0] == "None of the 2 fits."
+
+
+def test_the_breakdown_adds_up_to_the_peak(found: Comparison) -> None:
+    for case in found.cases:
+        assert sum(case.breakdown.values()) == case.timeline.peak_allocated
+
+
+def test_frame_csv_and_json_agree(found: Comparison) -> None:
+    rows = list(csv.DictReader(found.to_csv().splitlines()))
+    data = found.to_json()
+    assert [row["run"] for row in rows] == [case["label"] for case in data["cases"]]
+    assert [int(row["peak_reserved"]) for row in rows] == [case["peak_reserved"] for case in data["cases"]]
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    assert isinstance(found.to_frame(), pandas.DataFrame)
+    assert found.to_frame()["peak_reserved"].tolist() == [case.memory for case in found.cases]
+
+
+def test_the_command_varies_keys_in_all_combinations(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "c.html"
+    assert main(["compare", str(tiny), "--vary", "checkpointing=none,full", "--vary", "batch.size=1,2", "--json", "-o", str(page)]) == 0
+    out, err = capsys.readouterr()
+    data = json.loads(out)
+    assert [case["label"] for case in data["cases"]] == [f"checkpointing {kind} · size {size}" for kind in ("none", "full") for size in (1, 2)]
+    assert page.read_text().startswith("<!doctype html>") and str(page) in err
+    assert main(["compare", str(tiny), "--vary", "batch={size: 1, sequence: 64},{size: 2, sequence: 32}"]) == 0
+    assert "{size: 1, sequence: 64}" in capsys.readouterr().out
+
+
+def test_nothing_fits_is_exit_code_1(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(tiny), "--vary", "checkpointing=none,full", "--set", "device_memory_gib=0.1"]) == 1
+    assert capsys.readouterr().out.startswith("None of the 2 fits.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--vary", "chekpointing=none,full"], "--vary: chekpointing: "),
+        (["--vary", "checkpointing=none,ful"], "--vary: checkpointing: "),
+        (["--vary", "checkpointing"], "--vary 'checkpointing': write KEY=A,B, such as checkpointing=none,full"),
+        (["--vary", "checkpointing=full,full"], "--vary checkpointing: full is given twice"),
+        (["--vary", f"batch.size={','.join(map(str, range(1, 66)))}"], "--vary: 65 combinations are more than 64; --yes simulates them"),
+        ([], "compare: one run has nothing to be compared with; give two, or --vary KEY=A,B"),
+        (["--vary", "batch.size=1,2", "--json", "--csv"], "compare: --json and --csv both go to stdout; give one of them"),
+        (["--vary", "batch.size=1,2", "-o", "c.pdf"], "c.pdf: does not end in .html"),
+    ],
+)
+def test_mistakes_are_one_line(tiny: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(tiny), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"memsim: {words}") and err.count("\n") == 1
