@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.allocator.answer import DriverAction
+from memsim.tape import SECONDS
 from memsim.timeline import Timeline
 
 LEVEL = 6  # of zlib: a higher one saves little and takes much longer
@@ -26,6 +27,7 @@ def columns(timeline: Timeline) -> dict[str, NDArray[Any]]:
 
     code [n]           ALLOC: the next storage; NOTHING; else a FREE: how many storages ago the one that it frees was allocated
     operator, layer [n] of each event
+    seconds [n]        estimated, before each event; only where something is known of time
     kind [s]           index into kind_* of each storage
     address [s]        of its block
     kind_bytes, kind_block, kind_category [k]
@@ -70,6 +72,7 @@ def columns(timeline: Timeline) -> dict[str, NDArray[Any]]:
         "kind_category": lives.category[served][first].astype(np.uint8),
         "late_storage": number[late].astype(np.int32),
         "late_event": lives.released[late].astype(np.int32),
+        **({} if tape.work is None else {"seconds": tape.work[:n, SECONDS].astype(np.float32)}),
         **(calls if len(answer.driver_event) else _totals(answer.reserved[:n])),
     }
 

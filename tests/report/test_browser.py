@@ -278,3 +278,31 @@ def test_printing_uses_the_light_theme(report: Browser) -> None:
     report.run("window.dispatchEvent(new Event('afterprint'))")
     assert report.run("return document.documentElement.dataset.theme") == "dark"
     report.settle()
+
+
+def test_the_axis_can_be_time(browser: Browser, tmp_path: Path) -> None:
+    import memsim
+    from memsim.run import Run
+
+    model = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4, "vocab_size": 1000}
+    timeline = memsim.simulate(Run(model=model, checkpointing="full", steps=2))
+    timeline.write_html(tmp_path / "report.html")
+    browser.open(tmp_path / "report.html")
+    assert timeline.time is not None and timeline.step_time is not None
+    assert browser.run("return window.memsim.timeline.time[window.memsim.timeline.n - 1]") == pytest.approx(float(timeline.time[-1]), rel=1e-4)
+    lo, hi = view(browser)
+    browser.choose("#axis", "time")
+    ends = browser.run("return [...document.querySelectorAll('#overview, #closeup')].map((div) => div.layout.xaxis.range)")
+    assert ends[0] == pytest.approx([0, float(timeline.time[-1])], rel=1e-4)
+    assert ends[1] == pytest.approx([float(timeline.time[lo]), float(timeline.time[hi - 1])], rel=1e-4)
+    browser.click("#zoom-in")
+    inner = view(browser)
+    assert inner[0] >= lo and inner[1] <= hi and inner[1] - inner[0] < hi - lo
+    browser.click("#zoom-out")
+    browser.click("#pan-left")
+    browser.choose("#go-phase", "optimizer")
+    browser.choose("#axis", "events")
+
+
+def test_a_recording_without_times_offers_no_time(report: Browser) -> None:
+    assert not report.run("return document.getElementById('axis-choice').checkVisibility()")

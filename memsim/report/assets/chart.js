@@ -10,20 +10,38 @@ class Charts {
     this.home = timeline.meta.home;
     this.view = this.home;
     this.leaveOut = null; // null: decide by what the view shows
+    this.axis = "events";
+    this.drawnEvents = new Map(); // by chart: the event of each point
+  }
+
+  // Where an event lies on the axis, and the event that lies there.
+  x(event) { return this.axis === "time" ? this.timeline.time[Math.min(Math.max(Math.floor(event), 0), this.timeline.n - 1)] : event; }
+
+  middle(a, b) { return this.event((this.x(a) + this.x(b)) / 2); }
+
+  event(x) {
+    if (this.axis !== "time") return x;
+    let lo = 0, hi = this.timeline.n - 1;
+    while (lo < hi) {
+      const middle = (lo + hi) >> 1;
+      if (this.timeline.time[middle] < x) lo = middle + 1;
+      else hi = middle;
+    }
+    return lo;
   }
 
   async start() {
     await this.draw();
     this.whole.on("plotly_relayout", (change) => this.follow(change, this.whole));
     this.close.on("plotly_relayout", (change) => this.follow(change, this.close));
-    for (const div of [this.whole, this.close]) div.on("plotly_click", (click) => this.onPin(click.points[0].x));
+    for (const div of [this.whole, this.close]) div.on("plotly_click", (click) => this.onPin(this.drawnEvents.get(div)[click.points[0].pointIndex]));
   }
 
   // A range dragged in either chart is what the close-up shows.
   follow(change, div) {
     const low = change["xaxis.range[0]"], high = change["xaxis.range[1]"];
     if (low === undefined || this.busy) return;
-    this.show(low, high);
+    this.show(this.event(low), this.event(high));
     if (div === this.whole) this.close.scrollIntoView({ block: "nearest", behavior: "smooth" });
   }
 
@@ -40,14 +58,14 @@ class Charts {
   }
 
   zoom(factor) {
-    const { lo, hi } = this.view, middle = this.pinned >= lo && this.pinned < hi ? this.pinned : (lo + hi) / 2;
-    return this.show(middle - (middle - lo) * factor, middle + (hi - middle) * factor);
+    const { lo, hi } = this.view, middle = this.x(this.pinned >= lo && this.pinned < hi ? this.pinned : (lo + hi) / 2);
+    return this.show(this.event(middle - (middle - this.x(lo)) * factor), this.event(middle + (this.x(hi) - middle) * factor));
   }
 
   pan(fraction) {
-    const { lo, hi } = this.view, width = hi - lo;
-    const from = Math.min(Math.max(0, lo + width * fraction), this.timeline.n - width);
-    return this.show(from, from + width);
+    const { lo, hi } = this.view, width = this.x(hi) - this.x(lo), end = this.x(this.timeline.n);
+    const from = Math.min(Math.max(0, this.x(lo) + width * fraction), end - width);
+    return this.show(this.event(from), this.event(from + width));
   }
 
   pin(event) {
@@ -70,7 +88,7 @@ class Charts {
 
   // The whole run's curves change only with theme and width; what moves over them is cheap.
   drawWhole() {
-    const look = `${this.theme} ${this.whole.clientWidth}`, [traces, layout, config] = this.figure(this.whole, 0, this.timeline.n, null, this.view, this.drawn === look);
+    const look = `${this.theme} ${this.axis} ${this.whole.clientWidth}`, [traces, layout, config] = this.figure(this.whole, 0, this.timeline.n, null, this.view, this.drawn === look);
     if (this.drawn === look) return Plotly.relayout(this.whole, { shapes: layout.shapes, annotations: layout.annotations, "xaxis.range": layout.xaxis.range });
     this.drawn = look;
     return Plotly.react(this.whole, traces, layout, config);
@@ -95,17 +113,19 @@ class Charts {
   figure(div, lo, hi, base, selection, marksOnly = false) {
     const { timeline } = this, spec = this.figures[this.theme].timeline, narrow = div.clientWidth < 560;
     const events = timeline.sample(lo, hi, Math.max(150, Math.round(div.clientWidth / 2.5)));
-    const x = Array.from(events), least = base ? base.least : {}, total = base ? base.total : 0;
-    const values = (curve, floor) => x.map((event) => (curve[event] - floor) / GIB);
+    const at = Array.from(events), x = at.map((event) => this.x(event)), least = base ? base.least : {}, total = base ? base.total : 0;
+    const values = (curve, floor) => at.map((event) => (curve[event] - floor) / GIB);
     const traces = marksOnly ? [] : spec.traces.map((trace) => {
       const key = trace.meta.key;
       if (key === "reserved") return { ...trace, x, y: values(timeline.reserved, total) };
-      if (key === "allocated") return { ...trace, x, y: values(timeline.allocated, total), text: x.map((event) => this.label(event)) };
+      if (key === "allocated") return { ...trace, x, y: values(timeline.allocated, total), text: at.map((event) => this.label(event)) };
       return { ...trace, x, y: values(timeline.curves[key], least[key] || 0) };
     });
     const layout = structuredClone(spec.layout);
     layout.dragmode = narrow ? false : "zoom"; // on a phone a finger scrolls the page; the buttons zoom
-    layout.xaxis.range = [lo, Math.max(hi - 1, lo + 1)];
+    if (!marksOnly) this.drawnEvents.set(div, at);
+    layout.xaxis.range = this.axis === "time" ? [this.x(lo), Math.max(this.x(hi - 1), this.x(lo) + 1e-6)] : [lo, Math.max(hi - 1, lo + 1)];
+    if (this.axis === "time") Object.assign(layout.xaxis, { tickformat: "", title: { ...layout.xaxis.title, text: "seconds from the first step's start, estimated" } });
     let top = 0;
     for (const event of events) top = Math.max(top, timeline.reserved[event]);
     const marks = this.marks(lo, hi, top, total, spec.ink, div, selection);
@@ -121,22 +141,23 @@ class Charts {
 
   label(event) {
     const { timeline } = this, size = (curve) => gib(curve[event]);
-    return `<b>event ${count(event)}</b>: ${timeline.place(event)}<br>${timeline.deed(event)}<br>allocated ${size(timeline.allocated)}, reserved ${size(timeline.reserved)}`;
+    const when = timeline.time ? ` (${secondsText(timeline.time[event])})` : "";
+    return `<b>event ${count(event)}</b>${when}: ${timeline.place(event)}<br>${timeline.deed(event)}<br>allocated ${size(timeline.allocated)}, reserved ${size(timeline.reserved)}`;
   }
 
   // Phases as a ribbon above the plot, the device's capacity, out of memory, the pinned moment, and the part that the close-up shows.
   marks(lo, hi, top, floor, ink, div, selection) {
     const shapes = [], annotations = [], { meta } = this.timeline, width = Math.max(div.clientWidth - 76, 100);
-    const pixels = (a, b) => ((b - a) / Math.max(hi - lo, 1)) * width;
-    const text = (x, y, words, more = {}) => annotations.push({ x, y, xref: "x", yref: "paper", text: words, showarrow: false, font: { size: 11, color: ink.soft }, ...more });
-    const bar = (a, b, y0, y1, fill) => shapes.push({ type: "rect", xref: "x", yref: "paper", x0: a, x1: b, y0, y1, fillcolor: fill, line: { width: 0 }, layer: "above" });
+    const pixels = (a, b) => ((this.x(b) - this.x(a)) / Math.max(this.x(hi) - this.x(lo), 1e-9)) * width;
+    const text = (x, y, words, more = {}) => annotations.push({ x: this.x(x), y, xref: "x", yref: "paper", text: words, showarrow: false, font: { size: 11, color: ink.soft }, ...more });
+    const bar = (a, b, y0, y1, fill) => shapes.push({ type: "rect", xref: "x", yref: "paper", x0: this.x(a), x1: this.x(b), y0, y1, fillcolor: fill, line: { width: 0 }, layer: "above" });
     const unit = 1 / (div.clientHeight - 78 || 200); // of the plot's height a pixel
     let shade = 0;
     for (const step of this.steps(lo, hi)) {
       bar(step.start, step.stop, 1 + 17 * unit, 1 + 31 * unit, shade++ % 2 ? ink.band2 : ink.band);
       const room = pixels(step.start, step.stop);
-      if (room > 18) text((step.start + step.stop) / 2, 1 + 24 * unit, room > 7 * step.name.length ? step.name : step.name.startsWith("step ") ? step.name.slice(5) : "", { yanchor: "middle", font: { size: 11, color: ink.ink } });
-      if (step.start > lo) shapes.push({ type: "line", xref: "x", yref: "paper", x0: step.start, x1: step.start, y0: 0, y1: 1 + 31 * unit, line: { color: ink.soft, width: 1, dash: "1px,3px" } });
+      if (room > 18) text(this.middle(step.start, step.stop), 1 + 24 * unit, room > 7 * step.name.length ? step.name : step.name.startsWith("step ") ? step.name.slice(5) : "", { yanchor: "middle", font: { size: 11, color: ink.ink } });
+      if (step.start > lo) shapes.push({ type: "line", xref: "x", yref: "paper", x0: this.x(step.start), x1: this.x(step.start), y0: 0, y1: 1 + 31 * unit, line: { color: ink.soft, width: 1, dash: "1px,3px" } });
     }
     shade = 0;
     for (const span of meta.spans) {
@@ -144,7 +165,7 @@ class Charts {
       if (a >= b || !span.phase.includes("/")) continue;
       bar(a, b, 1 + 2 * unit, 1 + 16 * unit, shade++ % 2 ? ink.band2 : ink.band);
       const room = pixels(a, b), words = room > 9 * kind.length ? kind : SHORT[kind] || kind.slice(0, 3);
-      if (room > 7.5 * words.length) text((a + b) / 2, 1 + 9 * unit, words, { yanchor: "middle" });
+      if (room > 7.5 * words.length) text(this.middle(a, b), 1 + 9 * unit, words, { yanchor: "middle" });
     }
     const seen = meta.capacity && (selection || meta.capacity <= floor + 1.6 * (top - floor));
     if (seen) {
@@ -158,18 +179,18 @@ class Charts {
     }
     const { oom } = meta;
     if (oom && oom.event >= lo && oom.event < hi) {
-      shapes.push({ type: "line", xref: "x", yref: "paper", x0: oom.event, x1: oom.event, y0: 0, y1: 1, line: { color: ink.alarm, width: 2 } });
-      const left = oom.event > (lo + hi) / 2, words = selection ? "out of memory" : oom.words;
-      annotations.push({ x: oom.event, xref: "x", xanchor: left ? "right" : "left", y: 0.98, yref: "paper", yanchor: "top", align: "left", text: words, showarrow: false, bgcolor: ink.paper, bordercolor: ink.alarm, borderpad: 4, xshift: left ? -5 : 5, font: { size: 12, color: ink.alarm } });
+      shapes.push({ type: "line", xref: "x", yref: "paper", x0: this.x(oom.event), x1: this.x(oom.event), y0: 0, y1: 1, line: { color: ink.alarm, width: 2 } });
+      const left = this.x(oom.event) > (this.x(lo) + this.x(hi)) / 2, words = selection ? "out of memory" : oom.words;
+      annotations.push({ x: this.x(oom.event), xref: "x", xanchor: left ? "right" : "left", y: 0.98, yref: "paper", yanchor: "top", align: "left", text: words, showarrow: false, bgcolor: ink.paper, bordercolor: ink.alarm, borderpad: 4, xshift: left ? -5 : 5, font: { size: 12, color: ink.alarm } });
     }
     if (this.pinned >= lo && this.pinned < hi) {
       const y = (this.timeline.allocated[this.pinned] - floor) / GIB;
-      shapes.push({ type: "line", xref: "x", yref: "paper", x0: this.pinned, x1: this.pinned, y0: 0, y1: 1, line: { color: ink.mark, width: 1 } });
-      const right = this.pinned > (lo + hi) / 2, crowded = oom && Math.abs(pixels(oom.event, this.pinned)) < 320 && !selection;
-      annotations.push({ x: this.pinned, xref: "x", y, yref: "y", text: `${gib(this.timeline.allocated[this.pinned])}`, showarrow: true, arrowhead: 0, arrowcolor: ink.mark, ax: right ? -48 : 48, ay: selection ? 26 : crowded ? 60 : -18, bgcolor: ink.paper, bordercolor: ink.mark, borderpad: 3, font: { size: 11.5, color: ink.ink } });
+      shapes.push({ type: "line", xref: "x", yref: "paper", x0: this.x(this.pinned), x1: this.x(this.pinned), y0: 0, y1: 1, line: { color: ink.mark, width: 1 } });
+      const right = this.x(this.pinned) > (this.x(lo) + this.x(hi)) / 2, crowded = oom && Math.abs(pixels(oom.event, this.pinned)) < 320 && !selection;
+      annotations.push({ x: this.x(this.pinned), xref: "x", y, yref: "y", text: `${gib(this.timeline.allocated[this.pinned])}`, showarrow: true, arrowhead: 0, arrowcolor: ink.mark, ax: right ? -48 : 48, ay: selection ? 26 : crowded ? 60 : -18, bgcolor: ink.paper, bordercolor: ink.mark, borderpad: 3, font: { size: 11.5, color: ink.ink } });
     }
     if (selection && (selection.lo > 0 || selection.hi < this.timeline.n)) {
-      shapes.push({ type: "rect", xref: "x", yref: "paper", x0: selection.lo, x1: selection.hi, y0: 0, y1: 1, fillcolor: "rgba(128,140,160,0.14)", line: { color: ink.soft, width: 1.5 } });
+      shapes.push({ type: "rect", xref: "x", yref: "paper", x0: this.x(selection.lo), x1: this.x(selection.hi), y0: 0, y1: 1, fillcolor: "rgba(128,140,160,0.14)", line: { color: ink.soft, width: 1.5 } });
     }
     return { shapes, annotations, top };
   }

@@ -5,7 +5,6 @@ const HUES = {
 };
 const DASHES = ["solid", "8px,3px", "2px,2px", "8px,3px,2px,3px"];
 const escapeText = (text) => text.replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
-const secondsText = (s) => (s >= 9.995 ? `${s.toFixed(1)} s` : s >= 0.9995 ? `${s.toFixed(2)} s` : `${(1000 * s).toFixed(s >= 0.00995 ? 0 : 2)} ms`);
 
 class Comparison {
   constructor(columns, meta) {

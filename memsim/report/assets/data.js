@@ -21,6 +21,11 @@ function shareText(part, whole) {
   return percent < 0.1 ? "<0.1 %" : `${percent.toFixed(percent < 9.95 ? 1 : 0)} %`;
 }
 
+function secondsText(seconds) {
+  if (seconds >= 9.995) return `${seconds.toFixed(1)} s`;
+  return seconds >= 0.9995 ? `${seconds.toFixed(2)} s` : `${(1000 * seconds).toFixed(seconds >= 0.00995 ? 0 : 2)} ms`;
+}
+
 const count = (number) => number.toLocaleString("en-US");
 
 function phaseText(phase) {
@@ -56,6 +61,7 @@ class Timeline {
     this.keys = meta.categories.map((category) => category.key);
     this.live();
     this.hold();
+    this.clock();
   }
 
   // Lifespans and the curves of what is alive: born <= event < died.
@@ -101,6 +107,14 @@ class Timeline {
       for (; at < driver_event.length && driver_event[at] <= event; at++) reserved += driver_sign[at] * driver_bytes[at];
       this.reserved[event] = reserved;
     }
+  }
+
+  // Seconds from the first step's start, by estimate; null where nobody knows.
+  clock() {
+    const { seconds } = this.columns;
+    this.time = seconds ? new Float64Array(this.n) : null;
+    let now = 0;
+    if (seconds) for (let event = 0; event < this.n; event++) this.time[event] = now += seconds[event];
   }
 
   bytes(storage) { return this.columns.kind_bytes[this.columns.kind[storage]]; }

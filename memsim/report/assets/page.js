@@ -63,6 +63,8 @@ async function report() {
   on("moment-event", "change", (event) => pin(Number(event.target.value), true));
   on("moment-before", "click", () => pin(panel.moment.event - 1, true));
   on("moment-after", "click", () => pin(panel.moment.event + 1, true));
+  on("axis", "change", (event) => { charts.axis = event.target.value; charts.draw(); });
+  if (timeline.time) document.getElementById("axis-choice").hidden = false;
   on("map-only", "change", (event) => { map.only = event.target.value; map.draw(); });
   for (const button of document.querySelectorAll("[data-moment]")) button.addEventListener("click", () => pin(Number(button.dataset.moment), true));
   goTo(charts, timeline);
