@@ -22,7 +22,7 @@ from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, version
 from memsim.writing import beside
 
 ASSETS = files("memsim.report") / "assets"
-SCRIPTS = ("data.js", "chart.js", "moment.js", "map.js", "page.js")
+SCRIPTS = ("data.js", "chart.js", "moment.js", "map.js", "maptime.js", "page.js")
 
 
 def write_html(timeline: Timeline, path: Path) -> None:

@@ -306,3 +306,18 @@ def test_the_axis_can_be_time(browser: Browser, tmp_path: Path) -> None:
 
 def test_a_recording_without_times_offers_no_time(report: Browser) -> None:
     assert not report.run("return document.getElementById('axis-choice').checkVisibility()")
+
+
+def test_addresses_over_time_show_every_block_of_the_part_shown(report: Browser, fits: Timeline) -> None:
+    lo, hi = view(report)
+    report.click("#map-time-all")
+    drawn = set(report.run("return window.memsim.over.drawn.map((block) => block.storage)"))
+    lives = fits.lifetimes
+    assert len(drawn) == int(((lives.born < hi) & (lives.released > lo)).sum())
+    total, reserved = report.run("const o = window.memsim.over, r = o.ranges(...arguments); return [r.total, r.whole]", lo, hi)
+    assert total == reserved == int(fits.answer.reserved[lo:hi].max())
+    report.click("#map-time-all")
+    changing = report.run("return window.memsim.over.ranges(...arguments).kept.every((range) => range.changes)", lo, hi)
+    assert changing
+    report.choose("#go-phase", "optimizer")
+    assert "of addresses" in text(report, "map-time-sub") or "nothing changes" in text(report, "map-time-sub")

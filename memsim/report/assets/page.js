@@ -42,6 +42,8 @@ async function report() {
   const charts = new Charts(timeline, meta.figures, page.theme, pin);
   const panel = new MomentPanel(timeline, meta.figures, page.theme), map = new AddressMap(timeline);
 
+  const over = new AddressTimeline(timeline, charts, map, (event) => pin(event));
+
   async function pin(event, move = false) {
     event = Math.min(Math.max(Math.round(event), 0), timeline.n - 1);
     if (move && !(charts.view.lo <= event && event < charts.view.hi)) {
@@ -63,18 +65,20 @@ async function report() {
   on("moment-event", "change", (event) => pin(Number(event.target.value), true));
   on("moment-before", "click", () => pin(panel.moment.event - 1, true));
   on("moment-after", "click", () => pin(panel.moment.event + 1, true));
-  on("axis", "change", (event) => { charts.axis = event.target.value; charts.draw(); });
+  on("axis", "change", (event) => { charts.axis = event.target.value; over.draw(); charts.draw(); });
   if (timeline.time) document.getElementById("axis-choice").hidden = false;
+  on("map-time-all", "change", (event) => { over.all = event.target.checked; over.draw(); });
   on("map-only", "change", (event) => { map.only = event.target.value; map.draw(); });
   for (const button of document.querySelectorAll("[data-moment]")) button.addEventListener("click", () => pin(Number(button.dataset.moment), true));
   goTo(charts, timeline);
-  page.themed.push((theme) => { charts.theme = panel.theme = theme; map.draw(); return Promise.all([charts.draw(), panel.layers()]); });
+  page.themed.push((theme) => { charts.theme = panel.theme = theme; map.draw(); over.draw(); return Promise.all([charts.draw(), panel.layers()]); });
   await charts.start();
   map.show(charts.pinned);
+  over.draw();
   await panel.show(charts.pinned);
   let width = innerWidth;
-  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; charts.draw(); panel.layers(); map.draw(); } });
-  window.memsim = { timeline, charts, panel, map, page };
+  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; charts.draw(); panel.layers(); map.draw(); over.draw(); } });
+  window.memsim = { timeline, charts, panel, map, over, page };
 }
 
 // The three menus that say which part the close-up shows: a step, a phase of it, a layer of that.
