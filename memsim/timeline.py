@@ -18,10 +18,12 @@ from memsim.headline import headline, out_of_memory_message
 from memsim.lifetimes import Lifetimes, curves, lifetimes
 from memsim.moment import Moment, moment
 from memsim.steps import Span, Step, spans, step_time, steps
-from memsim.tape import SECONDS, Category, Tape
+from memsim.tape import SECONDS, Action, Category, Tape
 from memsim.words import version
 
 if TYPE_CHECKING:
+    import pandas
+
     from memsim.allocator.bound import Bounds
 
 MOST_PAIRS = 100_000_000  # of storages alive together, for which a packing is looked for: about a second
@@ -204,6 +206,28 @@ class Timeline:
             }
             | ({} if self.step_time is None else {"time": self.step_time.to_json()})
         )
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row an event: action, bytes, operator, layer, phase, category, the counters in bytes, and the estimated time in seconds.
+
+        Raises ImportError where pandas is not installed.
+        """
+        import pandas
+
+        n = self.whole.processed
+        tape, names = self.tape, np.array([kind.name.lower() for kind in Category])
+        columns: dict[str, object] = {
+            "action": np.array([action.name.lower() for action in Action])[tape.action[:n]],
+            "bytes": tape.bytes[:n],
+            "operator": pandas.Categorical.from_codes(tape.operator[:n], list(tape.operators)) if tape.operators else "",
+            "layer": tape.layer[:n],
+            "phase": pandas.Categorical.from_codes(tape.phase[:n], list(tape.phases)),
+            "category": names[tape.category[:n]],
+            **{name: getattr(self.whole, name)[:n] for name in ("requested", "allocated", "active", "reserved")},
+        }
+        if self.time is not None:
+            columns["time"] = self.time[:n]
+        return pandas.DataFrame(columns)
 
     def write_html(self, path: str | Path) -> None:
         """Writes the report, one file that works offline. Raises InputError where the path cannot be written."""

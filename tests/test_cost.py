@@ -91,3 +91,13 @@ def test_time_is_in_the_json_and_the_headline() -> None:
 def test_an_efficiency_is_a_share(key: str) -> None:
     with pytest.raises(InputError, match=rf"efficiency\.{key}: 1\.5 is not a share from above 0 to 1"):
         Run(**SMALL, efficiency={key: 1.5})
+
+
+def test_a_frame_has_a_row_for_every_event() -> None:
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    timeline = simulate(Run(**SMALL))
+    frame = timeline.to_frame()
+    assert len(frame) == timeline.whole.processed
+    assert int(frame["reserved"].max()) == timeline.peak_reserved
+    assert set(frame["phase"].unique()) == {"load", *(f"{k}/{kind}" for k in (0, 1) for kind in ("forward", "backward", "optimizer"))}
+    assert frame["time"].is_monotonic_increasing

@@ -11,7 +11,7 @@ from memsim.report.hints import hints
 from memsim.steps import Step
 from memsim.tape import Category
 from memsim.timeline import Timeline
-from memsim.words import CATEGORY_NAMES, GIB, UNSPLIT, capacity, gib, share, size
+from memsim.words import CATEGORY_NAMES, GIB, UNSPLIT, capacity, duration, gib, percent, share, size
 
 COLUMNS = (  # of the table of steps: field, heading, whether a phone has no room for it
     ("peak_after_forward", "peak, after forward", True),
@@ -51,6 +51,7 @@ def fields(timeline: Timeline, present: tuple[Category, ...]) -> dict[str, str]:
         "last_event": str(timeline.whole.processed - 1),
         "map_hidden": "" if len(timeline.whole.driver_event) else " hidden",
         "cost": cost(timeline),
+        "pace": pace(timeline),
         "change": change(timeline),
         "devices": devices(timeline),
         "steps": steps(timeline),
@@ -93,6 +94,8 @@ def tiles(timeline: Timeline) -> str:
     if about.trainable_parameters and about.parameters:
         part = 100 * about.trainable_parameters / about.parameters
         rows.append(("trainable", f"{about.trainable_parameters / 1e6:,.1f} M", f"{part:.2f} % of the parameters" if part < 99.995 else "all parameters"))
+    if timeline.step_time is not None and timeline.step_time.total:
+        rows.append(("a step, estimated", duration(timeline.step_time.total), f"{timeline.step_time.tokens_per_second:,.0f} tokens/s"))
     return "".join(f'<div class="tile"><dt>{name}</dt><dd>{_small_unit(value)}</dd><dd class="tile-note">{note}</dd></div>' for name, value, note in rows)
 
 
@@ -137,6 +140,38 @@ def cost(timeline: Timeline) -> str:
     sub = f"Of the {gib(bounds.reserved)} reserved at the peak, what the run itself needs, and what comes of where its blocks lie."
     table = f'<table class="narrow"><caption class="hidden-label">Parts of the peak of reserved</caption><tbody>{lines}</tbody></table>'
     return _section("cost", "What fragmentation costs", sub, f'<div class="strip" aria-hidden="true">{strip}</div>{table}')
+
+
+def pace(timeline: Timeline) -> str:
+    """Where the time of a step is estimated to go."""
+    time, rates = timeline.step_time, timeline.about.rates
+    if time is None or rates is None or not time.total:
+        return ""
+    rows = [
+        ("forward", time.forward, "cost-model", ""),
+        ("backward", time.backward, "cost-allocator", ""),
+        ("recomputation", time.recomputation, "cost-packing", "what checkpointing executes again"),
+        ("optimizer", time.optimizer, "time-optimizer", ""),
+    ]
+    lines = "".join(
+        f'<tr><th scope="row"><span class="swatch {look}"></span>{name}{_why(why)}</th>'
+        f'<td class="number">{duration(value)}</td><td class="number soft">{percent(value / time.total)}</td></tr>'
+        for name, value, look, why in rows
+        if value
+    )
+    strip = "".join(f'<span class="{look}" style="flex:{1e6 * value:.0f} 0 0"></span>' for _, value, look, _ in rows if value)
+    e = rates.efficiency
+    sub = (
+        f"The last step, as {rates.device.label} would execute it: {duration(time.total)}, {time.tokens_per_second:,.0f} tokens/s, {percent(time.mfu)} of its "
+        f"matrix products' rate (MFU). A roofline over the data sheet at {percent(e.matmul)} of that rate, {percent(e.attention)} within attention, and "
+        f"{percent(e.memory)} of the memory's bandwidth: an estimate, where memory is exact. Give --measured-step to calibrate it."
+    )
+    table = f'<table class="narrow"><caption class="hidden-label">Parts of a step\'s time</caption><tbody>{lines}</tbody></table>'
+    return _section("time", "Where the time goes", sub, f'<div class="strip" aria-hidden="true">{strip}</div>{table}')
+
+
+def _why(words: str) -> str:
+    return f'<span class="why">{words}</span>' if words else ""
 
 
 def change(timeline: Timeline) -> str:
