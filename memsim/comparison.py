@@ -131,7 +131,7 @@ class Comparison:
             fastest = min(quicker, key=lambda case: case.pace)
             room = fastest.timeline.about.device_memory or 0
             gain = f"{percent(best.pace / fastest.pace - 1)} faster"
-            lines.append(f"{_quoted(fastest.label)} would be {gain}, but needs {gib(fastest.memory)}: {gib(fastest.memory - room)} more than there are.")
+            lines.append(f"{_quoted(fastest.label)} would be {gain}, but needs {gib(fastest.memory)}: {gib(fastest.memory - room)} too much.")
         if least is not None and least.memory < best.memory:
             line = f"{_quoted(least.label)} needs least, {gib(least.memory)}: {gib(best.memory - least.memory)} less"
             line += f", and {percent(least.pace / best.pace - 1)} more time" if best.pace and least.pace > best.pace else ""
@@ -142,7 +142,7 @@ class Comparison:
         if least is None:
             return ()
         room = least.timeline.about.device_memory
-        more = f", {gib(least.memory - room)} more than there are" if room and least.memory > room else ""
+        more = f", {gib(least.memory - room)} too much" if room and least.memory > room else ""
         return (f"{_quoted(least.label)} needs least: {gib(least.memory)}{more}.",)
 
     def to_json(self) -> dict[str, Any]:

@@ -32,6 +32,12 @@ const page = {
   },
 };
 
+// A page without figures.
+async function plain() {
+  page.setTheme(page.theme, false);
+  page.start();
+}
+
 async function report() {
   page.setTheme(page.theme, false);
   page.start();
