@@ -31,10 +31,8 @@ def main(events: int) -> None:
                 timeline.write_html(page)
                 wrote = time.perf_counter() - begin
                 opened, zoomed = zip(*(measured(browser, page) for _ in range(3)), strict=True)
-                size = page.stat().st_size / 1e6
-                print(
-                    f"{name}: {timeline.whole.processed:,} events, {size:.2f} MB, written in {wrote:.1f} s; usable after {min(opened):.2f} s, a zoom {min(zoomed):.2f} s"
-                )
+                about = f"{timeline.whole.processed:,} events, {page.stat().st_size / 1e6:.2f} MB, written in {wrote:.1f} s"
+                print(f"{name}: {about}; usable after {min(opened):.2f} s, a zoom {min(zoomed):.2f} s")
     finally:
         browser.quit()
 

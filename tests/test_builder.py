@@ -111,7 +111,6 @@ def test_a_target_that_matches_nothing(changes: dict[str, object], text: str) ->
         ({"model": {**LLAMA, "hidden_act": "relu6"}}, "model.hidden_act: relu6 is not supported yet"),
         ({"model": {**LLAMA, "attention_dropout": 0.1}}, "model.attention_dropout: 0.1 is not supported yet"),
         ({"model": {**LLAMA, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}}, "model.rope_scaling: rope_type dynamic is not supported yet"),
-        ({"sm": 75}, "sm: 75 with bf16 and attention sdpa is not supported yet"),
         ({"sm": 70}, "sm: 70 is not supported with torch 2.15.0; 75 and later are"),
     ],
 )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from memsim.builder import Builder, Tensor
-from memsim.errors import Unsupported
 from memsim.models import functional as F
 from memsim.models.config import DecoderConfig
+from memsim.models.math_attention import math_attention
 from memsim.models.model import Settings
 
 
@@ -47,25 +47,57 @@ def lacks_wide_heads(sm: int) -> bool:
 
 def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, p: float = 0.0) -> Tensor:
     """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them. p: probability of dropout."""
-    if settings.sm < 80 and (b.autocast or query.dtype) == "bf16":
-        raise Unsupported(f"sm: {settings.sm} with bf16 and attention sdpa is not supported yet; fp16 or fp32 are, 80 and later, or attention eager")
-    if query.shape[-1] % 8 or query.shape[-1] > 256:
-        raise Unsupported(f"model.head_dim: {query.shape[-1]} with attention sdpa is not supported yet; multiples of 8 up to 256 are")
-    if mask is not None or settings.stack.sdpa_repeats_heads:
+    sequence, joined = query.shape[2], query.shape[1]
+    repeats = settings.stack.sdpa_repeats_heads or mask is not None or query.shape[-1] > 256  # use_gqa_in_sdpa
+    if repeats and sequence == 1 and groups > 1 and not settings.stack.sdpa_repeats_heads:  # pack_gqa: a group's queries take the place of the sequence
+        query = F.reshape(b, query, query.shape[0], joined // groups, groups, query.shape[-1])
+    elif repeats:
         key = repeat_kv(b, settings, key, groups)
         value = repeat_kv(b, settings, value, groups)
     if settings.stack.sdpa_repeats_heads:
         query, key, value = F.contiguous(b, query), F.contiguous(b, key), F.contiguous(b, value)
     if mask is not None:
         mask = b.op("slice", mask, length=query.shape[2]) if mask.shape[-1] != query.shape[2] else mask
-        attn_output = b.op("efficient_attention", query, key, value, mask, p=p)
+    back_end = chosen(
+        settings, b.autocast or query.dtype, query.shape[-1], mask is not None, b.grad_enabled and any(x.spec.requires_grad for x in (query, key, value))
+    )
+    if back_end == "math":
+        bias = b.op("bias_of_mask", mask, dtype=b.autocast or query.dtype) if mask is not None and mask.dtype == "bool" else mask
+        attn_output = math_attention(b, query, key, value, bias, mask is None and sequence > 1, p)
+        del bias
+    elif back_end == "flash" and query.shape[-1] % 8:
+        attn_output = padded_flash(b, query, key, value, p)
     else:
-        half = (b.autocast or query.dtype) in ("bf16", "fp16")
-        kept = b.grad_enabled and any(x.spec.requires_grad for x in (query, key, value))
-        flash = half and settings.sm >= 80 and not (kept and lacks_wide_heads(settings.sm) and 192 < query.shape[-1] <= 224)
-        attn_output = b.op("flash_attention" if flash else "efficient_attention", query, key, value, p=p)
+        attn_output = b.op(f"{back_end}_attention", query, key, value, *((mask,) if mask is not None else ()), p=p)
+    if attn_output.shape[2] != sequence:
+        attn_output = F.reshape(b, attn_output, attn_output.shape[0], joined, sequence, attn_output.shape[-1])
     attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
     return attn_output
+
+
+def chosen(settings: Settings, dtype: str, dim: int, masked: bool, requires_grad: bool) -> str:
+    """Which back end torch takes for heads of so many elements: "flash", "efficient" or "math", the first that can (sdp_utils.cpp, select_sdp_backend)."""
+    sm, half = settings.sm, dtype in ("bf16", "fp16")
+    if half and sm >= 80 and not masked and dim <= 256 and not (requires_grad and lacks_wide_heads(sm) and 192 < dim <= 224):
+        return "flash"
+    # The memory-efficient kernels need rows aligned as their matrix products do (minimum_gemm_alignment), and know bf16 from sm 80 on.
+    alignment = 8 if half else 4 if sm >= 80 else 1
+    return "math" if dim % alignment or (dtype == "bf16" and sm < 80) else "efficient"
+
+
+def padded_flash(b: Builder, query: Tensor, key: Tensor, value: Tensor, p: float) -> Tensor:
+    """FlashAttention of heads padded to a multiple of 8 elements (attention.cpp, pad_last_dim and post_process_flash_output)."""
+    dim = query.shape[-1]
+    query, key, value = b.lower(query, key, value)
+    with b.no_autocast():
+        query_padded = b.op("pad", query, to=-(-dim // 8) * 8)
+        key_padded = b.op("pad", key, to=-(-dim // 8) * 8)
+        value_padded = b.op("pad", value, to=-(-dim // 8) * 8)
+        out = b.op("slice", b.op("flash_attention", query_padded, key_padded, value_padded, p=p), length=dim)
+        del value_padded
+        del key_padded
+        del query_padded
+    return out
 
 
 def eager(

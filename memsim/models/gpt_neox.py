@@ -152,8 +152,9 @@ def read_config(fields: Mapping[str, object]) -> NeoX:
     if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
         raise InputError(f"model.rotary_pct: {share!r} is not a share from above 0 to 1")
     rotary = int(config.head_dim * share)
-    if rotary < 2 or rotary % 2:
-        raise InputError(f"model.rotary_pct: {share} of a head of {config.head_dim} is {rotary}; an even number of dimensions turns")
+    rotary += rotary % 2  # a frequency turns two dimensions
+    if not 2 <= rotary <= config.head_dim:
+        raise InputError(f"model.rotary_pct: {share} of a head of {config.head_dim} is no pair of dimensions within it, and these turn together")
     return NeoX(config, rotary, bool(config.fields.get("use_parallel_residual", True)), probability(config.fields, "hidden_dropout", 0.0))
 
 

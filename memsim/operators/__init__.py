@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
-from memsim.operators.creation import Compare, Create, CumulativeSum
-from memsim.operators.elementwise import Add, AddScalar, Cast, Clone, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Unary
+from memsim.operators.creation import BiasOfMask, Compare, Create, CumulativeSum, Tril
+from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clone, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Unary
 from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Linear4bit, Recast
 from memsim.operators.loss import NllLoss
 from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, Mm
 from memsim.operators.norm import Conv1D, LayerNorm
-from memsim.operators.reductions import LogSoftmax, MeanLast, Softmax
+from memsim.operators.reductions import LogSoftmax, MeanLast, SafeSoftmax, Softmax
 from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
-from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Reshape, Slice, Transpose, View
+from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Pad, Reshape, Slice, Transpose, View
 
 KINDS: dict[str, Kind] = {
     "add": Add(),
+    "add_": AddInPlace(),
     "add_scalar": AddScalar(),
     "arange": Create(),
     "baddbmm": BatchedMultiplyAdd(),
     "cast": Cast(),
     "cat": Cat(),
+    "bias_of_mask": BiasOfMask(),
     "chunk": Chunk(),
     "clone": Clone(),
     "compare": Compare(),
@@ -50,11 +52,13 @@ KINDS: dict[str, Kind] = {
     "mul_scalar": Unary(),
     "neg": Unary(),
     "nll_loss": NllLoss(),
+    "pad": Pad(),
     "pow": Square(),
     "recast": Recast(),
     "relu": SavesResult(),
     "reshape": Reshape(),
     "rsqrt": Rsqrt(),
+    "safe_softmax": SafeSoftmax(),
     "scan": Scan(),
     "sigmoid": SavesResult(),
     "silu": SavesInput(),
@@ -66,6 +70,7 @@ KINDS: dict[str, Kind] = {
     "tanh": SavesResult(),
     "sum": Sum(),
     "topk": TopK(),
+    "tril": Tril(),
     "transpose": Transpose(),
     "view": View(),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from memsim.dtypes import ITEMSIZE
 from memsim.graph import contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, broadcast, like
 from memsim.operators.elementwise import Specs
@@ -51,3 +52,28 @@ class CumulativeSum(Kind):
         m.scan_scratch(x.shape)
         if cast is not None:
             m.release(cast)
+
+
+class Tril(Kind):
+    """x.tril() of a mask."""
+
+    differentiable = False
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        return (Inferred(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype),)
+
+
+class BiasOfMask(Kind):
+    """A boolean mask as zeros and minus infinity of `dtype` (attention.cpp, convert_boolean_attn_mask_): torch.where with two scalars."""
+
+    differentiable = False
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        mask = inputs[0]
+        return (Inferred(mask.shape, like(mask.shape, (mask.shape, mask.strides)), str(attrs["dtype"])),)
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        item = ITEMSIZE[outputs[0].dtype]
+        zero, minimum = m.alloc(item), m.alloc(item)
+        into.append(m.alloc(outputs[0].nbytes))
+        m.release(minimum, zero)

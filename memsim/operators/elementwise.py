@@ -87,6 +87,19 @@ class Add(Kind):
         return [(i, m.same(grads[0])) for i, spec in enumerate(inputs) if spec.requires_grad]
 
 
+class AddInPlace(Kind):
+    """x.add_(y) of a y that needs no gradient."""
+
+    in_place = True
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        x = inputs[0]
+        return (Inferred(x.shape, x.strides, x.dtype, alias=0),)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.same(grads[0]))]
+
+
 class Mul(Kind):
     """a * b: keeps each for the other's gradient. The gradients are full-sized; the engine reduces broadcast ones."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from memsim.dtypes import ITEMSIZE
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
@@ -114,3 +115,12 @@ class Softmax(LogSoftmax):
         edges = super().backward(m, inputs, outputs, attrs, grads)
         m.scratch(outputs[0].nbytes)
         return edges
+
+
+class SafeSoftmax(Softmax):
+    """at::_safe_softmax: the softmax, and then zeros in the rows that hold nothing but minus infinity (ATen/native/SoftMax.cpp)."""
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        x = inputs[0]
+        into.append(m.alloc(outputs[0].nbytes))
+        m.scratch(x.elements, x.elements // x.shape[-1], ITEMSIZE[x.dtype])

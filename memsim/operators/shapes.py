@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memsim.graph import contiguous
-from memsim.operators.base import Attrs, Inferred, Kind, view_strides
+from memsim.operators.base import Attrs, Inferred, Kind, like, view_strides
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:
@@ -89,6 +89,18 @@ class Slice(Kind):
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]
+
+
+class Pad(Kind):
+    """F.pad(x, (0, to - D)): a larger copy; backward cuts the gradient, and copies it (ATen/native/PadNd.cpp, constant_pad_nd)."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        shape = (*inputs[0].shape[:-1], int(attrs["to"]))  # type: ignore[call-overload]
+        return (Inferred(shape, contiguous(shape), inputs[0].dtype),)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        x, grad = inputs[0], grads[0]
+        return [(0, m.grad(x.shape, like(x.shape, (x.shape, grad.strides)), grad.dtype))]
 
 
 class Cat(Kind):

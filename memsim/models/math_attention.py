@@ -1,0 +1,57 @@
+"""Attention where no fused kernel will do: PyTorch composes it of operators (aten/src/ATen/native/transformers/attention.cpp,
+_scaled_dot_product_attention_math), in fp32, with the scores and their softmax whole in memory."""
+
+from __future__ import annotations
+
+from memsim.builder import Builder, Tensor
+from memsim.models import functional as F
+
+
+def math_attention(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, p: float = 0.0) -> Tensor:
+    """q [B, H, S, D], k and v [B, K, S, D], mask [B or 1, 1, S, S] of the dtype of q → [B, H, S, D]. p: probability of dropout.
+
+    Autocast casts the arguments and then stays out. Locals die in C++'s order, the last declared first.
+    """
+    query, key, value = b.lower(query, key, value)
+    origin = query.dtype
+    with b.no_autocast():
+        query_acc = F.to(b, query, "fp32")
+        key_acc = F.to(b, key, "fp32")
+        value_acc = F.to(b, value, "fp32")
+        attn_mask = mask
+        scaled = b.op("mul_scalar", query_acc)
+        if causal:
+            length, width = query.shape[2], key.shape[2]
+            attn_mask = b.op("tril", F.create(b, "ones", (length, width), "bool"))
+            attn_mask = b.op("bias_of_mask", attn_mask, dtype="fp32")
+        key_expanded = repeat_interleave(b, key_acc, query.shape[1] // key.shape[1])
+        value_expanded = repeat_interleave(b, value_acc, query.shape[1] // key.shape[1])
+        attn = F.matmul(b, scaled, b.op("mul_scalar", F.transpose(b, key_expanded, 2, 3)))
+        if attn_mask is not None:
+            attn = b.op("add_", attn, attn_mask)
+        attn = b.op("safe_softmax", attn)
+        if p:
+            attn = b.op("dropout", attn, p=p)
+        weights = F.to(b, attn, origin)
+        result = F.to(b, F.matmul(b, attn, value_expanded), origin)
+        del attn
+        del value_expanded
+        del key_expanded
+        del scaled
+        del attn_mask
+        del value_acc
+        del key_acc
+        del query_acc
+        del weights
+    return result
+
+
+def repeat_interleave(b: Builder, x: Tensor, times: int) -> Tensor:
+    """x.repeat_interleave(times, -3): a contiguous copy; x itself for one time."""
+    if times == 1:
+        return x
+    batch, heads, sequence, dim = x.shape
+    x = b.op("view", x, shape=(batch, heads, 1, sequence, dim))
+    x = b.op("expand", x, shape=(batch, heads, times, sequence, dim))
+    x = b.op("clone", x, contiguous=True)
+    return b.op("view", x, shape=(batch, heads * times, sequence, dim))
