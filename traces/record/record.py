@@ -11,6 +11,7 @@ allocation; only the kernels do nothing, so every value on the device reads as z
 import argparse
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import time
@@ -62,8 +63,8 @@ def materialize(module, torch, quantize=None):
                 child._buffers[key] = torch.empty_like(value, device="cuda")
 
 
-def unpacked():
-    """Device values read as zero, which transformers takes for packed sequences and gives a mask; true positions would tell it otherwise."""
+def unpacked(padded):
+    """Device values read as zero, which transformers takes for packed sequences and gives a mask; true positions and masks would tell it otherwise."""
     try:
         from transformers import masking_utils as masking
     except ImportError:  # older transformers does not ask
@@ -72,14 +73,14 @@ def unpacked():
     if packed:
         masking.find_packed_sequence_indices = lambda positions: (packed(positions), None)[1]
     if every:
-        masking.fast_all = lambda values: (every(values), True)[1]
+        masking.fast_all = lambda values: (every(values), not padded)[1]
 
 
 def build(run, torch):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if "libvgpu" in os.environ.get("LD_PRELOAD", ""):
-        unpacked()
+        unpacked(bool(run["batch"].get("padding")))
     fields = dict(run["model_config"])
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     config._attn_implementation = run["attention"]
@@ -125,6 +126,15 @@ def build(run, torch):
             model.enable_input_require_grads()
     freeze(model, run.get("train", {}))
     return model.train()
+
+
+def padded_batch(batch, torch):
+    """`batch.padding: 0.1`: that share of every sequence, rounded up, is padding, as a data collator pads: a mask, and labels of their own."""
+    if not batch.get("padding"):
+        return {}
+    mask = torch.ones(batch["size"], batch["sequence"], dtype=torch.long)
+    mask[:, batch["sequence"] - math.ceil(batch["padding"] * batch["sequence"]):] = 0
+    return {"attention_mask": mask.to("cuda"), "labels": torch.full_like(mask, -100).to("cuda")}
 
 
 def freeze(model, train):
@@ -215,12 +225,14 @@ def main():
             for _ in range(run["batch"]["accumulation"]):
                 mark(f"{step}/forward")
                 tokens = torch.zeros(size, sequence, dtype=torch.long, device="cuda")
+                batch = {"input_ids": tokens, "labels": tokens, **padded_batch(run["batch"], torch)}
                 with torch.autocast("cuda", autocast or torch.bfloat16, enabled=autocast is not None):
-                    loss = model(input_ids=tokens, labels=tokens).loss
+                    loss = model(**batch).loss
                 row["peak_after_forward"] = torch.cuda.max_memory_allocated()
                 mark(f"{step}/backward")
                 loss.backward()
                 del loss, tokens
+                batch.clear()
                 row["peak_after_backward"] = torch.cuda.max_memory_allocated()
             mark(f"{step}/optimizer")
             if run["clip_grad_norm"]:
