@@ -12,11 +12,12 @@ from memsim.builder import rewrite
 from memsim.cost import Rates
 from memsim.dtypes import ITEMSIZE
 from memsim.graph import LayerGraph, Operator, TensorSpec
-from memsim.models.model import Model, Parameter
+from memsim.models.model import Checkpoint, Model, Parameter
 from memsim.operators.linear4bit import quantize
-from memsim.schedule.autograd import Autograd, Frame, Instance, Leaf
+from memsim.schedule.autograd import Autograd, Leaf
 from memsim.schedule.machine import NO_LAYER, Machine
 from memsim.schedule.optimizers import Optimizer
+from memsim.schedule.regions import Frame, Instance
 from memsim.tape import AUTOCAST_CACHE, Category
 
 LAYER_INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")  # of a layer, where the graph does not name them
@@ -231,24 +232,23 @@ class Training:
         names: tuple[str, ...] = op.attrs.get("names", LAYER_INPUTS)  # type: ignore[assignment]
         given = {name: (storages[spec.storage], values[spec.value]) for name, spec in zip(names, op.inputs, strict=False)}
         hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad
-        for layer, kind in enumerate(model.pattern):
+        frame = None
+        for layer, (kind, (checkpoint, at)) in enumerate(zip(model.pattern, model.by_layer(), strict=True)):
             machine.layer = layer
             graph = self.layer_graph(kind, requires_grad, layer == 0 and op.inputs[0].leaf)
             bound = {name: given[name] for name in graph.inputs}
             bound["hidden_states"] = hidden
             bound |= {name: self.parameters[layer, name] for name in graph.parameters}
             instance = autograd.instance(graph, bound, layer, "")
-            frame = None
-            if model.checkpointed:
-                held = tuple(bound[name][0] for name in model.hold_inputs if name in bound)
-                for storage in held:
-                    machine.retain(storage)
-                frame = Frame(instance, held)
+            if at == 0:
+                frame = self.open(checkpoint, bound)
+            if frame is not None:
+                frame.instances.append(instance)
             for inner in graph.operators:
                 if inner.kind == "recast":
                     self.recast_once(layer, instance, inner)
                 else:
-                    autograd.execute(instance, inner, frame)
+                    autograd.execute(instance, inner, frame, checkpoint.how == "offload")
             self.casts.append(instance)
             out = graph.outputs[0]
             if layer > 0 or op.inputs[0].storage in op.drops:
@@ -259,6 +259,15 @@ class Training:
         for storage in op.drops:
             if storage != op.inputs[0].storage:
                 machine.release(storages[storage])
+
+    def open(self, checkpoint: Checkpoint, bound: dict[str, tuple[int, int]]) -> Frame | None:
+        """A call of torch.utils.checkpoint.checkpoint, where there is one."""
+        if checkpoint.how not in ("full", "selective"):
+            return None
+        held = tuple(bound[name][0] for name in self.model.hold_inputs if name in bound)
+        for storage in held:
+            self.machine.retain(storage)
+        return Frame(held, checkpoint.saves)
 
 
 @lru_cache(maxsize=64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from memsim.passes.checkpoint import checkpoint_every_layer
+from memsim.passes.checkpoint import checkpointed
 from memsim.run import Run
 from memsim.simulation import model_of, tape_of_run
 from memsim.tape import Action, Category, Tape
@@ -23,9 +23,9 @@ def alive_after_forward(tape: Tape) -> int:
 
 def test_it_changes_no_graph() -> None:
     model = model_of(Run(model=SMALL))
-    checkpointed = checkpoint_every_layer(model)
-    assert checkpointed.checkpointed and not model.checkpointed
-    assert checkpointed.layer_graphs is model.layer_graphs and checkpointed.outer is model.outer
+    full = checkpointed(model, "full")
+    assert full.checkpointed and not model.checkpointed
+    assert full.layer_graphs is model.layer_graphs and full.outer is model.outer
 
 
 def test_layers_run_again_in_backward_and_only_there() -> None:
