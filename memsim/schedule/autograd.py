@@ -7,14 +7,14 @@ AccumulateGrad runs as soon as its gradient is complete.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.operators import KINDS
-from memsim.schedule.machine import BACKWARD, FORWARD, NO_LAYER, Grad, Machine
+from memsim.schedule.machine import BACKWARD, FORWARD, NO_LAYER, RECOMPUTED, Grad, Machine
 from memsim.schedule.offload import from_host, laid_out, saved_tensors, to_host
 from memsim.schedule.regions import Frame, Instance, recompute, results_kept
-from memsim.tape import Category
+from memsim.tape import AUTOCAST_CACHE, Category
 
 
 @dataclass(eq=False, slots=True)
@@ -29,6 +29,14 @@ class Leaf:
 
 
 @dataclass(eq=False, slots=True)
+class Reentrant:
+    """A region of the reentrant kind (CheckpointFunction in torch/utils/checkpoint.py): its forward ran without autograd."""
+
+    graph: LayerGraph  # as it runs again: with autograd, its hidden states a leaf
+    bound: dict[str, tuple[int, int]]  # (storage, value) of its inputs and parameters
+
+
+@dataclass(eq=False, slots=True)
 class Node:
     """An operator's backward."""
 
@@ -37,6 +45,7 @@ class Node:
     saved: Sequence[int]  # storages, in the order of release
     frame: Frame | None
     hosted: tuple[TensorSpec, ...] = ()  # saved tensors that are on the host
+    region: Reentrant | None = None  # what it runs again, as the backward of a reentrant checkpoint
 
 
 @dataclass(eq=False)
@@ -110,7 +119,7 @@ class Autograd:
         """loss.backward(): every node in reverse order; fills the leaves' gradients."""
         machine = self.machine
         buffers: dict[int, Grad] = dict(roots)
-        before = machine.default_category, machine.scratch_category
+        before = machine.default_category, machine.scratch_category, machine.backward_thread
         machine.default_category = machine.scratch_category = int(Category.LOGITS_AND_LOSS)  # until the first layer's backward
         machine.backward_thread = True
         while self.nodes:
@@ -130,8 +139,11 @@ class Autograd:
             machine.at(node.instance.prefix + op.name + ".backward")
             back = [from_host(machine, spec) for spec in node.hosted]
             inputs, outputs = (laid_out(op, op.inputs), laid_out(op, op.outputs)) if back else (op.inputs, op.outputs)
-            edges = KINDS[op.kind].backward(machine, inputs, outputs, op.attrs, grads)
-            machine.worked(op, BACKWARD)
+            if node.region is not None:
+                edges = self.run_again(node.region, node.instance, grads[0])
+            else:
+                edges = KINDS[op.kind].backward(machine, inputs, outputs, op.attrs, grads)
+                machine.worked(op, BACKWARD)
             for i, grad in edges:  # kernels that make every gradient make those that nobody asked for, too
                 if not op.inputs[i].requires_grad:
                     machine.release(grad.storage)
@@ -156,8 +168,47 @@ class Autograd:
                     self._arrive(leaf, grad)
                 else:
                     buffers[value] = self._accumulate(buffers.get(value), grad)
-        machine.default_category, machine.scratch_category = before
-        machine.backward_thread = False
+        machine.default_category, machine.scratch_category, machine.backward_thread = before
+
+    def checkpoint(self, instance: Instance, region: Reentrant, held: Sequence[int]) -> None:
+        """CheckpointFunction.apply: the layer's operators without autograd, and one node that runs them again. `held` are the arguments by name, which
+        the node's function keeps until the graph goes."""
+        machine, graph = self.machine, instance.graph
+        for storage in reversed(held):
+            machine.retain(storage)
+            self.attached.append(storage)
+        hidden, out = graph.inputs["hidden_states"], graph.outputs[0]
+        saved = instance.storages[hidden.storage]
+        machine.retain(saved)
+        op = Operator(0, "layers", "checkpoint", (hidden,), (replace(out, requires_grad=True),), {}, ())
+        self.nodes.append(Node(op, instance, (saved,), None, region=region))
+        leaf = self.leaves.get(instance.values[hidden.value])
+        if leaf is not None:
+            leaf.expected += 1
+
+    def run_again(self, region: Reentrant, first: Instance, grad: Grad) -> list[tuple[int, Grad]]:
+        """CheckpointFunction.backward: the layer again, with autograd, then a backward pass of its own."""
+        machine, graph = self.machine, region.graph
+        category, machine.default_category = machine.default_category, int(Category.RECOMPUTATION)
+        inner = Autograd(machine, dict(self.leaves), next_value=self.next_value, how=RECOMPUTED)
+        instance = inner.instance(graph, region.bound, first.layer, first.prefix)
+        hidden, out = graph.inputs["hidden_states"], graph.outputs[0]
+        leaf = Leaf(instance.storages[hidden.storage], hidden)
+        value = inner.next_value
+        inner.next_value += 1
+        instance.values[hidden.value] = value
+        inner.leaves[value] = leaf
+        for op in graph.operators:
+            inner.execute(instance, op)
+        if graph.cached:
+            machine.at(AUTOCAST_CACHE)
+            machine.release(*(instance.storages[storage] for storage in graph.cached))
+        machine.default_category = category
+        inner.backward([(instance.values[out.value], machine.same(grad))])
+        machine.at(first.prefix + "checkpoint.backward")
+        machine.release(instance.storages[out.storage], *reversed(inner.attached))
+        assert leaf.grad is not None
+        return [(0, leaf.grad)]
 
     def _accumulate(self, held: Grad | None, grad: Grad) -> Grad:
         """InputBuffer::add: in place where nobody else can see the sum so far, into a new tensor otherwise."""

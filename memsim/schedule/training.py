@@ -14,7 +14,7 @@ from memsim.dtypes import ITEMSIZE
 from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.models.model import Checkpoint, Model, Parameter
 from memsim.operators.linear4bit import quantize
-from memsim.schedule.autograd import Autograd, Leaf
+from memsim.schedule.autograd import Autograd, Leaf, Reentrant
 from memsim.schedule.machine import NO_LAYER, Machine
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.regions import Frame, Instance
@@ -48,7 +48,7 @@ class Training:
     leaves: dict[int, Leaf] = field(default_factory=dict)  # by autograd value
     order: list[tuple[int, Parameter, Leaf]] = field(default_factory=list)  # trainable, as model.parameters() gives them
     state: dict[int, list[int]] = field(default_factory=dict)  # optimizer state by parameter storage
-    graphs: dict[tuple[int, bool, bool], LayerGraph] = field(default_factory=dict)
+    graphs: dict[tuple[int, bool, bool, bool], LayerGraph] = field(default_factory=dict)
     asked: bool = False  # autocast has asked whether the device has bfloat16
     quantized: bool = False  # a weight was, so the map for scales is there
     recasts: set[tuple[int, str]] = field(default_factory=set)  # parameters that their modules have cast for good
@@ -170,20 +170,26 @@ class Training:
         machine.at("loss.backward")
         machine.release(one.storage)
         machine.at("del loss, tokens")
-        machine.release(*reversed(autograd.attached))
-        if embedded is None or self.is_deep():
+        deep, reentrant = self.is_deep(), any(c.how == "reentrant" for c in self.whole.checkpoints)
+        if not (deep and reentrant):
+            machine.release(*reversed(autograd.attached))
+        if embedded is None or deep:
             machine.release(instance.storages[loss.storage])
         if embedded is not None:
             if embedded.grad is not None:
                 machine.release(embedded.grad.storage)
             machine.release(embedded.storage)
-            if not self.is_deep():
+            if not deep:
                 machine.release(instance.storages[loss.storage])
+        if deep and reentrant:
+            machine.release(*reversed(autograd.attached))
         machine.release(tokens)
 
     def is_deep(self) -> bool:
         """Whether the graph nests so many nodes written in Python that CPython puts off the end of its deallocation until the loss itself is gone."""
-        return sum(map(nested_functions, (self.whole.layer_graphs[kind] for kind in self.whole.pattern))) >= NESTED
+        whole = self.whole
+        rows = zip(whole.pattern, whole.by_layer(), strict=True)
+        return sum(1 if checkpoint.how == "reentrant" else nested_functions(whole.layer_graphs[kind]) for kind, (checkpoint, _) in rows) >= NESTED
 
     def recast_once(self, layer: int, instance: Instance, op: Operator) -> None:
         """A module that casts its parameter for good when it first runs."""
@@ -212,18 +218,19 @@ class Training:
         machine.layer = NO_LAYER
         self.casts.clear()
 
-    def layer_graph(self, kind: int, requires_grad: bool, leaf: bool) -> LayerGraph:
-        """The graph of a kind of layer for hidden states that do or do not require a gradient, or are a leaf, whose casts autocast keeps."""
+    def layer_graph(self, kind: int, requires_grad: bool, leaf: bool, grad: bool = True) -> LayerGraph:
+        """The graph of a kind of layer for hidden states that do or do not require a gradient, or are a leaf, whose casts autocast keeps; or without
+        autograd."""
         graph = self.model.layer_graphs[kind]
         hidden = graph.inputs["hidden_states"]
         leaf = leaf and self.model.settings.technique.autocast is not None
-        if hidden.requires_grad == requires_grad and not leaf:
+        if hidden.requires_grad == requires_grad and not leaf and grad:
             return graph
-        key = kind, requires_grad, leaf
+        key = kind, requires_grad, leaf, grad
         if key not in self.graphs:
             inputs = dict(graph.inputs)
             inputs["hidden_states"] = replace(hidden, requires_grad=requires_grad, leaf=leaf)
-            self.graphs[key] = rewrite(graph, inputs)
+            self.graphs[key] = rewrite(graph, inputs, grad)
         return self.graphs[key]
 
     def run_layers(self, autograd: Autograd, storages: list[int], values: list[int], op: Operator) -> None:
@@ -232,10 +239,11 @@ class Training:
         names: tuple[str, ...] = op.attrs.get("names", LAYER_INPUTS)  # type: ignore[assignment]
         given = {name: (storages[spec.storage], values[spec.value]) for name, spec in zip(names, op.inputs, strict=False)}
         hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad
-        frame = None
+        frame: Frame | None = None
         for layer, (kind, (checkpoint, at)) in enumerate(zip(model.pattern, model.by_layer(), strict=True)):
             machine.layer = layer
-            graph = self.layer_graph(kind, requires_grad, layer == 0 and op.inputs[0].leaf)
+            reentrant = checkpoint.how == "reentrant"
+            graph = self.layer_graph(kind, requires_grad, layer == 0 and op.inputs[0].leaf, grad=not reentrant)
             bound = {name: given[name] for name in graph.inputs}
             bound["hidden_states"] = hidden
             bound |= {name: self.parameters[layer, name] for name in graph.parameters}
@@ -248,12 +256,17 @@ class Training:
                 if inner.kind == "recast":
                     self.recast_once(layer, instance, inner)
                 else:
+                    if checkpoint.how == "megatron":
+                        frame = self.core(instance, inner, frame, bound)
                     autograd.execute(instance, inner, frame, checkpoint.how == "offload")
+            if reentrant:
+                held = [bound[name][0] for name in model.hold_inputs if name in bound and name != "hidden_states"]
+                autograd.checkpoint(instance, Reentrant(self.layer_graph(kind, True, True), bound), held)
             self.casts.append(instance)
             out = graph.outputs[0]
             if layer > 0 or op.inputs[0].storage in op.drops:
                 machine.release(hidden[0])
-            hidden, requires_grad = (instance.storages[out.storage], instance.values[out.value]), out.requires_grad
+            hidden, requires_grad = (instance.storages[out.storage], instance.values[out.value]), out.requires_grad or reentrant
         machine.layer = NO_LAYER
         storages[op.outputs[0].storage], values[op.outputs[0].value] = hidden
         for storage in op.drops:
@@ -268,6 +281,17 @@ class Training:
         for storage in held:
             self.machine.retain(storage)
         return Frame(held, checkpoint.saves)
+
+    def core(self, instance: Instance, op: Operator, frame: Frame | None, bound: dict[str, tuple[int, int]]) -> Frame | None:
+        """The call of checkpoint that an operator of a layer is in, where only the core of attention is checkpointed."""
+        arguments: tuple[int, ...] | None = op.attrs.get("core")  # type: ignore[assignment]
+        if arguments is None or frame is not None:
+            return frame if arguments else None
+        by_name = [bound[name][0] for name in ("position_ids",) if name in bound]
+        held = (*by_name, *(instance.storages[s] for s in reversed(arguments)))  # a list goes from its end
+        for storage in held:
+            self.machine.retain(storage)
+        return Frame(held, instances=[instance], operators=[op for op in instance.graph.operators if op.attrs.get("core")])
 
 
 @lru_cache(maxsize=64)

@@ -64,7 +64,7 @@ def apply(model, strategy):
         for layer in decoder_layers(model):
             layer.forward = offloaded(layer.forward)
     if strategy == "megatron":
-        recompute_attention()
+        recompute_attention(model)
     if strategy == "sqrt":
         strategy = {"segments": round(math.sqrt(len(decoder_layers(model))))}
     if not isinstance(strategy, dict):
@@ -87,14 +87,18 @@ def offloaded(forward):
     return run
 
 
-def recompute_attention():
+def recompute_attention(model):
     """The attention function alone is checkpointed (Korthikanti et al. 2022, "selective activation recomputation")."""
+    import sys
+
     from torch.utils.checkpoint import checkpoint
     from transformers.integrations import sdpa_attention
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    sdpa = sdpa_attention.sdpa_attention_forward
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = lambda *args, **kwargs: checkpoint(sdpa, *args, use_reentrant=False, **kwargs)
+    layer = type(decoder_layers(model)[0])
+    functions = {"sdpa": sdpa_attention.sdpa_attention_forward, "eager": sys.modules[layer.__module__].eager_attention_forward}
+    for name, function in functions.items():
+        ALL_ATTENTION_FUNCTIONS[name] = lambda *args, function=function, **kwargs: checkpoint(function, *args, use_reentrant=False, **kwargs)
 
 
 def join(layers, count):
