@@ -255,4 +255,5 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         layer_graphs=(graph,),
         settings=settings,
         hold_inputs=HOLD,
+        positional=2,
     )

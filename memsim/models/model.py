@@ -86,6 +86,7 @@ class Model:
     checkpoints: tuple[Checkpoint, ...] = ()  # of all layers, in order; empty: none
     inputs_require_grad: bool = False
     hold_inputs: tuple[str, ...] = ()  # inputs of a layer that a checkpoint keeps, in the order in which it lets go of them
+    positional: int = 1  # of those at the end of hold_inputs that are no keyword arguments
 
     @property
     def checkpointed(self) -> bool:

@@ -170,18 +170,18 @@ class Autograd:
                     buffers[value] = self._accumulate(buffers.get(value), grad)
         machine.default_category, machine.scratch_category, machine.backward_thread = before
 
-    def checkpoint(self, instance: Instance, region: Reentrant, held: Sequence[int]) -> None:
-        """CheckpointFunction.apply: the layer's operators without autograd, and one node that runs them again. `held` are the arguments by name, which
-        the node's function keeps until the graph goes."""
+    def checkpoint(self, instance: Instance, region: Reentrant, held: Sequence[int], saved: Sequence[int]) -> None:
+        """CheckpointFunction.apply: the layer ran without autograd; one node runs it again. `held` are the arguments by name, which the node's function
+        keeps until the graph goes, `saved` the others."""
         machine, graph = self.machine, instance.graph
         for storage in reversed(held):
             machine.retain(storage)
             self.attached.append(storage)
         hidden, out = graph.inputs["hidden_states"], graph.outputs[0]
-        saved = instance.storages[hidden.storage]
-        machine.retain(saved)
+        for storage in saved:
+            machine.retain(storage)
         op = Operator(0, "layers", "checkpoint", (hidden,), (replace(out, requires_grad=True),), {}, ())
-        self.nodes.append(Node(op, instance, (saved,), None, region=region))
+        self.nodes.append(Node(op, instance, saved, None, region=region))
         leaf = self.leaves.get(instance.values[hidden.value])
         if leaf is not None:
             leaf.expected += 1

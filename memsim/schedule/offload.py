@@ -29,7 +29,7 @@ def to_host(machine: Machine, op: Operator, results: bool) -> None:
     made = {spec.storage for spec in op.outputs} - {spec.storage for spec in op.inputs}
     for spec in saved_tensors(op):
         if (spec.storage in made) == results:
-            if not is_contiguous(spec) or (op.kind in WEIGHT_TRANSPOSED and spec.parameter is not None and 1 not in spec.shape):
+            if not is_contiguous(spec) or (op.kind in WEIGHT_TRANSPOSED and spec.storage == op.inputs[1].storage and 1 not in spec.shape):
                 machine.scratch(spec.nbytes)
             machine.copied(spec.nbytes)
 

@@ -78,6 +78,7 @@ def recompute(machine: Machine, frame: Frame) -> None:
     category, machine.default_category = machine.default_category, int(Category.RECOMPUTATION)
     layer = machine.layer
     frame.saved = {}
+    casts: list[int] = []  # of the layers so far, in autocast's cache
     given: int | None = None  # the hidden states that the layer before handed on
     for first in frame.instances[:-1]:
         again = _again(first, given)
@@ -87,10 +88,11 @@ def recompute(machine: Machine, frame: Frame) -> None:
             _keep(machine, frame, again, op)
             for s in op.drops:
                 machine.release(again.storages[s])
+        casts += [again.storages[s] for s in first.graph.cached]
         if given is not None:
             machine.release(given)
         given = again.storages[first.graph.outputs[0].storage]
-    _recompute_last(machine, frame, given)
+    _recompute_last(machine, frame, given, casts)
     if given is not None:
         machine.release(given)
     machine.layer = layer
@@ -132,7 +134,7 @@ def _keep(machine: Machine, frame: Frame, again: Instance, op: Operator) -> None
             machine.retain(again.storages[s])
 
 
-def _recompute_last(machine: Machine, frame: Frame, given: int | None) -> None:
+def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Sequence[int]) -> None:
     """The last layer of the region, or the part of it that the region is."""
     first = frame.instances[-1]
     graph, again = first.graph, _again(first, given)
@@ -166,6 +168,7 @@ def _recompute_last(machine: Machine, frame: Frame, given: int | None) -> None:
             del alive[out.storage]
     if graph.cached:  # the exception ends the contexts, autocast's too, and only then do the frames that it passed die
         machine.at(AUTOCAST_CACHE)
+        machine.release(*casts)
         for s in graph.cached:
             if s in alive:
                 machine.release(storages[s])

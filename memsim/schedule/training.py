@@ -22,6 +22,7 @@ from memsim.tape import AUTOCAST_CACHE, Category
 
 LAYER_INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")  # of a layer, where the graph does not name them
 NESTED = 49  # deallocations within each other; beyond, CPython's trashcan takes them (Include/cpython/object.h, PyTrash_UNWIND_LEVEL)
+ARGUMENTS = 3  # what nests further in the arguments by name of a reentrant checkpoint: a dict, a tuple, a tensor
 PYTHON_FUNCTIONS = ("linear4bit",)
 
 
@@ -170,8 +171,9 @@ class Training:
         machine.at("loss.backward")
         machine.release(one.storage)
         machine.at("del loss, tokens")
-        deep, reentrant = self.is_deep(), any(c.how == "reentrant" for c in self.whole.checkpoints)
-        if not (deep and reentrant):
+        nested, reentrant = self.nested(), any(c.how == "reentrant" for c in self.whole.checkpoints)
+        deep, late = nested >= NESTED, reentrant and nested >= NESTED - ARGUMENTS
+        if not late:
             machine.release(*reversed(autograd.attached))
         if embedded is None or deep:
             machine.release(instance.storages[loss.storage])
@@ -181,15 +183,15 @@ class Training:
             machine.release(embedded.storage)
             if not deep:
                 machine.release(instance.storages[loss.storage])
-        if deep and reentrant:
-            machine.release(*reversed(autograd.attached))
+        if late:
+            machine.release(*(reversed(autograd.attached) if nested >= NESTED - 1 else autograd.attached))
         machine.release(tokens)
 
-    def is_deep(self) -> bool:
-        """Whether the graph nests so many nodes written in Python that CPython puts off the end of its deallocation until the loss itself is gone."""
+    def nested(self) -> int:
+        """How many nodes written in Python the graph nests. From NESTED on, CPython puts off the end of its deallocation until the loss itself is gone."""
         whole = self.whole
         rows = zip(whole.pattern, whole.by_layer(), strict=True)
-        return sum(1 if checkpoint.how == "reentrant" else nested_functions(whole.layer_graphs[kind]) for kind, (checkpoint, _) in rows) >= NESTED
+        return sum(1 if checkpoint.how == "reentrant" else nested_functions(whole.layer_graphs[kind]) for kind, (checkpoint, _) in rows)
 
     def recast_once(self, layer: int, instance: Instance, op: Operator) -> None:
         """A module that casts its parameter for good when it first runs."""
@@ -260,8 +262,9 @@ class Training:
                         frame = self.core(instance, inner, frame, bound)
                     autograd.execute(instance, inner, frame, checkpoint.how == "offload")
             if reentrant:
-                held = [bound[name][0] for name in model.hold_inputs if name in bound and name != "hidden_states"]
-                autograd.checkpoint(instance, Reentrant(self.layer_graph(kind, True, True), bound), held)
+                held = [bound[name][0] for name in model.hold_inputs[: -model.positional] if name in bound]
+                saved = [bound[name][0] for name in reversed(model.hold_inputs[-model.positional :]) if name in bound]
+                autograd.checkpoint(instance, Reentrant(self.layer_graph(kind, True, True), bound), held, saved)
             self.casts.append(instance)
             out = graph.outputs[0]
             if layer > 0 or op.inputs[0].storage in op.drops:

@@ -1,6 +1,6 @@
 """The checkpointing strategies of a run (memsim/passes/checkpoint.py), as one writes them with transformers and torch.
 
-    none | full | reentrant | sqrt | selective | megatron | offload | {every: k} | {first: k} | {segments: n} | {save: [matmul, attention, silu]}
+    {plan: [[8, full], [24, none]]} gives each its own; none | full | reentrant | sqrt | selective | megatron | offload | {every: k} | {first: k} | {segments: n} | {save: [matmul, attention, silu]}
 """
 import math
 from functools import partial
@@ -31,6 +31,11 @@ def saved(strategy):
     if strategy == "selective":
         return ["matmul", "attention"]
     return strategy.get("save") if isinstance(strategy, dict) else None
+
+
+def every_layer(strategy):
+    """A plan's strategies, layer by layer."""
+    return [inner for count, inner in strategy["plan"] for _ in range(count)]
 
 
 def enabling(strategy):
@@ -72,6 +77,15 @@ def apply(model, strategy):
     if "every" in strategy or "first" in strategy:
         for i, layer in enumerate(decoder_layers(model)):
             layer.gradient_checkpointing = i % strategy["every"] == 0 if "every" in strategy else i < strategy["first"]
+    if "plan" in strategy:
+        from torch.utils.checkpoint import checkpoint
+
+        for layer, inner in zip(decoder_layers(model), every_layer(strategy), strict=True):
+            options = enabling(inner)
+            layer.gradient_checkpointing = options is not None
+            layer._gradient_checkpointing_func = partial(checkpoint, **(options or {}))
+            if inner == "offload":
+                layer.forward = offloaded(layer.forward)
     if "segments" in strategy:
         join(decoder_layers(model), strategy["segments"])
 
