@@ -175,6 +175,10 @@ def simulate(run: Run, other_order: bool = False, strict: bool = False, measured
     measured_step: seconds that a step takes in truth, which calibrates the efficiencies of the time estimate.
     Raises InputError, and Unsupported for what memsim cannot simulate yet.
     """
+    if isinstance(run.checkpointing, dict) and "budget" in run.checkpointing:
+        from memsim.search.budget import simulate_within
+
+        return simulate_within(run, other_order, strict, measured_step)
     if not strict and is_assumed(run.config):
         warnings.warn(assumed(run), stacklevel=2)
     settings = AllocatorSettings.parse(run.allocator, STACKS[run.stack].torch)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from memsim.quantity import read_bytes
 
 NAMES = ("none", "full", "reentrant", "sqrt", "selective", "megatron", "offload")
-OF_A_LAYER = ("none", "full", "reentrant", "selective", "offload")  # what a plan may give to some layers
+OF_A_LAYER = ("none", "full", "reentrant", "selective", "megatron", "offload")  # what a plan may give to some layers
 MAPPINGS = {"every": "k", "first": "k", "segments": "n", "save": "[matmul, attention]", "plan": "[[8, full], [24, none]]", "budget": "24GiB"}
 FORMS = f"{', '.join(NAMES)}, {', '.join(f'{{{key}: {value}}}' for key, value in MAPPINGS.items())}"
 Strategy = str | dict[str, object]

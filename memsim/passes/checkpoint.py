@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from memsim.errors import InputError
+from memsim.errors import InputError, Unsupported
 from memsim.models.model import Checkpoint, Model
 from memsim.strategy import Strategy
 
@@ -52,12 +52,17 @@ def require_input_grads(model: Model) -> Model:
 
 def selective(model: Model, names: Iterable[str]) -> Checkpoint:
     """A layer of which the results of these operators are kept (torch.utils.checkpoint.create_selective_checkpoint_contexts)."""
-    there = {op.kind for graph in model.layer_graphs for op in graph.operators}
-    known = [name for name, kinds in SAVED.items() if kinds & there]
+    known = operators_of(model)
     for name in names:
         if name not in known:
             raise InputError(f"checkpointing.save: {name!r} is no operator of this model's layers; there are {', '.join(known)}")
     return Checkpoint(how="selective", saves=frozenset().union(*(SAVED[name] for name in names)))
+
+
+def operators_of(model: Model) -> list[str]:
+    """What `save` may name of this model's layers."""
+    there = {op.kind for graph in model.layer_graphs for op in graph.operators}
+    return [name for name, kinds in SAVED.items() if kinds & there]
 
 
 def segments(layers: int, count: int) -> list[Checkpoint]:
@@ -71,12 +76,14 @@ def _of_layers(model: Model, strategy: Strategy) -> list[Checkpoint]:
     if isinstance(strategy, str):
         if strategy == "sqrt":  # Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost
             return segments(n, round(math.sqrt(n)))
-        return [selective(model, USUAL) if strategy == "selective" else Checkpoint(how=strategy)] * n
+        return [selective(model, set(USUAL) & set(operators_of(model))) if strategy == "selective" else Checkpoint(how=strategy)] * n
     ((key, value),) = strategy.items()
     if key == "save":
         return [selective(model, value)] * n  # type: ignore[arg-type]
     if key == "plan":
         return _plan(model, value)  # type: ignore[arg-type]
+    if key == "budget":
+        raise Unsupported("checkpointing.budget: what fits it is found by simulating; give the strategy that `memsim simulate` finds")
     assert isinstance(value, int)
     if value > n:
         raise InputError(f"checkpointing.{key}: {value} is more than the model's {n} layers")

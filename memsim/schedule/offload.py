@@ -11,7 +11,6 @@ from dataclasses import replace
 from memsim.graph import Operator, TensorSpec, contiguous
 from memsim.schedule.machine import Machine
 
-
 WEIGHT_TRANSPOSED = ("linear",)  # F.linear(x, w) saves w.t()
 
 

@@ -86,6 +86,7 @@ def apply(model, strategy):
             layer._gradient_checkpointing_func = partial(checkpoint, **(options or {}))
             if inner == "offload":
                 layer.forward = offloaded(layer.forward)
+        recompute_attention(model, {i for i, inner in enumerate(every_layer(strategy)) if inner == "megatron"})
     if "segments" in strategy:
         join(decoder_layers(model), strategy["segments"])
 
@@ -101,18 +102,29 @@ def offloaded(forward):
     return run
 
 
-def recompute_attention(model):
+def recompute_attention(model, which=None):
     """The attention function alone is checkpointed (Korthikanti et al. 2022, "selective activation recomputation")."""
     import sys
 
-    from torch.utils.checkpoint import checkpoint
     from transformers.integrations import sdpa_attention
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     layer = type(decoder_layers(model)[0])
     functions = {"sdpa": sdpa_attention.sdpa_attention_forward, "eager": sys.modules[layer.__module__].eager_attention_forward}
     for name, function in functions.items():
-        ALL_ATTENTION_FUNCTIONS[name] = lambda *args, function=function, **kwargs: checkpoint(function, *args, use_reentrant=False, **kwargs)
+        ALL_ATTENTION_FUNCTIONS[name] = recomputed(function, which)
+
+
+def recomputed(function, which):
+    """The function, checkpointed in these layers, or in all."""
+    from torch.utils.checkpoint import checkpoint
+
+    def attention(module, *args, **kwargs):
+        if which is None or module.layer_idx in which:
+            return checkpoint(function, module, *args, use_reentrant=False, **kwargs)
+        return function(module, *args, **kwargs)
+
+    return attention
 
 
 def join(layers, count):
