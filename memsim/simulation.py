@@ -98,6 +98,8 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     if nf4 is not None:
         model = with_quantized(model, nf4)
     model = checkpointed(model, run.checkpointing)
+    if lora is not None and lora.parameters and any(c.how == "offload" for c in model.checkpoints):
+        raise Unsupported("checkpointing: offload with adapters on experts' parameters is not supported yet; full and selective are")
     return require_input_grads(model) if tells else model
 
 
