@@ -93,6 +93,7 @@ class Builder:
         self.path: list[str] = []
         self.grad_enabled = True
         self.finished = False
+        self.arguments: tuple[int, ...] = ()  # storages of those of the running core of attention
         self.unwind: tuple[int, ...] = ()  # storages of the running function's locals, in slot order
 
     def let_go(self, storage: int) -> None:
@@ -175,6 +176,14 @@ class Builder:
         self.unwind = before
 
     @contextmanager
+    def core(self, *tensors: Tensor | None) -> Iterator[None]:
+        """Operators inside are the core of attention, with these arguments, which Megatron's selective checkpointing runs again."""
+        self.arguments = tuple(tensor.spec.storage for tensor in tensors if tensor is not None)
+        del tensors
+        yield
+        self.arguments = ()
+
+    @contextmanager
     def no_grad(self) -> Iterator[None]:
         """As torch.no_grad()."""
         before, self.grad_enabled = self.grad_enabled, False
@@ -248,6 +257,8 @@ class Builder:
             attrs["no_grad"] = True
         if self.unwind:
             attrs["unwind"] = self.unwind
+        if self.arguments:
+            attrs["core"] = self.arguments
         grad = self.grad_enabled and semantics.differentiable and (bool(attrs.get("trains")) or any(spec.requires_grad for spec in specs))
         outputs = tuple(self._output(out, specs, grad) for out in semantics.infer(specs, attrs))
         if self.technique.inputs_require_grad and attrs.get("input_embeddings") and not grad:
@@ -300,8 +311,9 @@ def module_call(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec]) -> LayerGraph:
+def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True) -> LayerGraph:
     """The graph executed again for other inputs, such as ones that require a gradient: dtypes, shapes and what requires a gradient follow from them.
+    Without `grad`, as under torch.no_grad().
 
     Autocast casts an input that is a leaf once, and keeps it, as it does with parameters.
     """
@@ -323,9 +335,11 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec]) -> LayerGraph:
     for op in graph.operators:
         module = op.name.removesuffix(str(op.attrs.get("label", op.kind))).rstrip(".")
         b.path = module.split(".") if module else []
-        b.grad_enabled = not op.attrs.get("no_grad", False)
+        b.grad_enabled = grad and not op.attrs.get("no_grad", False)
         unwind: tuple[int, ...] = op.attrs.get("unwind", ())  # type: ignore[assignment]
         b.unwind = tuple(moved[storage] for storage in unwind)
+        core: tuple[int, ...] = op.attrs.get("core", ())  # type: ignore[assignment]
+        b.arguments = tuple(moved[storage] for storage in core)
         arguments = tuple(env[spec.value] for spec in op.inputs)
         source = arguments[0].spec if op.attrs.get("autocast") else None
         if source is not None and source.leaf and source.parameter is None and source.dtype == "fp32":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memsim import console
-from memsim.errors import InputError
+from memsim.errors import InputError, Unreachable
 
 if TYPE_CHECKING:
     from memsim.run import Run
@@ -56,6 +56,8 @@ def simulate(
 
         with console.written(output) as path:
             replaying.write(timeline, path, output.suffix)
+    if timeline.about.note:
+        console.note(f"memsim: {timeline.about.note}")
     if as_json:
         _print_json(timeline.to_json())
     else:
@@ -244,6 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except InputError as error:
         return _wrong(str(error))
+    except Unreachable as error:
+        console.note(f"memsim: {error}")
+        return NO
     except UsageError as error:
         return _wrong(f"{error.format_message()} (see `memsim --help`)" if hasattr(error, "format_message") else str(error))
     except (BrokenPipeError, SystemExit):  # the reader, such as `head`, has seen enough; typer turns that into an exit
@@ -295,7 +300,7 @@ def _naming(run: Run) -> Iterator[None]:
     """Errors that show only once the model is built, such as a module name that matches nothing, name the run's file too."""
     try:
         yield
-    except InputError as error:
+    except (InputError, Unreachable) as error:
         raise type(error)(f"{run.place}: {error}") from error
 
 

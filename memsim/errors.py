@@ -8,5 +8,9 @@ class InputError(ValueError):
     """
 
 
+class Unreachable(Exception):
+    """A question of which the answer is no: one line that says what could be had instead. The command line exits with code 1."""
+
+
 class Unsupported(InputError):
     """Valid input that memsim cannot simulate yet."""

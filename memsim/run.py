@@ -20,6 +20,7 @@ from memsim.explain import explain, nearest, show
 from memsim.modelref import Resolved, resolve
 from memsim.quantity import GIB, as_float, read_bytes
 from memsim.stacks import STACKS
+from memsim.strategy import read_strategy
 
 KEYWORDS = "keyword arguments"
 ROUTINGS = ("balanced", "worst", "zeros")  # of tokens to experts
@@ -163,7 +164,7 @@ class Run(Part):
     train: Train = Train()
     precision: Literal["bf16", "amp-bf16", "amp-fp16", "fp32", "tf32", "fp16"] = "bf16"
     attention: Literal["sdpa", "eager"] = "sdpa"
-    checkpointing: Literal["none", "full"] = "none"
+    checkpointing: Annotated[str | dict[str, Any], BeforeValidator(read_strategy)] = "none"  # (passes/checkpoint.py)
     routing: Annotated[str | dict[str, float], BeforeValidator(_routing)] = "balanced"  # of tokens to experts, where there are any (models/moe.py)
     optimizer: Literal[
         "adamw",

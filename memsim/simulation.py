@@ -18,7 +18,7 @@ from memsim.efficiency import Efficiency
 from memsim.errors import InputError, Unsupported
 from memsim.models import build, is_assumed
 from memsim.models.model import Model, Settings
-from memsim.passes.checkpoint import checkpoint_every_layer, require_input_grads
+from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
 from memsim.passes.freeze import Freeze, frozen
 from memsim.passes.lora import Lora, with_adapters, wrapped
 from memsim.passes.lora_parameters import converted
@@ -28,6 +28,7 @@ from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
 from memsim.schedule.training import Plan
 from memsim.stacks import STACKS, Software
+from memsim.strategy import in_words
 from memsim.tape import Tape
 from memsim.timeline import About, Timeline
 from memsim.words import duration
@@ -66,7 +67,9 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     precision = "amp-bf16" if nf4 else run.precision  # what is not quantized is cast to fp32, and runs under autocast
     technique = PLAIN if lora is None else quantized(nf4, lora, STACKS[run.stack]) if nf4 else wrapped(lora)
     software = STACKS[run.stack]
-    tells = run.checkpointing == "full" and not (software.checkpoints_frozen_inputs and lora is None) and not (nf4 and software.qlora_input_is_frozen)
+    tells = (
+        enables_input_grads(run.checkpointing) and not (software.checkpoints_frozen_inputs and lora is None) and not (nf4 and software.qlora_input_is_frozen)
+    )
     technique = replace(technique, autocast=AUTOCAST.get(precision), inputs_require_grad=tells)
     settings = Settings(
         batch=run.batch.size,
@@ -94,11 +97,10 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         model = with_adapters(model, lora)
     if nf4 is not None:
         model = with_quantized(model, nf4)
-    if run.checkpointing == "full":
-        model = checkpoint_every_layer(model)
-        if tells:
-            model = require_input_grads(model)
-    return model
+    model = checkpointed(model, run.checkpointing)
+    if lora is not None and lora.parameters and any(c.how == "offload" for c in model.checkpoints):
+        raise Unsupported("checkpointing: offload with adapters on experts' parameters is not supported yet; full and selective are")
+    return require_input_grads(model) if tells else model
 
 
 def check_supported(run: Run) -> None:
@@ -129,7 +131,7 @@ def check_stack(run: Run, stack: Software) -> None:
         "precision": run.precision,
         "optimizer": run.optimizer,
         "attention": run.attention,
-        "checkpointing": run.checkpointing,
+        "checkpointing": in_words(run.checkpointing),
         "train": "some" if run.train.only or run.train.freeze else "all",
     }
     for key, values in stack.held.items():
@@ -175,6 +177,10 @@ def simulate(run: Run, other_order: bool = False, strict: bool = False, measured
     measured_step: seconds that a step takes in truth, which calibrates the efficiencies of the time estimate.
     Raises InputError, and Unsupported for what memsim cannot simulate yet.
     """
+    if isinstance(run.checkpointing, dict) and "budget" in run.checkpointing:
+        from memsim.search.budget import simulate_within
+
+        return simulate_within(run, other_order, strict, measured_step)
     if not strict and is_assumed(run.config):
         warnings.warn(assumed(run), stacklevel=2)
     settings = AllocatorSettings.parse(run.allocator, STACKS[run.stack].torch)
@@ -226,7 +232,7 @@ def about(run: Run, model: Model) -> About:
         ("method", method),
         ("batch", f"{run.batch.size} × {run.batch.sequence} tokens" + (f" × {run.batch.accumulation} micro-batches" if run.batch.accumulation > 1 else "")),
         ("precision", run.precision),
-        ("checkpointing", run.checkpointing),
+        ("checkpointing", in_words(run.checkpointing)),
         ("optimizer", run.optimizer),
         *((("allocator", run.allocator),) if run.allocator else ()),
     )

@@ -50,6 +50,7 @@ class About:
     versions: Mapping[str, str] = field(default_factory=dict)  # of the stack that is simulated or was recorded
     tokens: int = 0  # in a step
     rates: Rates | None = None  # what times are estimated by
+    note: str = ""  # what was found for it, in a line
     dtype: str = "bf16"  # of matrix products, whose rate the utilization is measured against
 
 

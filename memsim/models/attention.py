@@ -13,9 +13,10 @@ def attention(
     b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, softcap: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """q [B, H, S, D], k and v [B, K, S, D] → [B, S, H, D], and the attention weights where they exist."""
-    if settings.attention == "eager":
-        return eager(b, settings, query, key, value, mask, groups, softcap)
-    return sdpa(b, settings, query, key, value, mask, groups), None
+    with b.core(query, key, value, mask):
+        if settings.attention == "eager":
+            return eager(b, settings, query, key, value, mask, groups, softcap)
+        return sdpa(b, settings, query, key, value, mask, groups), None
 
 
 def attend(

@@ -95,9 +95,11 @@ def self_attention(b: Builder, config: Gpt2, settings: Settings, hidden_states: 
         query_states = F.transpose(b, b.op("view", query_states, shape=heads), 1, 2)
         attn_weights = None
         if settings.attention == "eager":
-            attn_output, attn_weights = eager(b, query_states, key_states, value_states, mask, config.attention_p)
+            with b.core(query_states, key_states, value_states, mask):
+                attn_output, attn_weights = eager(b, query_states, key_states, value_states, mask, config.attention_p)
         else:
-            attn_output = sdpa(b, settings, query_states, key_states, value_states, mask, 1, config.attention_p)
+            with b.core(query_states, key_states, value_states, mask):
+                attn_output = sdpa(b, settings, query_states, key_states, value_states, mask, 1, config.attention_p)
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, hidden))
         attn_output = conv1d(b, attn_output, "c_proj", hidden, settings.dtype)
         attn_output = dropout(b, attn_output, config.residual_p)
@@ -253,4 +255,5 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         layer_graphs=(graph,),
         settings=settings,
         hold_inputs=HOLD,
+        positional=2,
     )

@@ -63,6 +63,15 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """How consecutive layers are kept for backward, as one (passes/checkpoint.py)."""
+
+    layers: int = 1
+    how: str = "none"  # or full, reentrant, selective, megatron, offload
+    saves: frozenset[str] = frozenset()  # kinds of operators whose results a selective one keeps
+
+
+@dataclass(frozen=True)
 class Model:
     """`outer` is everything but the decoder layers, which stand in it as one operator of kind "layers"."""
 
@@ -74,9 +83,20 @@ class Model:
     layer_graphs: tuple[LayerGraph, ...]
     settings: Settings
     alike: bool = False  # the kinds of layers make the same requests, and differ only in which of their inputs they read
-    checkpointed: bool = False
+    checkpoints: tuple[Checkpoint, ...] = ()  # of all layers, in order; empty: none
     inputs_require_grad: bool = False
     hold_inputs: tuple[str, ...] = ()  # inputs of a layer that a checkpoint keeps, in the order in which it lets go of them
+    positional: int = 1  # of those at the end of hold_inputs that are no keyword arguments
+
+    @property
+    def checkpointed(self) -> bool:
+        """Whether every layer is checkpointed by itself and keeps its inputs only."""
+        return bool(self.checkpoints) and all(c.layers == 1 and c.how in ("full", "reentrant") for c in self.checkpoints)
+
+    def by_layer(self) -> list[tuple[Checkpoint, int]]:
+        """The checkpoint that each layer is in, and its place there."""
+        rows = self.checkpoints or (Checkpoint(),) * len(self.pattern)
+        return [(c, i) for c in rows for i in range(c.layers)]
 
     def map_parameters(self, change: Callable[[Parameter], Parameter]) -> Model:
         """The model with every parameter replaced."""

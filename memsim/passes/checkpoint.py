@@ -1,17 +1,103 @@
-"""Activation checkpointing: which layers run again in backward."""
+"""Activation checkpointing: which layers run again in backward, and what of them is kept nonetheless. A strategy a function, each a few lines."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from memsim.models.model import Model
+from memsim.errors import InputError, Unsupported
+from memsim.models.model import Checkpoint, Model
+from memsim.strategy import Strategy
+
+NONE, FULL = Checkpoint(), Checkpoint(how="full")
+
+# What `save` may name, and the kinds of operators whose results it keeps: those that execute these operators of torch.ops.aten
+# (traces/record/checkpointing.py has the list). matmul and attention are the list of torchtitan and PyTorch's tutorials.
+SAVED: Mapping[str, frozenset[str]] = {
+    "matmul": frozenset({"linear", "matmul", "mm", "baddbmm", "conv1d", "linear4bit"}),  # mm, addmm, bmm, baddbmm
+    "attention": frozenset({"flash_attention", "efficient_attention"}),  # _scaled_dot_product_{flash,efficient}_attention
+    "add": frozenset({"add", "add_scalar"}),  # add.Tensor
+    "cast": frozenset({"cast"}),  # _to_copy
+    "cat": frozenset({"cat"}),
+    "clone": frozenset({"clone", "reshape"}),  # a reshape that copies
+    "dropout": frozenset({"dropout"}),  # native_dropout
+    "gelu": frozenset({"gelu"}),
+    "layer_norm": frozenset({"layer_norm"}),  # native_layer_norm
+    "mean": frozenset({"mean"}),  # mean.dim
+    "mul": frozenset({"mul", "mul_scalar"}),  # mul.Tensor
+    "neg": frozenset({"neg"}),
+    "rsqrt": frozenset({"rsqrt"}),
+    "silu": frozenset({"silu"}),
+    "softmax": frozenset({"softmax"}),  # _softmax
+    "square": frozenset({"square", "pow"}),  # pow.Tensor_Scalar
+}
+USUAL = ("matmul", "attention")
 
 
-def checkpoint_every_layer(model: Model) -> Model:
-    """transformers' gradient_checkpointing_enable(use_reentrant=False): each decoder layer is one torch.utils.checkpoint region."""
-    return replace(model, checkpointed=True)
+def checkpointed(model: Model, strategy: Strategy) -> Model:
+    """The model with its layers kept as the strategy says. Raises InputError where it does not suit the model."""
+    return replace(model, checkpoints=_merged(_of_layers(model, strategy)))
+
+
+def enables_input_grads(strategy: Strategy) -> bool:
+    """Whether transformers' switch is on, which tells the embeddings' output to require a gradient (gradient_checkpointing_enable)."""
+    return strategy not in ("none", "offload", "megatron")
 
 
 def require_input_grads(model: Model) -> Model:
     """enable_input_require_grads(): the embedding's output is told to require a gradient, and keeps it."""
     return replace(model, inputs_require_grad=True)
+
+
+def selective(model: Model, names: Iterable[str]) -> Checkpoint:
+    """A layer of which the results of these operators are kept (torch.utils.checkpoint.create_selective_checkpoint_contexts)."""
+    known = operators_of(model)
+    for name in names:
+        if name not in known:
+            raise InputError(f"checkpointing.save: {name!r} is no operator of this model's layers; there are {', '.join(known)}")
+    return Checkpoint(how="selective", saves=frozenset().union(*(SAVED[name] for name in names)))
+
+
+def operators_of(model: Model) -> list[str]:
+    """What `save` may name of this model's layers."""
+    there = {op.kind for graph in model.layer_graphs for op in graph.operators}
+    return [name for name, kinds in SAVED.items() if kinds & there]
+
+
+def segments(layers: int, count: int) -> list[Checkpoint]:
+    """So many segments, each checkpointed as one; the first ones are a layer longer where they do not come out even."""
+    least, longer = divmod(layers, count)
+    return [Checkpoint(least + (i < longer), "full") for i in range(count)]
+
+
+def _of_layers(model: Model, strategy: Strategy) -> list[Checkpoint]:
+    n = len(model.pattern)
+    if isinstance(strategy, str):
+        if strategy == "sqrt":  # Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost
+            return segments(n, round(math.sqrt(n)))
+        return [selective(model, set(USUAL) & set(operators_of(model))) if strategy == "selective" else Checkpoint(how=strategy)] * n
+    ((key, value),) = strategy.items()
+    if key == "save":
+        return [selective(model, value)] * n  # type: ignore[arg-type]
+    if key == "plan":
+        return _plan(model, value)  # type: ignore[arg-type]
+    if key == "budget":
+        raise Unsupported("checkpointing.budget: what fits it is found by simulating; give the strategy that `memsim simulate` finds")
+    assert isinstance(value, int)
+    if value > n:
+        raise InputError(f"checkpointing.{key}: {value} is more than the model's {n} layers")
+    if key == "segments":
+        return segments(n, value)
+    return [FULL if (i % value == 0 if key == "every" else i < value) else NONE for i in range(n)]
+
+
+def _plan(model: Model, rows: list[tuple[int, Strategy]]) -> list[Checkpoint]:
+    made = [checkpoint for count, strategy in rows for checkpoint in [_of_layers(model, strategy)[0]] * count]
+    if len(made) != len(model.pattern):
+        raise InputError(f"checkpointing.plan: its layers are {len(made)}, the model's {len(model.pattern)}")
+    return made
+
+
+def _merged(checkpoints: list[Checkpoint]) -> tuple[Checkpoint, ...]:
+    return () if all(c == NONE for c in checkpoints) else tuple(checkpoints)

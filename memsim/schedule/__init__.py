@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from memsim.models.model import Model
 from memsim.schedule.machine import Machine
 from memsim.schedule.stack import Stack
-from memsim.schedule.tile import EXECUTED, MIDDLE, Irregular, events_of, repeat_last_step, tape_of, tile_layers
+from memsim.schedule.tile import Irregular, events_of, repeat_last_step, repeats_of, tape_of, tile_layers
 from memsim.schedule.timing import optimizer_seconds, with_optimizer
 from memsim.schedule.training import Plan, Training
 from memsim.tape import Tape
@@ -18,21 +19,17 @@ def record(model: Model, plan: Plan, stack: Stack, *, whole: bool = False) -> Ta
 
     With `whole`, every layer and step is executed instead of repeated; the result is the same.
     """
-    layers = len(model.pattern)
-    kinds = set(model.pattern)
-    # Where kinds differ only in what they read, the first to read each thing must be among the layers that are not repeated: there it is let go of.
-    repeated = len(set(model.pattern[1:-1])) == 1  # the first and the last may be of other kinds
-    tiled = not whole and layers > EXECUTED and (repeated or (model.alike and set(model.pattern[:MIDDLE]) == kinds))
-    executed = replace(model, pattern=(*model.pattern[: MIDDLE + 1], *model.pattern[-2:])) if tiled else model
+    kept, repeats = repeats_of(*alike_layers(model)) if not whole else ([], ())
+    executed = executed_of(model, kept) if repeats else model
     machine = Machine(stack)
     training = Training(executed, plan, machine, model)
     training.load()
     for step in range(plan.steps if whole else min(plan.steps, 2)):
         training.step(step)
     events = events_of(machine, plan.rates)
-    if tiled:
+    if repeats:
         try:
-            events = tile_layers(events, layers)
+            events = tile_layers(events, repeats)
         except Irregular:
             return record(model, plan, stack, whole=True)
     tape = tape_of(repeat_last_step(events, plan.steps) if not whole else events)
@@ -41,3 +38,21 @@ def record(model: Model, plan: Plan, stack: Stack, *, whole: bool = False) -> Ta
     trained = [p for _, p in model.in_order() if p.trainable and not p.buffer]
     seconds = optimizer_seconds(plan.optimizer.name, plan.clip_grad_norm is not None, trained, plan.rates)
     return replace(tape, work=with_optimizer(tape.work, tape.phase, tape.phases, seconds))
+
+
+def alike_layers(model: Model) -> tuple[list[Hashable], list[bool]]:
+    """What tells each layer's requests from another's, and whether it is the first of what is checkpointed as one."""
+    # Where kinds differ only in what they read, the first to read each thing must be among the layers that are not repeated: there it is let go of.
+    same = model.alike and set(model.pattern[:2]) == set(model.pattern)
+    rows: list[Hashable] = []
+    begins: list[bool] = []
+    for kind, (checkpoint, at) in zip(model.pattern, model.by_layer(), strict=True):
+        rows.append((0 if same else kind, checkpoint, at))
+        begins.append(at == 0)
+    return rows, begins
+
+
+def executed_of(model: Model, kept: Sequence[int]) -> Model:
+    """The model with only these layers, those that are checkpointed as one whole."""
+    by_layer = model.by_layer()
+    return replace(model, pattern=tuple(model.pattern[i] for i in kept), checkpoints=tuple(by_layer[i][0] for i in kept if by_layer[i][1] == 0))

@@ -7,11 +7,13 @@ AccumulateGrad runs as soon as its gradient is complete.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.operators import KINDS
 from memsim.schedule.machine import BACKWARD, FORWARD, NO_LAYER, RECOMPUTED, Grad, Machine
+from memsim.schedule.offload import from_host, laid_out, saved_tensors, to_host
+from memsim.schedule.regions import Frame, Instance, recompute, results_kept
 from memsim.tape import AUTOCAST_CACHE, Category
 
 
@@ -27,24 +29,11 @@ class Leaf:
 
 
 @dataclass(eq=False, slots=True)
-class Instance:
-    """One execution of a layer graph: which storage and which autograd value each of its tensors is."""
+class Reentrant:
+    """A region of the reentrant kind (CheckpointFunction in torch/utils/checkpoint.py): its forward ran without autograd."""
 
-    graph: LayerGraph
-    storages: list[int]  # by the graph's storage number
-    values: list[int]  # by the graph's value number
-    layer: int
-    prefix: str
-
-
-@dataclass(eq=False, slots=True)
-class Frame:
-    """A checkpointed region (torch.utils.checkpoint's _CheckpointFrame): what it must hold to run again, and what running it again kept."""
-
-    instance: Instance
-    held: tuple[int, ...]  # storages of arguments, in the order in which they are let go
-    pending: int = 0  # nodes whose saved tensors are still hooked to it
-    saved: dict[int, list[int]] | None = None  # operator index → storages, once recomputed
+    graph: LayerGraph  # as it runs again: with autograd, its hidden states a leaf
+    bound: dict[str, tuple[int, int]]  # (storage, value) of its inputs and parameters
 
 
 @dataclass(eq=False, slots=True)
@@ -55,6 +44,8 @@ class Node:
     instance: Instance
     saved: Sequence[int]  # storages, in the order of release
     frame: Frame | None
+    hosted: tuple[TensorSpec, ...] = ()  # saved tensors that are on the host
+    region: Reentrant | None = None  # what it runs again, as the backward of a reentrant checkpoint
 
 
 @dataclass(eq=False)
@@ -66,7 +57,7 @@ class Autograd:
     nodes: list[Node] = field(default_factory=list)
     attached: list[int] = field(default_factory=list)  # storages that nodes hold until the graph goes
     next_value: int = 0
-    recomputing: bool = False
+    how: int = FORWARD  # what executing an operator is, for the estimate of time
 
     def instance(self, graph: LayerGraph, bound: dict[str, tuple[int, int]], layer: int, prefix: str) -> Instance:
         """A fresh execution of `graph` with its inputs and parameters bound to (storage, value)."""
@@ -79,22 +70,32 @@ class Autograd:
                 storages[spec.storage], values[spec.value] = bound[name]
         return Instance(graph, storages, values, layer, prefix)
 
-    def execute(self, instance: Instance, op: Operator, frame: Frame | None = None) -> None:
+    def execute(self, instance: Instance, op: Operator, frame: Frame | None = None, offload: bool = False) -> None:
         """Runs one operator forward, keeps what its backward needs, and lets go of the names that die after it."""
-        self.compute(instance, op)
         machine, storages = self.machine, instance.storages
+        hosted = saved_tensors(op) if offload and op.requires_grad else ()
+        if hosted:
+            machine.at(instance.prefix + op.name)
+            to_host(machine, op, results=False)
+        self.compute(instance, op)
+        if hosted:
+            to_host(machine, op, results=True)
+        if frame is not None and op.kind in frame.saves:
+            frame.cached[instance.layer, op.index] = kept = [storages[s] for s in results_kept(op)]
+            for storage in kept:
+                machine.retain(storage)
         if op.requires_grad:
             saved: Sequence[int] = ()
-            if frame is None:
+            if frame is None and not offload:
                 saved = [storages[s] for s in op.saved]
                 for storage in saved:
                     machine.retain(storage)
-            elif op.saved:
+            elif frame is not None and op.saved:
                 frame.pending += 1
             for s in KINDS[op.kind].attached(op.inputs, op.attrs):
                 machine.retain(storages[s])
                 self.attached.append(storages[s])
-            self.nodes.append(Node(op, instance, saved, frame if op.saved else None))
+            self.nodes.append(Node(op, instance, saved, frame if op.saved else None, hosted))
             for spec in op.inputs:
                 if spec.requires_grad:
                     leaf = self.leaves.get(instance.values[spec.value])
@@ -112,64 +113,13 @@ class Autograd:
         for spec, storage in zip(op.outputs, results, strict=True):
             if storage >= 0:
                 storages[spec.storage] = storage
-        machine.worked(op, RECOMPUTED if self.recomputing else FORWARD)
-
-    def recompute(self, frame: Frame) -> None:
-        """Runs a checkpointed region again up to its last saved tensor, where torch.utils.checkpoint stops early by an exception."""
-        machine, first = self.machine, frame.instance
-        graph = first.graph
-        category, machine.default_category, self.recomputing = machine.default_category, int(Category.RECOMPUTATION), True
-        storages = [-1] * len(graph.storage_bytes)
-        for group in (graph.inputs, graph.parameters):
-            for spec in group.values():
-                storages[spec.storage] = first.storages[spec.storage]
-        again = Instance(graph, storages, first.values, first.layer, first.prefix)
-        frame.saved = {}
-        last = max(op.index for op in graph.operators if op.saved)
-        alive: dict[int, None] = {}
-        for op in graph.operators[: last + 1]:
-            before_compute = op.index == last and not any(out.storage in op.saved for out in op.outputs)
-            if not before_compute:
-                self.compute(again, op)
-                for out in op.outputs:
-                    if not any(out.storage == read.storage for read in op.inputs):
-                        alive[out.storage] = None
-            if op.saved:
-                frame.saved[op.index] = [storages[s] for s in op.saved]
-                for s in op.saved:
-                    machine.retain(storages[s])
-            if op.index == last:
-                break
-            for s in op.drops:
-                machine.release(storages[s])
-                alive.pop(s, None)
-        # The exception unwinds. The results of the operator that it left go first.
-        for out in graph.operators[last].outputs:
-            if out.storage in alive:
-                machine.release(storages[out.storage])
-                del alive[out.storage]
-        if graph.cached:  # the exception ends the contexts, autocast's too, and only then do the frames that it passed die
-            machine.at(AUTOCAST_CACHE)
-            for s in graph.cached:
-                if s in alive:
-                    machine.release(storages[s])
-                    del alive[s]
-            machine.at(first.prefix + graph.operators[last].name)
-        # Then the locals of inner functions, in the order of their slots where that is known, else as on return.
-        unwind: tuple[int, ...] = graph.operators[last].attrs.get("unwind", ())  # type: ignore[assignment]
-        for s in (*unwind, *(s for op in graph.operators[last:] for s in op.drops)):
-            if s in alive:
-                machine.release(storages[s])
-                del alive[s]
-        for s in alive:
-            machine.release(storages[s])
-        machine.default_category, self.recomputing = category, False
+        machine.worked(op, self.how)
 
     def backward(self, roots: Iterable[tuple[int, Grad]]) -> None:
         """loss.backward(): every node in reverse order; fills the leaves' gradients."""
         machine = self.machine
         buffers: dict[int, Grad] = dict(roots)
-        before = machine.default_category, machine.scratch_category
+        before = machine.default_category, machine.scratch_category, machine.backward_thread
         machine.default_category = machine.scratch_category = int(Category.LOGITS_AND_LOSS)  # until the first layer's backward
         machine.backward_thread = True
         while self.nodes:
@@ -185,18 +135,24 @@ class Autograd:
                 machine.default_category = machine.scratch_category = int(Category.SCRATCH)
             frame = node.frame
             if frame is not None and frame.saved is None:
-                self.recompute(frame)
+                recompute(machine, frame)
             machine.at(node.instance.prefix + op.name + ".backward")
-            edges = KINDS[op.kind].backward(machine, op.inputs, op.outputs, op.attrs, grads)
-            machine.worked(op, BACKWARD)
+            back = [from_host(machine, spec) for spec in node.hosted]
+            inputs, outputs = (laid_out(op, op.inputs), laid_out(op, op.outputs)) if back else (op.inputs, op.outputs)
+            if node.region is not None:
+                edges = self.run_again(node.region, node.instance, grads[0])
+            else:
+                edges = KINDS[op.kind].backward(machine, inputs, outputs, op.attrs, grads)
+                machine.worked(op, BACKWARD)
             for i, grad in edges:  # kernels that make every gradient make those that nobody asked for, too
                 if not op.inputs[i].requires_grad:
                     machine.release(grad.storage)
             edges = [(i, grad) for i, grad in edges if op.inputs[i].requires_grad]
+            unpacked = back
             if frame is not None:
                 assert frame.saved is not None
-                unpacked = frame.saved.pop(op.index)
-                machine.release(*(unpacked if KINDS[op.kind].in_python(op.attrs) else reversed(unpacked)))
+                unpacked = frame.saved.pop((node.instance.layer, op.index))
+            machine.release(*(unpacked if KINDS[op.kind].in_python(op.attrs) else reversed(unpacked)))
             edges = [(i, machine.cast(machine.sum_to(grad, op.inputs[i].shape), op.inputs[i].dtype)) for i, grad in edges]
             machine.discard(*grads)
             if frame is None:
@@ -204,7 +160,7 @@ class Autograd:
             else:
                 frame.pending -= 1
                 if frame.pending == 0:
-                    machine.release(*frame.held)
+                    frame.close(machine)
             for i, grad in edges:
                 value = values[op.inputs[i].value]
                 leaf = self.leaves.get(value)
@@ -212,8 +168,47 @@ class Autograd:
                     self._arrive(leaf, grad)
                 else:
                     buffers[value] = self._accumulate(buffers.get(value), grad)
-        machine.default_category, machine.scratch_category = before
-        machine.backward_thread = False
+        machine.default_category, machine.scratch_category, machine.backward_thread = before
+
+    def checkpoint(self, instance: Instance, region: Reentrant, held: Sequence[int], saved: Sequence[int]) -> None:
+        """CheckpointFunction.apply: the layer ran without autograd; one node runs it again. `held` are the arguments by name, which the node's function
+        keeps until the graph goes, `saved` the others."""
+        machine, graph = self.machine, instance.graph
+        for storage in reversed(held):
+            machine.retain(storage)
+            self.attached.append(storage)
+        hidden, out = graph.inputs["hidden_states"], graph.outputs[0]
+        for storage in saved:
+            machine.retain(storage)
+        op = Operator(0, "layers", "checkpoint", (hidden,), (replace(out, requires_grad=True),), {}, ())
+        self.nodes.append(Node(op, instance, saved, None, region=region))
+        leaf = self.leaves.get(instance.values[hidden.value])
+        if leaf is not None:
+            leaf.expected += 1
+
+    def run_again(self, region: Reentrant, first: Instance, grad: Grad) -> list[tuple[int, Grad]]:
+        """CheckpointFunction.backward: the layer again, with autograd, then a backward pass of its own."""
+        machine, graph = self.machine, region.graph
+        category, machine.default_category = machine.default_category, int(Category.RECOMPUTATION)
+        inner = Autograd(machine, dict(self.leaves), next_value=self.next_value, how=RECOMPUTED)
+        instance = inner.instance(graph, region.bound, first.layer, first.prefix)
+        hidden, out = graph.inputs["hidden_states"], graph.outputs[0]
+        leaf = Leaf(instance.storages[hidden.storage], hidden)
+        value = inner.next_value
+        inner.next_value += 1
+        instance.values[hidden.value] = value
+        inner.leaves[value] = leaf
+        for op in graph.operators:
+            inner.execute(instance, op)
+        if graph.cached:
+            machine.at(AUTOCAST_CACHE)
+            machine.release(*(instance.storages[storage] for storage in graph.cached))
+        machine.default_category = category
+        inner.backward([(instance.values[out.value], machine.same(grad))])
+        machine.at(first.prefix + "checkpoint.backward")
+        machine.release(instance.storages[out.storage], *reversed(inner.attached))
+        assert leaf.grad is not None
+        return [(0, leaf.grad)]
 
     def _accumulate(self, held: Grad | None, grad: Grad) -> Grad:
         """InputBuffer::add: in place where nobody else can see the sum so far, into a new tensor otherwise."""

@@ -12,15 +12,17 @@ from memsim.builder import rewrite
 from memsim.cost import Rates
 from memsim.dtypes import ITEMSIZE
 from memsim.graph import LayerGraph, Operator, TensorSpec
-from memsim.models.model import Model, Parameter
+from memsim.models.model import Checkpoint, Model, Parameter
 from memsim.operators.linear4bit import quantize
-from memsim.schedule.autograd import Autograd, Frame, Instance, Leaf
+from memsim.schedule.autograd import Autograd, Leaf, Reentrant
 from memsim.schedule.machine import NO_LAYER, Machine
 from memsim.schedule.optimizers import Optimizer
+from memsim.schedule.regions import Frame, Instance
 from memsim.tape import AUTOCAST_CACHE, Category
 
 LAYER_INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")  # of a layer, where the graph does not name them
 NESTED = 49  # deallocations within each other; beyond, CPython's trashcan takes them (Include/cpython/object.h, PyTrash_UNWIND_LEVEL)
+ARGUMENTS = 3  # what nests further in the arguments by name of a reentrant checkpoint: a dict, a tuple, a tensor
 PYTHON_FUNCTIONS = ("linear4bit",)
 
 
@@ -47,7 +49,7 @@ class Training:
     leaves: dict[int, Leaf] = field(default_factory=dict)  # by autograd value
     order: list[tuple[int, Parameter, Leaf]] = field(default_factory=list)  # trainable, as model.parameters() gives them
     state: dict[int, list[int]] = field(default_factory=dict)  # optimizer state by parameter storage
-    graphs: dict[tuple[int, bool, bool], LayerGraph] = field(default_factory=dict)
+    graphs: dict[tuple[int, bool, bool, bool], LayerGraph] = field(default_factory=dict)
     asked: bool = False  # autocast has asked whether the device has bfloat16
     quantized: bool = False  # a weight was, so the map for scales is there
     recasts: set[tuple[int, str]] = field(default_factory=set)  # parameters that their modules have cast for good
@@ -169,20 +171,27 @@ class Training:
         machine.at("loss.backward")
         machine.release(one.storage)
         machine.at("del loss, tokens")
-        machine.release(*reversed(autograd.attached))
-        if embedded is None or self.is_deep():
+        nested, reentrant = self.nested(), any(c.how == "reentrant" for c in self.whole.checkpoints)
+        deep, late = nested >= NESTED, reentrant and nested >= NESTED - ARGUMENTS
+        if not late:
+            machine.release(*reversed(autograd.attached))
+        if embedded is None or deep:
             machine.release(instance.storages[loss.storage])
         if embedded is not None:
             if embedded.grad is not None:
                 machine.release(embedded.grad.storage)
             machine.release(embedded.storage)
-            if not self.is_deep():
+            if not deep:
                 machine.release(instance.storages[loss.storage])
+        if late:
+            machine.release(*(reversed(autograd.attached) if nested >= NESTED - 1 else autograd.attached))
         machine.release(tokens)
 
-    def is_deep(self) -> bool:
-        """Whether the graph nests so many nodes written in Python that CPython puts off the end of its deallocation until the loss itself is gone."""
-        return sum(map(nested_functions, (self.whole.layer_graphs[kind] for kind in self.whole.pattern))) >= NESTED
+    def nested(self) -> int:
+        """How many nodes written in Python the graph nests. From NESTED on, CPython puts off the end of its deallocation until the loss itself is gone."""
+        whole = self.whole
+        rows = zip(whole.pattern, whole.by_layer(), strict=True)
+        return sum(1 if checkpoint.how == "reentrant" else nested_functions(whole.layer_graphs[kind]) for kind, (checkpoint, _) in rows)
 
     def recast_once(self, layer: int, instance: Instance, op: Operator) -> None:
         """A module that casts its parameter for good when it first runs."""
@@ -211,18 +220,19 @@ class Training:
         machine.layer = NO_LAYER
         self.casts.clear()
 
-    def layer_graph(self, kind: int, requires_grad: bool, leaf: bool) -> LayerGraph:
-        """The graph of a kind of layer for hidden states that do or do not require a gradient, or are a leaf, whose casts autocast keeps."""
+    def layer_graph(self, kind: int, requires_grad: bool, leaf: bool, grad: bool = True) -> LayerGraph:
+        """The graph of a kind of layer for hidden states that do or do not require a gradient, or are a leaf, whose casts autocast keeps; or without
+        autograd."""
         graph = self.model.layer_graphs[kind]
         hidden = graph.inputs["hidden_states"]
         leaf = leaf and self.model.settings.technique.autocast is not None
-        if hidden.requires_grad == requires_grad and not leaf:
+        if hidden.requires_grad == requires_grad and not leaf and grad:
             return graph
-        key = kind, requires_grad, leaf
+        key = kind, requires_grad, leaf, grad
         if key not in self.graphs:
             inputs = dict(graph.inputs)
             inputs["hidden_states"] = replace(hidden, requires_grad=requires_grad, leaf=leaf)
-            self.graphs[key] = rewrite(graph, inputs)
+            self.graphs[key] = rewrite(graph, inputs, grad)
         return self.graphs[key]
 
     def run_layers(self, autograd: Autograd, storages: list[int], values: list[int], op: Operator) -> None:
@@ -231,34 +241,60 @@ class Training:
         names: tuple[str, ...] = op.attrs.get("names", LAYER_INPUTS)  # type: ignore[assignment]
         given = {name: (storages[spec.storage], values[spec.value]) for name, spec in zip(names, op.inputs, strict=False)}
         hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad
-        for layer, kind in enumerate(model.pattern):
+        frame: Frame | None = None
+        for layer, (kind, (checkpoint, at)) in enumerate(zip(model.pattern, model.by_layer(), strict=True)):
             machine.layer = layer
-            graph = self.layer_graph(kind, requires_grad, layer == 0 and op.inputs[0].leaf)
+            reentrant = checkpoint.how == "reentrant"
+            graph = self.layer_graph(kind, requires_grad, layer == 0 and op.inputs[0].leaf, grad=not reentrant)
             bound = {name: given[name] for name in graph.inputs}
             bound["hidden_states"] = hidden
             bound |= {name: self.parameters[layer, name] for name in graph.parameters}
             instance = autograd.instance(graph, bound, layer, "")
-            frame = None
-            if model.checkpointed:
-                held = tuple(bound[name][0] for name in model.hold_inputs if name in bound)
-                for storage in held:
-                    machine.retain(storage)
-                frame = Frame(instance, held)
+            if at == 0:
+                frame = self.open(checkpoint, bound)
+            if frame is not None:
+                frame.instances.append(instance)
             for inner in graph.operators:
                 if inner.kind == "recast":
                     self.recast_once(layer, instance, inner)
                 else:
-                    autograd.execute(instance, inner, frame)
+                    if checkpoint.how == "megatron":
+                        frame = self.core(instance, inner, frame, bound)
+                    autograd.execute(instance, inner, frame, checkpoint.how == "offload")
+            if reentrant:
+                held = [bound[name][0] for name in model.hold_inputs[: -model.positional] if name in bound]
+                saved = [bound[name][0] for name in reversed(model.hold_inputs[-model.positional :]) if name in bound]
+                autograd.checkpoint(instance, Reentrant(self.layer_graph(kind, True, True), bound), held, saved)
             self.casts.append(instance)
             out = graph.outputs[0]
             if layer > 0 or op.inputs[0].storage in op.drops:
                 machine.release(hidden[0])
-            hidden, requires_grad = (instance.storages[out.storage], instance.values[out.value]), out.requires_grad
+            hidden, requires_grad = (instance.storages[out.storage], instance.values[out.value]), out.requires_grad or reentrant
         machine.layer = NO_LAYER
         storages[op.outputs[0].storage], values[op.outputs[0].value] = hidden
         for storage in op.drops:
             if storage != op.inputs[0].storage:
                 machine.release(storages[storage])
+
+    def open(self, checkpoint: Checkpoint, bound: dict[str, tuple[int, int]]) -> Frame | None:
+        """A call of torch.utils.checkpoint.checkpoint, where there is one."""
+        if checkpoint.how not in ("full", "selective"):
+            return None
+        held = tuple(bound[name][0] for name in self.model.hold_inputs if name in bound)
+        for storage in held:
+            self.machine.retain(storage)
+        return Frame(held, checkpoint.saves)
+
+    def core(self, instance: Instance, op: Operator, frame: Frame | None, bound: dict[str, tuple[int, int]]) -> Frame | None:
+        """The call of checkpoint that an operator of a layer is in, where only the core of attention is checkpointed."""
+        arguments: tuple[int, ...] | None = op.attrs.get("core")  # type: ignore[assignment]
+        if arguments is None or frame is not None:
+            return frame if arguments else None
+        by_name = [bound[name][0] for name in ("position_ids",) if name in bound]
+        held = (*by_name, *(instance.storages[s] for s in reversed(arguments)))  # a list goes from its end
+        for storage in held:
+            self.machine.retain(storage)
+        return Frame(held, instances=[instance], operators=[op for op in instance.graph.operators if op.attrs.get("core")])
 
 
 @lru_cache(maxsize=64)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from memsim.passes.checkpoint import checkpoint_every_layer
+from memsim.errors import InputError
+from memsim.models.model import Checkpoint
+from memsim.passes.checkpoint import checkpointed
 from memsim.run import Run
 from memsim.simulation import model_of, tape_of_run
 from memsim.tape import Action, Category, Tape
@@ -12,7 +15,7 @@ from memsim.tape import Action, Category, Tape
 SMALL = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 500}
 
 
-def tape(checkpointing: str) -> Tape:
+def tape(checkpointing: object) -> Tape:
     return tape_of_run(Run(model=SMALL, batch={"size": 2, "sequence": 64}, checkpointing=checkpointing, steps=1))
 
 
@@ -23,9 +26,9 @@ def alive_after_forward(tape: Tape) -> int:
 
 def test_it_changes_no_graph() -> None:
     model = model_of(Run(model=SMALL))
-    checkpointed = checkpoint_every_layer(model)
-    assert checkpointed.checkpointed and not model.checkpointed
-    assert checkpointed.layer_graphs is model.layer_graphs and checkpointed.outer is model.outer
+    full = checkpointed(model, "full")
+    assert full.checkpointed and not model.checkpointed
+    assert full.layer_graphs is model.layer_graphs and full.outer is model.outer
 
 
 def test_layers_run_again_in_backward_and_only_there() -> None:
@@ -37,3 +40,52 @@ def test_layers_run_again_in_backward_and_only_there() -> None:
 
 def test_less_is_held_between_forward_and_backward() -> None:
     assert alive_after_forward(tape("full")) < alive_after_forward(tape("none"))
+
+
+def of_layers(strategy: object, layers: int = 4) -> list[str]:
+    run = Run(model={**SMALL, "num_hidden_layers": layers}, checkpointing=strategy)
+    return [checkpoint.how for checkpoint, _ in model_of(run).by_layer()]
+
+
+def test_which_layers() -> None:
+    assert of_layers({"every": 2}) == ["full", "none", "full", "none"]  # as transformers' every_n_layers
+    assert of_layers({"first": 3}) == ["full", "full", "full", "none"]
+    assert of_layers({"plan": [[1, "full"], [2, {"save": ["matmul"]}], [1, "none"]]}) == ["full", "selective", "selective", "none"]
+
+
+def test_segments_are_checkpointed_as_one() -> None:
+    for strategy, sizes in (("sqrt", [4, 3, 3]), ({"segments": 4}, [3, 3, 2, 2])):
+        run = Run(model={**SMALL, "num_hidden_layers": 10}, checkpointing=strategy)
+        assert model_of(run).checkpoints == tuple(Checkpoint(size, "full") for size in sizes)
+
+
+def test_what_is_kept_falls_with_what_is_recomputed() -> None:
+    kept = [alive_after_forward(tape(strategy)) for strategy in ("none", "selective", {"save": ["attention"]}, "full", "sqrt")]
+    assert kept == sorted(kept, reverse=True)
+    assert alive_after_forward(tape("offload")) <= kept[3]
+    assert alive_after_forward(tape({"first": 2})) == alive_after_forward(tape({"every": 2}))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("half", "checkpointing: 'half' is not a strategy; there are none, full, reentrant"),
+        ({"every": 0}, "checkpointing: every: 0 is not a whole number of layers from 1"),
+        ({"every": 2, "first": 1}, "is not a strategy; there are none"),
+        ({"save": []}, "save: [] is not a list of operators such as [matmul, attention]"),
+        ({"first": 5}, "checkpointing.first: 5 is more than the model's 4 layers"),
+        ({"save": ["softmax"]}, "checkpointing.save: 'softmax' is no operator of this model's layers; there are matmul, attention, add"),
+        ({"plan": [[3, "full"]]}, "checkpointing.plan: its layers are 3, the model's 4"),
+        ({"plan": [[4, "sqrt"]]}, "plan: sqrt is not a strategy of single layers; none, full"),
+        ({"budget": "much"}, "'much' is not a size; write 24GiB"),
+    ],
+)
+def test_bad_strategies_get_one_line(value: object, words: str) -> None:
+    with pytest.raises(InputError) as error:
+        model_of(Run(model=SMALL, checkpointing=value))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_older_stack_has_none_and_full() -> None:
+    with pytest.raises(InputError, match=r"checkpointing: \{every: 2\} with stack hf-4.48 is not supported yet; none, full are"):
+        model_of(Run(model=SMALL, checkpointing={"every": 2}, stack="hf-4.48"))

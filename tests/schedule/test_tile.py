@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from memsim.run import Run
-from memsim.schedule import record
+from memsim.schedule import alike_layers, record
 from memsim.schedule.optimizers import Optimizer
+from memsim.schedule.tile import repeats_of
 from memsim.schedule.training import Plan
 from memsim.simulation import model_of, stack_of
 from memsim.tape import Action, Category, Tape
@@ -53,13 +54,45 @@ def in_order(tape: Tape) -> np.ndarray:
 @settings(max_examples=40, deadline=None)
 @given(runs)
 def test_tiled_equals_executed(drawn: dict[str, object]) -> None:
-    tiled, whole = tape(drawn, False), tape(drawn, True)
+    assert_equal(tape(drawn, False), tape(drawn, True))
+
+
+def assert_equal(tiled: Tape, whole: Tape) -> None:
     assert len(tiled) == len(whole)
     for name in ("action", "bytes", "layer", "category"):
         assert np.array_equal(getattr(tiled, name), getattr(whole, name)), name
     assert np.array_equal(in_order(tiled), in_order(whole))
     assert [tiled.operators[i] for i in tiled.operator] == [whole.operators[i] for i in whole.operator]
     assert [tiled.phases[i] for i in tiled.phase] == [whole.phases[i] for i in whole.phase]
+
+
+strategies = st.one_of(
+    st.sampled_from(["reentrant", "sqrt", "selective", "megatron", "offload"]),
+    st.builds(lambda k: {"every": k}, st.integers(1, 5)),
+    st.builds(lambda k: {"first": k}, st.integers(1, 5)),
+    st.builds(lambda n: {"segments": n}, st.integers(1, 5)),
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(runs, strategies, st.integers(5, 26))
+def test_tiled_equals_executed_with_every_strategy(drawn: dict[str, object], strategy: object, layers: int) -> None:
+    drawn = {**drawn, "checkpointing": strategy, "stack": "golden", "layers": layers, "steps": 2}
+    assert_equal(tape(drawn, False), tape(drawn, True))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 8), st.sampled_from(["none", "full", "reentrant", "selective", {"save": ["mul", "attention"]}])), min_size=1, max_size=4))
+def test_tiled_equals_executed_with_plans(plan: list[tuple[int, object]]) -> None:
+    drawn = {"checkpointing": {"plan": [list(row) for row in plan]}, "layers": sum(count for count, _ in plan), "model_type": "llama", "steps": 2}
+    assert_equal(tape(drawn, False), tape(drawn, True))
+
+
+def test_few_layers_are_executed() -> None:
+    for strategy, most in (("none", 5), ({"first": 30}, 8), ({"every": 4}, 20), ("sqrt", 45)):
+        run = Run(model={**SMALL, "model_type": "llama", "num_hidden_layers": 80}, checkpointing=strategy)
+        kept, _ = repeats_of(*alike_layers(model_of(run)))
+        assert len(kept) <= most, strategy
 
 
 @settings(max_examples=40, deadline=None)

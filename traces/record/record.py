@@ -4,7 +4,8 @@
     OUT.json   the run, the versions, and per step: peaks, bytes held, retries
     OUT.npz    with --tape: every allocator event (action, address, bytes, stream) and the phase that it belongs to
 
-The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train, and torch's optimizers adagrad, rmsprop, nadam.
+The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train, torch's optimizers adagrad, rmsprop, nadam, and the strategies of
+checkpointing.py.
 The run's keys are in README.md beside that file. Real PyTorch, transformers, PEFT and bitsandbytes decide every
 allocation; only the kernels do nothing, so every value on the device reads as zero.
 """
@@ -18,6 +19,8 @@ import time
 from importlib import metadata
 
 import yaml
+
+import checkpointing
 
 ACTIONS = ["alloc", "free_requested", "free_completed", "segment_alloc", "segment_free", "segment_map", "segment_unmap", "snapshot", "oom"]
 HERE = pathlib.Path(__file__).parent
@@ -110,20 +113,22 @@ def build(run, torch):
         model.to_empty(device="cuda")
     else:
         materialize(model, torch, quantize)
-    checkpoint = run["checkpointing"] == "full"
+    options = checkpointing.enabling(run["checkpointing"])
+    checkpoint = options is not None
     if kind == "qlora":
         from peft import prepare_model_for_kbit_training
 
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpoint, gradient_checkpointing_kwargs={"use_reentrant": False})
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpoint, gradient_checkpointing_kwargs=options)
     if kind in ("lora", "qlora"):
         from peft import LoraConfig, get_peft_model
 
         targets = run["method"].get("targets", "all-linear")
         model = get_peft_model(model, LoraConfig(r=run["method"].get("rank", 8), lora_alpha=16, lora_dropout=run["method"].get("dropout", 0.0), target_modules=targets, task_type="CAUSAL_LM"))
     if checkpoint and kind != "qlora":
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         if kind == "lora":
             model.enable_input_require_grads()
+    checkpointing.apply(model, run["checkpointing"])
     freeze(model, run.get("train", {}))
     return model.train()
 

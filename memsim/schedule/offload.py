@@ -1,0 +1,49 @@
+"""Saved tensors in pinned host memory (torch.autograd.graph.save_on_cpu(pin_memory=True)): packed when an operator saves them, copied back for its backward.
+
+Every saved tensor travels by itself, weights too, and as often as it is saved; the copies run on the stream that computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from memsim.graph import Operator, TensorSpec, contiguous
+from memsim.schedule.machine import Machine
+
+WEIGHT_TRANSPOSED = ("linear",)  # F.linear(x, w) saves w.t()
+
+
+def saved_tensors(op: Operator) -> tuple[TensorSpec, ...]:
+    """What an operator saves, as tensors, in the order of `op.saved`."""
+    there: dict[int, list[TensorSpec]] = {}
+    for spec in (*op.inputs, *op.outputs):
+        there.setdefault(spec.storage, []).append(spec)
+    return tuple(there[s].pop(0) if len(there[s]) > 1 else there[s][0] for s in op.saved)
+
+
+def to_host(machine: Machine, op: Operator, results: bool) -> None:
+    """packed.copy_(tensor) of the operands that are saved, before the operator runs, or of the results, after. What is not contiguous is made so on the
+    device first (ATen/native/cuda/Copy.cu, copy_requires_temporaries)."""
+    made = {spec.storage for spec in op.outputs} - {spec.storage for spec in op.inputs}
+    for spec in saved_tensors(op):
+        if (spec.storage in made) == results:
+            if not is_contiguous(spec) or (op.kind in WEIGHT_TRANSPOSED and spec.storage == op.inputs[1].storage and 1 not in spec.shape):
+                machine.scratch(spec.nbytes)
+            machine.copied(spec.nbytes)
+
+
+def from_host(machine: Machine, spec: TensorSpec) -> int:
+    """packed.to(device): a new storage."""
+    machine.copied(spec.nbytes)
+    return machine.alloc(spec.nbytes)
+
+
+def laid_out(op: Operator, tensors: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The operator's tensors as they are after the journey: contiguous."""
+    return tuple(replace(spec, strides=contiguous(spec.shape)) if spec.storage in op.saved else spec for spec in tensors)
+
+
+def is_contiguous(spec: TensorSpec) -> bool:
+    """Tensor.is_contiguous()."""
+    return all(size == 1 or have == want for size, have, want in zip(spec.shape, spec.strides, contiguous(spec.shape), strict=True))

@@ -1,0 +1,184 @@
+"""What stands between a layer and backward: torch.utils.checkpoint's regions, and saved tensors that travel to the host.
+
+A region is what one call of checkpoint() runs: a layer, a segment of several, or a part of one. It keeps its arguments, and runs again when
+backward first asks for what an operator in it saved (_CheckpointFrame in torch/utils/checkpoint.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from memsim.graph import LayerGraph, Operator
+from memsim.operators import KINDS
+from memsim.schedule.machine import RECOMPUTED, Machine
+from memsim.tape import AUTOCAST_CACHE, Category
+
+
+@dataclass(eq=False, slots=True)
+class Instance:
+    """One execution of a layer graph: which storage and which autograd value each of its tensors is."""
+
+    graph: LayerGraph
+    storages: list[int]  # by the graph's storage number
+    values: list[int]  # by the graph's value number
+    layer: int
+    prefix: str
+
+
+@dataclass(eq=False, slots=True)
+class Frame:
+    """A checkpointed region: what it must hold to run again, and what running it again kept."""
+
+    held: tuple[int, ...]  # storages of arguments, in the order in which they are let go
+    saves: frozenset[str] = frozenset()  # kinds of operators whose results are kept (selective checkpointing)
+    instances: list[Instance] = field(default_factory=list)  # of its layers
+    operators: Sequence[Operator] | None = None  # of its one layer, where it is a part of it
+    pending: int = 0  # nodes whose saved tensors are still hooked to it
+    saved: dict[tuple[int, int], list[int]] | None = None  # (layer, operator index) → storages, once recomputed
+    cached: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # the results that were kept, until the region runs again
+
+    def of(self, instance: Instance) -> Sequence[Operator]:
+        """The operators of the region in one of its layers."""
+        return instance.graph.operators if self.operators is None else self.operators
+
+    def close(self, machine: Machine) -> None:
+        """The region is done with: kept results that nobody asked for go, then its arguments."""
+        if self.cached:
+            self._drop_cache(machine)
+        machine.release(*self.held)
+
+    def _drop_cache(self, machine: Machine) -> None:
+        """A dict of results for each function of torch.ops.aten, in the order in which they were first called."""
+        order: dict[str, list[int]] = {}
+        for instance in self.instances:
+            for op in self.of(instance):
+                order.setdefault(function_of(op), []).extend(self.cached.get((instance.layer, op.index), ()))
+        for storages in order.values():
+            machine.release(*storages)
+
+
+SAME_FUNCTION = {"mul_scalar": "mul", "add_scalar": "add", "reshape": "clone", "pow": "square", "matmul": "bmm", "conv1d": "addmm", "linear4bit": "linear"}
+
+
+def function_of(op: Operator) -> str:
+    """Which function of torch.ops.aten an operator calls, by a name that tells those apart that selective checkpointing may keep results of."""
+    kind = SAME_FUNCTION.get(op.kind, op.kind)
+    return kind if kind != "linear" else "addmm" if len(op.inputs) == 3 else "mm"
+
+
+def results_kept(op: Operator) -> list[int]:
+    """Storages (of the graph) that a selective checkpoint keeps of an operator: all its results, the hidden ones too."""
+    taken = {spec.storage for spec in op.inputs}
+    return [spec.storage for spec in op.outputs if spec.storage not in taken]
+
+
+def recompute(machine: Machine, frame: Frame) -> None:
+    """Runs a region again up to its last saved tensor, where torch.utils.checkpoint stops early by an exception."""
+    category, machine.default_category = machine.default_category, int(Category.RECOMPUTATION)
+    layer = machine.layer
+    frame.saved = {}
+    casts: list[int] = []  # of the layers so far, in autocast's cache
+    given: int | None = None  # the hidden states that the layer before handed on
+    for first in frame.instances[:-1]:
+        again = _again(first, given)
+        machine.layer = first.layer
+        for op in frame.of(first):
+            _execute(machine, frame, again, op)
+            _keep(machine, frame, again, op)
+            for s in op.drops:
+                machine.release(again.storages[s])
+        casts += [again.storages[s] for s in first.graph.cached]
+        if given is not None:
+            machine.release(given)
+        given = again.storages[first.graph.outputs[0].storage]
+    _recompute_last(machine, frame, given, casts)
+    if given is not None:
+        machine.release(given)
+    machine.layer = layer
+    machine.default_category = category
+
+
+def _again(first: Instance, given: int | None) -> Instance:
+    graph = first.graph
+    storages = [-1] * len(graph.storage_bytes)
+    for group in (graph.inputs, graph.parameters):
+        for spec in group.values():
+            storages[spec.storage] = first.storages[spec.storage]
+    if given is not None:
+        storages[graph.inputs["hidden_states"].storage] = given
+    return Instance(graph, storages, first.values, first.layer, first.prefix)
+
+
+def _execute(machine: Machine, frame: Frame, again: Instance, op: Operator) -> None:
+    """Runs an operator again, or takes the results that were kept."""
+    key = again.layer, op.index
+    machine.at(again.prefix + op.name)
+    if key in frame.cached:
+        for spec, storage in zip(results_kept(op), frame.cached.pop(key), strict=True):
+            again.storages[spec] = storage
+        return
+    results: list[int] = []
+    KINDS[op.kind].forward(machine, op.inputs, op.outputs, op.attrs, results)
+    for out, storage in zip(op.outputs, results, strict=True):
+        if storage >= 0:
+            again.storages[out.storage] = storage
+    machine.worked(op, RECOMPUTED)
+
+
+def _keep(machine: Machine, frame: Frame, again: Instance, op: Operator) -> None:
+    if op.saved:
+        assert frame.saved is not None
+        frame.saved[again.layer, op.index] = [again.storages[s] for s in op.saved]
+        for s in op.saved:
+            machine.retain(again.storages[s])
+
+
+def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Sequence[int]) -> None:
+    """The last layer of the region, or the part of it that the region is."""
+    first = frame.instances[-1]
+    graph, again = first.graph, _again(first, given)
+    storages = again.storages
+    operators = frame.of(first)
+    if frame.operators is not None:  # what the part reads of its layer
+        for s, storage in enumerate(first.storages):
+            if storages[s] < 0:
+                storages[s] = storage
+    machine.layer = first.layer
+    last = max(op.index for op in operators if op.saved)
+    alive: dict[int, None] = {}
+    for op in operators:
+        before_compute = op.index == last and not any(out.storage in op.saved for out in op.outputs)
+        if not before_compute:
+            _execute(machine, frame, again, op)
+            for out in op.outputs:
+                if not any(out.storage == read.storage for read in op.inputs):
+                    alive[out.storage] = None
+        _keep(machine, frame, again, op)
+        if op.index == last:
+            break
+        for s in op.drops:
+            if s in alive or frame.operators is None:
+                machine.release(storages[s])
+                alive.pop(s, None)
+    # The exception unwinds. The results of the operator that it left go first.
+    for out in graph.operators[last].outputs:
+        if out.storage in alive:
+            machine.release(storages[out.storage])
+            del alive[out.storage]
+    if graph.cached:  # the exception ends the contexts, autocast's too, and only then do the frames that it passed die
+        machine.at(AUTOCAST_CACHE)
+        machine.release(*casts)
+        for s in graph.cached:
+            if s in alive:
+                machine.release(storages[s])
+                del alive[s]
+        machine.at(first.prefix + graph.operators[last].name)
+    # Then the locals of inner functions, in the order of their slots where that is known, else as on return.
+    unwind: tuple[int, ...] = graph.operators[last].attrs.get("unwind", ())  # type: ignore[assignment]
+    for s in (*unwind, *(s for op in graph.operators[last:] for s in op.drops)):
+        if s in alive:
+            machine.release(storages[s])
+            del alive[s]
+    for s in alive:
+        machine.release(storages[s])
