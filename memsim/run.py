@@ -180,6 +180,7 @@ class Run(Part):
         "paged-adamw",
         "lion-8bit",
     ] = "adamw"
+    grad_scaler: Annotated[bool, BeforeValidator(_flag)] = False  # torch.amp.GradScaler, with amp-fp16 (schedule/grad_scaler.py)
     clip_grad_norm: Annotated[float, _number(lambda norm: norm > 0, "a positive number or null")] | None = None
     fsdp: Annotated[int, _whole(1, 2**16)] = 1
     allocator: Annotated[str, BeforeValidator(_text)] = ""

@@ -112,11 +112,24 @@ def check_supported(run: Run) -> None:
         raise Unsupported("precision: amp-fp16 with method qlora, which computes in bf16, is not supported; bf16 is")
     if run.method.kind == "qlora" and run.precision != "bf16" and run.method.casts != "peft":
         raise Unsupported(f"method.casts: {run.method.casts} with precision {run.precision} is not supported; with bf16 it is")
+    check_grad_scaler(run)
     if run.fsdp > 1:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.device is not None and devices()[run.device].sm is None:
         raise Unsupported(f"device: {run.device} is not NVIDIA's, and its kernels are not modelled; device_memory_gib asks whether a run fits its memory")
     check_stack(run, STACKS[run.stack])
+
+
+def check_grad_scaler(run: Run) -> None:
+    """Raises InputError where PyTorch's scaler fails or has nothing to do, Unsupported where it is not held against recordings."""
+    if not run.grad_scaler or run.precision == "amp-fp16":
+        return
+    if run.precision != "fp16":
+        raise InputError(f"grad_scaler: true with precision {run.precision} has no fp16 gradients to keep from underflow; precision amp-fp16 has")
+    if run.method.kind == "full":
+        raise InputError(
+            "grad_scaler: true with precision fp16 fails in PyTorch: Attempting to unscale FP16 gradients; precision amp-fp16, whose weights are fp32, works"
+        )
 
 
 def check_stack(run: Run, stack: Software) -> None:
@@ -127,6 +140,7 @@ def check_stack(run: Run, stack: Software) -> None:
         "model_type": str(run.config.get("model_type")),
         "method.kind": run.method.kind,
         "precision": run.precision,
+        "grad_scaler": str(run.grad_scaler).lower(),
         "optimizer": run.optimizer,
         "attention": run.attention,
         "checkpointing": run.checkpointing,
@@ -142,7 +156,7 @@ def check_stack(run: Run, stack: Software) -> None:
 def tape_of_run(run: Run, model: Model | None = None) -> Tape:
     """Every allocator request of the Run: its load and its steps."""
     model = model or model_of(run)
-    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer), rates_of(run))
+    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer), rates_of(run), run.grad_scaler)
     return record(model, plan, stack_of(run))
 
 
@@ -225,7 +239,7 @@ def about(run: Run, model: Model) -> About:
         ("model", run.model_name),
         ("method", method),
         ("batch", f"{run.batch.size} × {run.batch.sequence} tokens" + (f" × {run.batch.accumulation} micro-batches" if run.batch.accumulation > 1 else "")),
-        ("precision", run.precision),
+        ("precision", run.precision + (" with GradScaler" if run.grad_scaler else "")),
         ("checkpointing", run.checkpointing),
         ("optimizer", run.optimizer),
         *((("allocator", run.allocator),) if run.allocator else ()),

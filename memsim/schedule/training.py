@@ -15,8 +15,9 @@ from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.models.model import Model, Parameter
 from memsim.operators.linear4bit import quantize
 from memsim.schedule.autograd import Autograd, Frame, Instance, Leaf
+from memsim.schedule.grad_scaler import GradScaler
 from memsim.schedule.machine import NO_LAYER, Machine
-from memsim.schedule.optimizers import Optimizer
+from memsim.schedule.optimizers import FUSED, Optimizer
 from memsim.tape import AUTOCAST_CACHE, Category
 
 LAYER_INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")  # of a layer, where the graph does not name them
@@ -33,6 +34,7 @@ class Plan:
     clip_grad_norm: float | None
     optimizer: Optimizer
     rates: Rates | None = None  # what estimates the time
+    grad_scaler: bool = False
 
 
 @dataclass(eq=False)
@@ -52,6 +54,10 @@ class Training:
     quantized: bool = False  # a weight was, so the map for scales is there
     recasts: set[tuple[int, str]] = field(default_factory=set)  # parameters that their modules have cast for good
     casts: list[Instance] = field(default_factory=list)  # of the layers in this forward pass
+    scaler: GradScaler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scaler = GradScaler(self.machine, self.plan.grad_scaler)
 
     def load(self) -> None:
         """Moves the model to the device a parameter at a time, in module order; adapters follow when the model is wrapped."""
@@ -120,8 +126,10 @@ class Training:
         machine.enter(f"{number}/optimizer")
         machine.layer = NO_LAYER
         if self.plan.clip_grad_norm:
+            self.scaler.unscale()
             self.plan.optimizer.clip(machine, self.order, [p for _, p in self.whole.in_order() if p.trainable and not p.buffer])
-        self.plan.optimizer.step(machine, self.order, self.state)
+        with self.scaler.step(fused=self.plan.optimizer.name in FUSED):
+            self.plan.optimizer.step(machine, self.order, self.state)
         for layer, _, leaf in self.order:
             if leaf.grad is not None:
                 machine.layer = layer
@@ -162,12 +170,14 @@ class Training:
         machine.enter(f"{number}/backward")
         machine.at("loss.backward")
         machine.scratch_category = int(Category.LOGITS_AND_LOSS)
+        scaled = self.scaler.scale(loss)
         one = machine.grad(loss.shape, loss.strides, loss.dtype)
+        of_loss = machine.same(one) if scaled is None else machine.like(one)
         machine.scratch_category = int(Category.SCRATCH)
-        autograd.backward([(instance.values[loss.value], machine.same(one))])
+        autograd.backward([(instance.values[loss.value], of_loss)])
         machine.layer = NO_LAYER
         machine.at("loss.backward")
-        machine.release(one.storage)
+        machine.release(one.storage, *(() if scaled is None else (scaled,)))
         machine.at("del loss, tokens")
         machine.release(*reversed(autograd.attached))
         if embedded is None or self.is_deep():

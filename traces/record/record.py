@@ -4,7 +4,8 @@
     OUT.json   the run, the versions, and per step: peaks, bytes held, retries
     OUT.npz    with --tape: every allocator event (action, address, bytes, stream) and the phase that it belongs to
 
-The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train, and torch's optimizers adagrad, rmsprop, nadam.
+The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train, torch's optimizers adagrad, rmsprop, nadam,
+grad_scaler, and method.quantization int8.
 The run's keys are in README.md beside that file. Real PyTorch, transformers, PEFT and bitsandbytes decide every
 allocation; only the kernels do nothing, so every value on the device reads as zero.
 """
@@ -205,6 +206,7 @@ def main():
     loaded = torch.cuda.memory_allocated()
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(run, trainable, torch)
+    scaler = torch.amp.GradScaler("cuda") if run.get("grad_scaler") else None
     size, sequence = run["batch"]["size"], run["batch"]["sequence"]
     steps, oom = [], None
     autocast = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}.get(run["precision"], torch.bfloat16 if run["method"]["kind"] == "qlora" else None)
@@ -219,13 +221,19 @@ def main():
                     loss = model(input_ids=tokens, labels=tokens).loss
                 row["peak_after_forward"] = torch.cuda.max_memory_allocated()
                 mark(f"{step}/backward")
-                loss.backward()
+                (scaler.scale(loss) if scaler else loss).backward()
                 del loss, tokens
                 row["peak_after_backward"] = torch.cuda.max_memory_allocated()
             mark(f"{step}/optimizer")
             if run["clip_grad_norm"]:
+                if scaler:
+                    scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(trainable, run["clip_grad_norm"])
-            optimizer.step()
+            if scaler:
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             stats = torch.cuda.memory_stats()
             row |= {"peak_allocated": stats["allocated_bytes.all.peak"], "peak_requested": stats["requested_bytes.all.peak"], "peak_reserved": stats["reserved_bytes.all.peak"],
