@@ -20,9 +20,10 @@ from memsim.models import build, is_assumed
 from memsim.models.model import Model, Settings
 from memsim.passes.checkpoint import checkpoint_every_layer, require_input_grads
 from memsim.passes.freeze import Freeze, frozen
+from memsim.passes.int8 import Int8
 from memsim.passes.lora import Lora, with_adapters, wrapped
 from memsim.passes.lora_parameters import converted
-from memsim.passes.quantize import Nf4, quantized, with_quantized
+from memsim.passes.quantize import Nf4, with_quantized
 from memsim.schedule import record
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
@@ -53,6 +54,7 @@ OPTIMIZERS = (
     "paged-adamw",
     "lion-8bit",
 )
+PACKINGS = {"nf4": "NF4", "int8": "LLM.int8()", "gptq": "GPTQ", "awq": "AWQ"}  # names of method.quantization
 UNLIMITED = 1 << 57  # bytes
 
 
@@ -61,22 +63,22 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     check_supported(run)
     method = run.method
     lora = None if method.kind == "full" else converted(Lora(method.rank, method.targets, method.dropout), str(run.config.get("model_type")))
-    nf4 = Nf4(method.double_quant, method.casts) if method.kind == "qlora" else None
+    packing = packing_of(run)
     loaded = WEIGHTS.get(run.precision, run.precision)
-    precision = "amp-bf16" if nf4 else run.precision  # what is not quantized is cast to fp32, and runs under autocast
-    technique = PLAIN if lora is None else quantized(nf4, lora, STACKS[run.stack]) if nf4 else wrapped(lora)
+    precision = "amp-bf16" if packing else run.precision  # what is not quantized is cast to fp32, and runs under autocast
+    technique = PLAIN if lora is None else wrapped(lora) if packing is None else packing.technique(lora, STACKS[run.stack])
     software = STACKS[run.stack]
-    tells = run.checkpointing == "full" and not (software.checkpoints_frozen_inputs and lora is None) and not (nf4 and software.qlora_input_is_frozen)
+    tells = run.checkpointing == "full" and not (software.checkpoints_frozen_inputs and lora is None) and not (packing and software.qlora_input_is_frozen)
     technique = replace(technique, autocast=AUTOCAST.get(precision), inputs_require_grad=tells)
     settings = Settings(
         batch=run.batch.size,
         sequence=run.batch.sequence,
-        dtype=loaded if nf4 and nf4.casts == "none" else WEIGHTS.get(precision, precision),
+        dtype=loaded if packing and packing.casts == "none" else WEIGHTS.get(precision, precision),
         attention=run.attention,
         sm=run.sm,
         stack=STACKS[run.stack],
         technique=technique,
-        loaded=loaded if nf4 else "",
+        loaded=loaded if packing else "",
         other_order=other_order,
         routing=run.routing if isinstance(run.routing, str) else run.routing["imbalance"],
     )
@@ -92,13 +94,21 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         model = frozen(model, Freeze(run.train.only, run.train.freeze), again)
     if lora is not None:
         model = with_adapters(model, lora)
-    if nf4 is not None:
-        model = with_quantized(model, nf4)
+    if packing is not None:
+        model = with_quantized(model, packing.packed, packing.casts)
     if run.checkpointing == "full":
         model = checkpoint_every_layer(model)
         if tells:
             model = require_input_grads(model)
     return model
+
+
+def packing_of(run: Run) -> Nf4 | Int8 | None:
+    """How frozen weights are stored, None where they are not quantized."""
+    method = run.method
+    if method.kind != "qlora":
+        return None
+    return Int8(method.casts) if method.quantization == "int8" else Nf4(method.double_quant, method.casts)
 
 
 def check_supported(run: Run) -> None:
@@ -234,7 +244,7 @@ def about(run: Run, model: Model) -> About:
     """What the Timeline is of, for its reader."""
     from memsim.catalog import devices
 
-    method = {"full": "full", "lora": f"LoRA rank {run.method.rank}", "qlora": f"QLoRA rank {run.method.rank}, NF4"}[run.method.kind]
+    method = {"full": "full", "lora": f"LoRA rank {run.method.rank}", "qlora": f"QLoRA rank {run.method.rank}, {PACKINGS[run.method.quantization]}"}[run.method.kind]
     facts = (
         ("model", run.model_name),
         ("method", method),

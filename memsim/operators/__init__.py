@@ -8,6 +8,7 @@ from memsim.operators.creation import BiasOfMask, Compare, Create, CumulativeSum
 from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clone, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Unary
 from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Linear4bit, Recast
+from memsim.operators.linear8bit import Linear8bit
 from memsim.operators.loss import NllLoss
 from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, Mm
 from memsim.operators.norm import Conv1D, LayerNorm
@@ -44,6 +45,7 @@ KINDS: dict[str, Kind] = {
     "layers": Layers(),
     "linear": Linear(),
     "linear4bit": Linear4bit(),
+    "linear8bit": Linear8bit(),
     "log_softmax": LogSoftmax(),
     "matmul": BatchedMatmul(),
     "mean": MeanLast(),

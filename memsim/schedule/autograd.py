@@ -127,6 +127,7 @@ class Autograd:
         frame.saved = {}
         last = max(op.index for op in graph.operators if op.saved)
         alive: dict[int, None] = {}
+        attached: list[int] = []  # what the nodes of this graph hold, which dies with the last of its tensors
         for op in graph.operators[: last + 1]:
             before_compute = op.index == last and not any(out.storage in op.saved for out in op.outputs)
             if not before_compute:
@@ -134,6 +135,10 @@ class Autograd:
                 for out in op.outputs:
                     if not any(out.storage == read.storage for read in op.inputs):
                         alive[out.storage] = None
+                if op.requires_grad:
+                    for s in KINDS[op.kind].attached(op.inputs, op.attrs):
+                        machine.retain(storages[s])
+                        attached.append(storages[s])
             if op.saved:
                 frame.saved[op.index] = [storages[s] for s in op.saved]
                 for s in op.saved:
@@ -163,6 +168,7 @@ class Autograd:
                 del alive[s]
         for s in alive:
             machine.release(storages[s])
+        machine.release(*reversed(attached))
         machine.default_category, self.recomputing = category, False
 
     def backward(self, roots: Iterable[tuple[int, Grad]]) -> None:

@@ -14,6 +14,7 @@ from memsim.dtypes import ITEMSIZE
 from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.models.model import Model, Parameter
 from memsim.operators.linear4bit import quantize
+from memsim.operators.linear8bit import quantize_rows
 from memsim.schedule.autograd import Autograd, Frame, Instance, Leaf
 from memsim.schedule.grad_scaler import GradScaler
 from memsim.schedule.machine import NO_LAYER, Machine
@@ -22,7 +23,7 @@ from memsim.tape import AUTOCAST_CACHE, Category
 
 LAYER_INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")  # of a layer, where the graph does not name them
 NESTED = 49  # deallocations within each other; beyond, CPython's trashcan takes them (Include/cpython/object.h, PyTrash_UNWIND_LEVEL)
-PYTHON_FUNCTIONS = ("linear4bit",)
+PYTHON_FUNCTIONS = ("linear4bit", "linear8bit")
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ class Training:
         machine.layer = layer
         machine.at(p.name)
         category = Category.INPUTS if p.buffer else Category.ADAPTERS if p.adapter else Category.WEIGHTS
-        if p.quantized:
+        if p.quantized == "int8":
+            storage = quantize_rows(machine, p.shape, int(category), int(Category.SCRATCH))
+        elif p.quantized:
             storage = quantize(machine, p.elements, p.quantized == "nf4-double", int(category), int(Category.SCRATCH), not self.quantized)
             self.quantized = True
         else:

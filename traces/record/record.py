@@ -96,11 +96,15 @@ def build(run, torch):
         from transformers import BitsAndBytesConfig
         from transformers.integrations import replace_with_bnb_linear
 
-        bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=run["method"].get("double_quant", True), bnb_4bit_compute_dtype=torch.bfloat16)
+        eight = run["method"].get("quantization", "nf4") == "int8"
+        bits = BitsAndBytesConfig(load_in_8bit=True) if eight else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=run["method"].get("double_quant", True), bnb_4bit_compute_dtype=torch.bfloat16)
         model = replace_with_bnb_linear(model, modules_to_not_convert=["lm_head"], quantization_config=bits)
-        model.is_loaded_in_4bit = True
+        model.is_loaded_in_4bit, model.is_loaded_in_8bit = not eight, eight
 
         def quantize(child, key):
+            if isinstance(child, bnb.nn.Linear8bitLt) and key == "weight":
+                host = torch.empty(child.out_features, child.in_features, dtype=torch.bfloat16)
+                return bnb.nn.Int8Params(host, requires_grad=False, has_fp16_weights=False).to("cuda")
             if isinstance(child, bnb.nn.Linear4bit) and key == "weight":
                 host = torch.empty(child.out_features, child.in_features, dtype=torch.bfloat16)
                 return bnb.nn.Params4bit(host, requires_grad=False, quant_type="nf4", compress_statistics=run["method"].get("double_quant", True)).to("cuda")
