@@ -57,15 +57,16 @@ class Linear8bit(Kind):
         m.release(product, quantized, scales)
 
     def _product(self, m: Machine, rows: int, inner: int, columns: int) -> int:
-        """int8_linear_matmul, in int32: by cuBLASLt, or of fp32 copies where 4 does not divide the input features."""
+        """int8_linear_matmul, in int32: by cuBLASLt, or where 4 does not divide the input features by matmul of fp32 copies, which autocast casts."""
         product = m.alloc(4 * rows * columns)
         if inner % 4:
             x, weight = m.alloc(4 * rows * inner), m.alloc(4 * columns * inner)
-            full = m.alloc(4 * rows * columns)
+            lower_weight, lower_x = m.alloc(2 * columns * inner), m.alloc(2 * rows * inner)
+            lower = m.alloc(2 * rows * columns)
             m.workspace()
-            m.release(weight, x)
+            m.release(lower_x, lower_weight, x, weight)
             whole = m.alloc(4 * rows * columns)
-            m.release(full, whole)
+            m.release(lower, whole)
         return product
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:

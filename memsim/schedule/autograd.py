@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.operators import KINDS
 from memsim.schedule.machine import BACKWARD, FORWARD, NO_LAYER, RECOMPUTED, Grad, Machine
+from memsim.schedule.nodes import Nodes, holds_tensors
 from memsim.tape import AUTOCAST_CACHE, Category
 
 
@@ -64,7 +65,7 @@ class Autograd:
     machine: Machine
     leaves: dict[int, Leaf] = field(default_factory=dict)  # by autograd value
     nodes: list[Node] = field(default_factory=list)
-    attached: list[int] = field(default_factory=list)  # storages that nodes hold until the graph goes
+    holding: Nodes | None = None  # where nodes hold tensors until the graph goes
     next_value: int = 0
     recomputing: bool = False
 
@@ -91,9 +92,9 @@ class Autograd:
                     machine.retain(storage)
             elif op.saved:
                 frame.pending += 1
-            for s in KINDS[op.kind].attached(op.inputs, op.attrs):
-                machine.retain(storages[s])
-                self.attached.append(storages[s])
+            if self.holding:
+                for storage in self.holding.add(op, instance.values, storages):
+                    machine.retain(storage)
             self.nodes.append(Node(op, instance, saved, frame if op.saved else None))
             for spec in op.inputs:
                 if spec.requires_grad:
@@ -127,7 +128,14 @@ class Autograd:
         frame.saved = {}
         last = max(op.index for op in graph.operators if op.saved)
         alive: dict[int, None] = {}
-        attached: list[int] = []  # what the nodes of this graph hold, which dies with the last of its tensors
+        nodes = Nodes(tensors=True) if holds_tensors(graph) else None
+
+        def let_go(s: int) -> None:
+            if nodes:
+                machine.release(*nodes.drop(storages[s]))
+            machine.release(storages[s])
+            alive.pop(s, None)
+
         for op in graph.operators[: last + 1]:
             before_compute = op.index == last and not any(out.storage in op.saved for out in op.outputs)
             if not before_compute:
@@ -135,10 +143,9 @@ class Autograd:
                 for out in op.outputs:
                     if not any(out.storage == read.storage for read in op.inputs):
                         alive[out.storage] = None
-                if op.requires_grad:
-                    for s in KINDS[op.kind].attached(op.inputs, op.attrs):
-                        machine.retain(storages[s])
-                        attached.append(storages[s])
+                if nodes:
+                    for s in nodes.add(op, again.values, storages):
+                        machine.retain(s)
             if op.saved:
                 frame.saved[op.index] = [storages[s] for s in op.saved]
                 for s in op.saved:
@@ -146,29 +153,24 @@ class Autograd:
             if op.index == last:
                 break
             for s in op.drops:
-                machine.release(storages[s])
-                alive.pop(s, None)
+                let_go(s)
         # The exception unwinds. The results of the operator that it left go first.
         for out in graph.operators[last].outputs:
             if out.storage in alive:
-                machine.release(storages[out.storage])
-                del alive[out.storage]
+                let_go(out.storage)
         if graph.cached:  # the exception ends the contexts, autocast's too, and only then do the frames that it passed die
             machine.at(AUTOCAST_CACHE)
             for s in graph.cached:
                 if s in alive:
-                    machine.release(storages[s])
-                    del alive[s]
+                    let_go(s)
             machine.at(first.prefix + graph.operators[last].name)
         # Then the locals of inner functions, in the order of their slots where that is known, else as on return.
         unwind: tuple[int, ...] = graph.operators[last].attrs.get("unwind", ())  # type: ignore[assignment]
         for s in (*unwind, *(s for op in graph.operators[last:] for s in op.drops)):
             if s in alive:
-                machine.release(storages[s])
-                del alive[s]
-        for s in alive:
-            machine.release(storages[s])
-        machine.release(*reversed(attached))
+                let_go(s)
+        for s in list(alive):
+            let_go(s)
         machine.default_category, self.recomputing = category, False
 
     def backward(self, roots: Iterable[tuple[int, Grad]]) -> None:

@@ -18,6 +18,7 @@ from memsim.operators.linear8bit import quantize_rows
 from memsim.schedule.autograd import Autograd, Frame, Instance, Leaf
 from memsim.schedule.grad_scaler import GradScaler
 from memsim.schedule.machine import NO_LAYER, Machine
+from memsim.schedule.nodes import Nodes, holds_tensors
 from memsim.schedule.optimizers import FUSED, Optimizer
 from memsim.tape import AUTOCAST_CACHE, Category
 
@@ -148,7 +149,8 @@ class Training:
         machine.at("tokens")
         tokens = machine.alloc(8 * settings.batch * settings.sequence, int(Category.INPUTS))
         self.begin_autocast()
-        autograd = Autograd(machine, dict(self.leaves))
+        holding = any(map(holds_tensors, self.model.layer_graphs))
+        autograd = Autograd(machine, dict(self.leaves), holding=Nodes(tensors=False) if holding else None)
         outer = self.model.outer
         bound = dict.fromkeys(outer.inputs, (tokens, -(10**9)))
         bound |= {name: self.parameters[-1, name] for name in outer.parameters}
@@ -182,7 +184,8 @@ class Training:
         machine.at("loss.backward")
         machine.release(one.storage, *(() if scaled is None else (scaled,)))
         machine.at("del loss, tokens")
-        machine.release(*reversed(autograd.attached))
+        if autograd.holding:
+            machine.release(*autograd.holding.end(instance.values[loss.value]))
         if embedded is None or self.is_deep():
             machine.release(instance.storages[loss.storage])
         if embedded is not None:
