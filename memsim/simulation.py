@@ -244,7 +244,8 @@ def about(run: Run, model: Model) -> About:
     """What the Timeline is of, for its reader."""
     from memsim.catalog import devices
 
-    method = {"full": "full", "lora": f"LoRA rank {run.method.rank}", "qlora": f"QLoRA rank {run.method.rank}, {PACKINGS[run.method.quantization]}"}[run.method.kind]
+    rank = f"rank {run.method.rank}"
+    method = {"full": "full", "lora": f"LoRA {rank}", "qlora": f"QLoRA {rank}, {PACKINGS[run.method.quantization]}"}[run.method.kind]
     facts = (
         ("model", run.model_name),
         ("method", method),

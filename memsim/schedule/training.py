@@ -18,13 +18,11 @@ from memsim.operators.linear8bit import quantize_rows
 from memsim.schedule.autograd import Autograd, Frame, Instance, Leaf
 from memsim.schedule.grad_scaler import GradScaler
 from memsim.schedule.machine import NO_LAYER, Machine
-from memsim.schedule.nodes import Nodes, holds_tensors
+from memsim.schedule.nodes import NESTED, PYTHON_FUNCTIONS, Nodes, holds_tensors
 from memsim.schedule.optimizers import FUSED, Optimizer
 from memsim.tape import AUTOCAST_CACHE, Category
 
 LAYER_INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")  # of a layer, where the graph does not name them
-NESTED = 49  # deallocations within each other; beyond, CPython's trashcan takes them (Include/cpython/object.h, PyTrash_UNWIND_LEVEL)
-PYTHON_FUNCTIONS = ("linear4bit", "linear8bit")
 
 
 @dataclass(frozen=True)
@@ -156,6 +154,7 @@ class Training:
         bound |= {name: self.parameters[-1, name] for name in outer.parameters}
         instance = autograd.instance(outer, bound, NO_LAYER, "")
         head, embedded = False, None
+        held: list[int] = []  # by the gradient accumulator of the embeddings
         for op in outer.operators:
             if op.kind == "layers":
                 machine.default_category = int(Category.ACTIVATIONS)
@@ -169,6 +168,7 @@ class Training:
                     embedded = Leaf(instance.storages[out.storage], out)
                     machine.retain(embedded.storage)  # by its AccumulateGrad, which the graph keeps
                     autograd.leaves[instance.values[out.value]] = embedded
+                    held = autograd.holding.leaf(instance.values[out.value]) if autograd.holding else []
         machine.default_category = int(Category.ACTIVATIONS)
         self.end_autocast(instance)
         loss = outer.outputs[0]
@@ -184,17 +184,13 @@ class Training:
         machine.at("loss.backward")
         machine.release(one.storage, *(() if scaled is None else (scaled,)))
         machine.at("del loss, tokens")
+        kept = [] if embedded is None else [*([embedded.grad.storage] if embedded.grad else []), embedded.storage]
         if autograd.holding:
-            machine.release(*autograd.holding.end(instance.values[loss.value]))
-        if embedded is None or self.is_deep():
-            machine.release(instance.storages[loss.storage])
-        if embedded is not None:
-            if embedded.grad is not None:
-                machine.release(embedded.grad.storage)
-            machine.release(embedded.storage)
-            if not self.is_deep():
-                machine.release(instance.storages[loss.storage])
-        machine.release(tokens)
+            held += kept
+            before, after = autograd.holding.end(instance.values[loss.value])
+        else:
+            before, after = ([], kept) if self.is_deep() else (kept, [])
+        machine.release(*before, instance.storages[loss.storage], *after, tokens)
 
     def is_deep(self) -> bool:
         """Whether the graph nests so many nodes written in Python that CPython puts off the end of its deallocation until the loss itself is gone."""
