@@ -23,6 +23,7 @@ from memsim.passes.freeze import Freeze, frozen
 from memsim.passes.int8 import Int8
 from memsim.passes.lora import Lora, with_adapters, wrapped
 from memsim.passes.lora_parameters import converted
+from memsim.passes.packed import Packed
 from memsim.passes.quantize import Nf4, with_quantized
 from memsim.schedule import record
 from memsim.schedule.optimizers import Optimizer
@@ -95,6 +96,8 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     if lora is not None:
         model = with_adapters(model, lora)
     if packing is not None:
+        if isinstance(packing, Packed):
+            packing.check(model)
         model = with_quantized(model, packing.packed, packing.casts)
     if run.checkpointing == "full":
         model = checkpoint_every_layer(model)
@@ -103,12 +106,27 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     return model
 
 
-def packing_of(run: Run) -> Nf4 | Int8 | None:
+def packing_of(run: Run) -> Nf4 | Int8 | Packed | None:
     """How frozen weights are stored, None where they are not quantized."""
     method = run.method
     if method.kind != "qlora":
         return None
+    if method.quantization in ("gptq", "awq"):
+        return Packed(method.quantization, method.group_size, "none" if method.quantization == "gptq" else method.casts)
     return Int8(method.casts) if method.quantization == "int8" else Nf4(method.double_quant, method.casts)
+
+
+def check_quantization(run: Run) -> None:
+    """Raises InputError for keys of a quantization that the method does not have, Unsupported for what is not modelled."""
+    method = run.method
+    if method.kind != "qlora" and method.quantization != "nf4":
+        raise InputError(f"method.quantization: {method.quantization} goes with method.kind qlora; with {method.kind} weights are not quantized")
+    if method.quantization != "nf4" and not method.double_quant:
+        raise InputError(f"method.double_quant: false goes with quantization nf4, whose scales can be quantized; {method.quantization} has none of that")
+    if method.quantization not in ("gptq", "awq") and method.group_size != 128:
+        raise InputError(f"method.group_size: {method.group_size} goes with quantization gptq or awq; {method.quantization} has none")
+    if method.quantization in ("gptq", "awq") and method.casts == "trl":
+        raise Unsupported(f"method.casts: trl with quantization {method.quantization} is not supported; peft is")
 
 
 def check_supported(run: Run) -> None:
@@ -123,6 +141,7 @@ def check_supported(run: Run) -> None:
     if run.method.kind == "qlora" and run.precision != "bf16" and run.method.casts != "peft":
         raise Unsupported(f"method.casts: {run.method.casts} with precision {run.precision} is not supported; with bf16 it is")
     check_grad_scaler(run)
+    check_quantization(run)
     if run.fsdp > 1:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.device is not None and devices()[run.device].sm is None:
@@ -150,6 +169,7 @@ def check_stack(run: Run, stack: Software) -> None:
         "model_type": str(run.config.get("model_type")),
         "method.kind": run.method.kind,
         "precision": run.precision,
+        "method.quantization": run.method.quantization,
         "grad_scaler": str(run.grad_scaler).lower(),
         "optimizer": run.optimizer,
         "attention": run.attention,
@@ -199,15 +219,15 @@ def simulate(run: Run, other_order: bool = False, strict: bool = False, measured
     measured_step: seconds that a step takes in truth, which calibrates the efficiencies of the time estimate.
     Raises InputError, and Unsupported for what memsim cannot simulate yet.
     """
-    if not strict and is_assumed(run.config):
-        warnings.warn(assumed(run), stacklevel=2)
+    for warning in warnings_of(run, strict):
+        warnings.warn(warning, stacklevel=2)
     settings = AllocatorSettings.parse(run.allocator, STACKS[run.stack].torch)
     with uncollected():
         model = model_of(run, other_order, strict)
         tape = tape_of_run(run, model)
     answer = allocate(tape, settings, run.device_bytes)
     unlimited = allocate(tape, settings, UNLIMITED) if answer.out_of_memory else None
-    timeline = Timeline(tape, answer, about(run, model), unlimited)
+    timeline = Timeline(tape, answer, about(run, model, strict), unlimited)
     return timeline if measured_step is None else calibrated(timeline, measured_step)
 
 
@@ -221,6 +241,13 @@ def calibrated(timeline: Timeline, seconds: float) -> Timeline:
         raise InputError(f"--measured-step: {duration(seconds)} is less than {rates.device.label} can do by its data sheet ({duration(least)})")
     tape = replace(timeline.tape, work=work / np.array([factor, factor, 1.0]))
     return Timeline(tape, timeline.answer, replace(timeline.about, rates=rates.scaled(factor)), timeline.unlimited)
+
+
+def warnings_of(run: Run, strict: bool = False) -> list[str]:
+    """What is taken for granted in the figures."""
+    packing = packing_of(run)
+    llama = [assumed(run)] if not strict and is_assumed(run.config) else []
+    return [*llama, *([packing.assumption] if isinstance(packing, Packed) else [])]
 
 
 def assumed(run: Run) -> str:
@@ -240,10 +267,11 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def about(run: Run, model: Model) -> About:
-    """What the Timeline is of, for its reader."""
+def about(run: Run, model: Model, strict: bool = False) -> About:
+    """What the Timeline is of, for its reader; what is not exact in it, too."""
     from memsim.catalog import devices
 
+    packing = packing_of(run)
     rank = f"rank {run.method.rank}"
     method = {"full": "full", "lora": f"LoRA {rank}", "qlora": f"QLoRA {rank}, {PACKINGS[run.method.quantization]}"}[run.method.kind]
     facts = (
@@ -254,6 +282,8 @@ def about(run: Run, model: Model) -> About:
         ("checkpointing", run.checkpointing),
         ("optimizer", run.optimizer),
         *((("allocator", run.allocator),) if run.allocator else ()),
+        *((("assumed", "simulated as Llama"),) if not strict and is_assumed(run.config) else ()),
+        *((("approximate", f"kernels of {packing.kind.upper()}, not held against recordings"),) if isinstance(packing, Packed) else ()),
     )
     catalogue = devices()
     named = run.device is not None and catalogue[run.device].memory == run.device_bytes

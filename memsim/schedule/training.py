@@ -15,6 +15,7 @@ from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.models.model import Model, Parameter
 from memsim.operators.linear4bit import quantize
 from memsim.operators.linear8bit import quantize_rows
+from memsim.operators.packed4bit import packed_sizes
 from memsim.schedule.autograd import Autograd, Frame, Instance, Leaf
 from memsim.schedule.grad_scaler import GradScaler
 from memsim.schedule.machine import NO_LAYER, Machine
@@ -103,6 +104,9 @@ class Training:
         category = Category.INPUTS if p.buffer else Category.ADAPTERS if p.adapter else Category.WEIGHTS
         if p.quantized == "int8":
             storage = quantize_rows(machine, p.shape, int(category), int(Category.SCRATCH))
+        elif ":" in p.quantized:
+            kind, _, group = p.quantized.partition(":")
+            storage, *_ = [machine.alloc(size, int(category)) for size in packed_sizes(kind, p.shape, int(group))]
         elif p.quantized:
             storage = quantize(machine, p.elements, p.quantized == "nf4-double", int(category), int(Category.SCRATCH), not self.quantized)
             self.quantized = True
