@@ -35,7 +35,7 @@ def refused(**data: object) -> str:
         ({"model": M, "checkpointing": True}, "checkpointing: True is not one of none, full"),
         (
             {"model": M, "method": "lora"},
-            "method: 'lora' is not a mapping; write method: {kind: lora} (keys: kind, rank, targets, dropout, double_quant, casts)",
+            "method: 'lora' is not a mapping; write method: {kind: lora} (keys: kind, rank, targets, dropout, quantization, ",
         ),
         ({"model": M, "method": {"kind": "dora"}}, "method.kind: 'dora' is not one of full, lora, qlora; did you mean lora?"),
         ({"model": M, "batch": 4}, "batch: 4 is not a mapping; write batch: {size: 4} (keys: size, sequence, accumulation)"),
@@ -50,6 +50,9 @@ def refused(**data: object) -> str:
         ({"model": M, "method": {"double_quant": "yes"}}, "method.double_quant: 'yes' is not true or false"),
         ({"model": M, "method": {"targets": []}}, "method.targets: [] is not all-linear or a list of module names such as [q_proj, v_proj]"),
         ({"model": M, "method": {"targets": [1]}}, "method.targets: [1] is not all-linear or a list of module names such as [q_proj, v_proj]"),
+        ({"model": M, "method": {"quantization": "fp4"}}, "method.quantization: 'fp4' is not one of nf4, int8, gptq, awq"),
+        ({"model": M, "method": {"group_size": 0}}, "method.group_size: 0 is not a whole number from 1 to 1048576"),
+        ({"model": M, "grad_scaler": 1}, "grad_scaler: 1 is not true or false"),
         ({"model": M, "clip_grad_norm": 0}, "clip_grad_norm: 0 is not a positive number or null"),
         ({"model": M, "clip_grad_norm": float("nan")}, "clip_grad_norm: nan is not a positive number or null"),
         ({"model": M, "steps": 0}, "steps: 0 is not a whole number from 1 to 10000"),
