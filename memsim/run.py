@@ -126,6 +126,8 @@ class Method(Part):
     rank: Annotated[int, _whole(1, 2**16)] = 8
     targets: Annotated[str | tuple[str, ...], BeforeValidator(_targets)] = "all-linear"  # or names of modules
     dropout: Annotated[float, _number(lambda p: 0 <= p < 1, "a probability from 0 to below 1")] = 0.0
+    quantization: Literal["nf4", "int8", "gptq", "awq"] = "nf4"  # qlora: how the frozen weights are stored
+    group_size: Annotated[int, _whole(1, 2**20)] = 128  # gptq, awq: input features that share a scale
     double_quant: Annotated[bool, BeforeValidator(_flag)] = True
     casts: Literal["peft", "trl", "none"] = "peft"  # qlora: who casts what is not quantized; TRL's trainer casts the head and embeddings back to bf16
 
@@ -181,6 +183,7 @@ class Run(Part):
         "paged-adamw",
         "lion-8bit",
     ] = "adamw"
+    grad_scaler: Annotated[bool, BeforeValidator(_flag)] = False  # torch.amp.GradScaler, with amp-fp16 (schedule/grad_scaler.py)
     clip_grad_norm: Annotated[float, _number(lambda norm: norm > 0, "a positive number or null")] | None = None
     fsdp: Annotated[int, _whole(1, 2**16)] = 1
     allocator: Annotated[str, BeforeValidator(_text)] = ""

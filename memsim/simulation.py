@@ -20,9 +20,11 @@ from memsim.models import build, is_assumed
 from memsim.models.model import Model, Settings
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
 from memsim.passes.freeze import Freeze, frozen
+from memsim.passes.int8 import Int8
 from memsim.passes.lora import Lora, with_adapters, wrapped
 from memsim.passes.lora_parameters import converted
-from memsim.passes.quantize import Nf4, quantized, with_quantized
+from memsim.passes.packed import Packed
+from memsim.passes.quantize import Nf4, with_quantized
 from memsim.schedule import record
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
@@ -54,6 +56,7 @@ OPTIMIZERS = (
     "paged-adamw",
     "lion-8bit",
 )
+PACKINGS = {"nf4": "NF4", "int8": "LLM.int8()", "gptq": "GPTQ", "awq": "AWQ"}  # names of method.quantization
 UNLIMITED = 1 << 57  # bytes
 
 
@@ -62,24 +65,23 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     check_supported(run)
     method = run.method
     lora = None if method.kind == "full" else converted(Lora(method.rank, method.targets, method.dropout), str(run.config.get("model_type")))
-    nf4 = Nf4(method.double_quant, method.casts) if method.kind == "qlora" else None
+    packing = packing_of(run)
     loaded = WEIGHTS.get(run.precision, run.precision)
-    precision = "amp-bf16" if nf4 else run.precision  # what is not quantized is cast to fp32, and runs under autocast
-    technique = PLAIN if lora is None else quantized(nf4, lora, STACKS[run.stack]) if nf4 else wrapped(lora)
+    precision = "amp-bf16" if packing else run.precision  # what is not quantized is cast to fp32, and runs under autocast
+    technique = PLAIN if lora is None else wrapped(lora) if packing is None else packing.technique(lora, STACKS[run.stack])
     software = STACKS[run.stack]
-    tells = (
-        enables_input_grads(run.checkpointing) and not (software.checkpoints_frozen_inputs and lora is None) and not (nf4 and software.qlora_input_is_frozen)
-    )
+    tells = enables_input_grads(run.checkpointing)
+    tells = tells and not (software.checkpoints_frozen_inputs and lora is None) and not (packing and software.qlora_input_is_frozen)
     technique = replace(technique, autocast=AUTOCAST.get(precision), inputs_require_grad=tells)
     settings = Settings(
         batch=run.batch.size,
         sequence=run.batch.sequence,
-        dtype=loaded if nf4 and nf4.casts == "none" else WEIGHTS.get(precision, precision),
+        dtype=loaded if packing and packing.casts == "none" else WEIGHTS.get(precision, precision),
         attention=run.attention,
         sm=run.sm,
         stack=STACKS[run.stack],
         technique=technique,
-        loaded=loaded if nf4 else "",
+        loaded=loaded if packing else "",
         other_order=other_order,
         routing=run.routing if isinstance(run.routing, str) else run.routing["imbalance"],
     )
@@ -95,12 +97,40 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         model = frozen(model, Freeze(run.train.only, run.train.freeze), again)
     if lora is not None:
         model = with_adapters(model, lora)
-    if nf4 is not None:
-        model = with_quantized(model, nf4)
+    if packing is not None:
+        if isinstance(packing, Packed):
+            packing.check(model)
+        model = with_quantized(model, packing.packed, packing.casts)
     model = checkpointed(model, run.checkpointing)
-    if lora is not None and lora.parameters and any(c.how == "offload" for c in model.checkpoints):
+    hows = {c.how for c in model.checkpoints}
+    if lora is not None and lora.parameters and "offload" in hows:
         raise Unsupported("checkpointing: offload with adapters on experts' parameters is not supported yet; full and selective are")
+    if isinstance(packing, Int8) and "reentrant" in hows:
+        raise Unsupported("checkpointing: reentrant with method.quantization int8 is not supported yet; full is")
     return require_input_grads(model) if tells else model
+
+
+def packing_of(run: Run) -> Nf4 | Int8 | Packed | None:
+    """How frozen weights are stored, None where they are not quantized."""
+    method = run.method
+    if method.kind != "qlora":
+        return None
+    if method.quantization in ("gptq", "awq"):
+        return Packed(method.quantization, method.group_size, "none" if method.quantization == "gptq" else method.casts)
+    return Int8(method.casts) if method.quantization == "int8" else Nf4(method.double_quant, method.casts)
+
+
+def check_quantization(run: Run) -> None:
+    """Raises InputError for keys of a quantization that the method does not have, Unsupported for what is not modelled."""
+    method = run.method
+    if method.kind != "qlora" and method.quantization != "nf4":
+        raise InputError(f"method.quantization: {method.quantization} goes with method.kind qlora; with {method.kind} weights are not quantized")
+    if method.quantization != "nf4" and not method.double_quant:
+        raise InputError(f"method.double_quant: false goes with quantization nf4, whose scales can be quantized; {method.quantization} has none of that")
+    if method.quantization not in ("gptq", "awq") and method.group_size != 128:
+        raise InputError(f"method.group_size: {method.group_size} goes with quantization gptq or awq; {method.quantization} has none")
+    if method.quantization in ("gptq", "awq") and method.casts == "trl":
+        raise Unsupported(f"method.casts: trl with quantization {method.quantization} is not supported; peft is")
 
 
 def check_supported(run: Run) -> None:
@@ -114,11 +144,25 @@ def check_supported(run: Run) -> None:
         raise Unsupported("precision: amp-fp16 with method qlora, which computes in bf16, is not supported; bf16 is")
     if run.method.kind == "qlora" and run.precision != "bf16" and run.method.casts != "peft":
         raise Unsupported(f"method.casts: {run.method.casts} with precision {run.precision} is not supported; with bf16 it is")
+    check_grad_scaler(run)
+    check_quantization(run)
     if run.fsdp > 1:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.device is not None and devices()[run.device].sm is None:
         raise Unsupported(f"device: {run.device} is not NVIDIA's, and its kernels are not modelled; device_memory_gib asks whether a run fits its memory")
     check_stack(run, STACKS[run.stack])
+
+
+def check_grad_scaler(run: Run) -> None:
+    """Raises InputError where PyTorch's scaler fails or has nothing to do, Unsupported where it is not held against recordings."""
+    if not run.grad_scaler or run.precision == "amp-fp16":
+        return
+    if run.precision != "fp16":
+        raise InputError(f"grad_scaler: true with precision {run.precision} has no fp16 gradients to keep from underflow; precision amp-fp16 has")
+    if run.method.kind == "full":
+        raise InputError(
+            "grad_scaler: true with precision fp16 fails in PyTorch: Attempting to unscale FP16 gradients; precision amp-fp16, whose weights are fp32, works"
+        )
 
 
 def check_stack(run: Run, stack: Software) -> None:
@@ -129,6 +173,8 @@ def check_stack(run: Run, stack: Software) -> None:
         "model_type": str(run.config.get("model_type")),
         "method.kind": run.method.kind,
         "precision": run.precision,
+        "method.quantization": run.method.quantization,
+        "grad_scaler": str(run.grad_scaler).lower(),
         "optimizer": run.optimizer,
         "attention": run.attention,
         "checkpointing": in_words(run.checkpointing),
@@ -144,7 +190,7 @@ def check_stack(run: Run, stack: Software) -> None:
 def tape_of_run(run: Run, model: Model | None = None) -> Tape:
     """Every allocator request of the Run: its load and its steps."""
     model = model or model_of(run)
-    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer), rates_of(run))
+    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer), rates_of(run), run.grad_scaler)
     return record(model, plan, stack_of(run))
 
 
@@ -181,15 +227,15 @@ def simulate(run: Run, other_order: bool = False, strict: bool = False, measured
         from memsim.search.budget import simulate_within
 
         return simulate_within(run, other_order, strict, measured_step)
-    if not strict and is_assumed(run.config):
-        warnings.warn(assumed(run), stacklevel=2)
+    for warning in warnings_of(run, strict):
+        warnings.warn(warning, stacklevel=2)
     settings = AllocatorSettings.parse(run.allocator, STACKS[run.stack].torch)
     with uncollected():
         model = model_of(run, other_order, strict)
         tape = tape_of_run(run, model)
     answer = allocate(tape, settings, run.device_bytes)
     unlimited = allocate(tape, settings, UNLIMITED) if answer.out_of_memory else None
-    timeline = Timeline(tape, answer, about(run, model), unlimited)
+    timeline = Timeline(tape, answer, about(run, model, strict), unlimited)
     return timeline if measured_step is None else calibrated(timeline, measured_step)
 
 
@@ -203,6 +249,13 @@ def calibrated(timeline: Timeline, seconds: float) -> Timeline:
         raise InputError(f"--measured-step: {duration(seconds)} is less than {rates.device.label} can do by its data sheet ({duration(least)})")
     tape = replace(timeline.tape, work=work / np.array([factor, factor, 1.0]))
     return Timeline(tape, timeline.answer, replace(timeline.about, rates=rates.scaled(factor)), timeline.unlimited)
+
+
+def warnings_of(run: Run, strict: bool = False) -> list[str]:
+    """What is taken for granted in the figures."""
+    packing = packing_of(run)
+    llama = [assumed(run)] if not strict and is_assumed(run.config) else []
+    return [*llama, *([packing.assumption] if isinstance(packing, Packed) else [])]
 
 
 def assumed(run: Run) -> str:
@@ -222,19 +275,23 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def about(run: Run, model: Model) -> About:
-    """What the Timeline is of, for its reader."""
+def about(run: Run, model: Model, strict: bool = False) -> About:
+    """What the Timeline is of, for its reader; what is not exact in it, too."""
     from memsim.catalog import devices
 
-    method = {"full": "full", "lora": f"LoRA rank {run.method.rank}", "qlora": f"QLoRA rank {run.method.rank}, NF4"}[run.method.kind]
+    packing = packing_of(run)
+    rank = f"rank {run.method.rank}"
+    method = {"full": "full", "lora": f"LoRA {rank}", "qlora": f"QLoRA {rank}, {PACKINGS[run.method.quantization]}"}[run.method.kind]
     facts = (
         ("model", run.model_name),
         ("method", method),
         ("batch", f"{run.batch.size} × {run.batch.sequence} tokens" + (f" × {run.batch.accumulation} micro-batches" if run.batch.accumulation > 1 else "")),
-        ("precision", run.precision),
+        ("precision", run.precision + (" with GradScaler" if run.grad_scaler else "")),
         ("checkpointing", in_words(run.checkpointing)),
         ("optimizer", run.optimizer),
         *((("allocator", run.allocator),) if run.allocator else ()),
+        *((("assumed", "simulated as Llama"),) if not strict and is_assumed(run.config) else ()),
+        *((("approximate", f"kernels of {packing.kind.upper()}, not held against recordings"),) if isinstance(packing, Packed) else ()),
     )
     catalogue = devices()
     named = run.device is not None and catalogue[run.device].memory == run.device_bytes

@@ -106,6 +106,8 @@ HF_4_48 = Software(
         "model_type": ("llama", "mistral", "qwen2", "phi3", "olmo2"),
         "method.kind": ("full", "lora", "qlora"),
         "precision": ("bf16", "fp16", "fp32", "amp-bf16", "amp-fp16"),
+        "method.quantization": ("nf4",),
+        "grad_scaler": ("false",),
         "optimizer": (
             "adamw",
             "adamw-fused",

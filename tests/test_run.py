@@ -22,7 +22,16 @@ def test_defaults_are_those_of_the_recordings() -> None:
     assert plain.pop("efficiency") == {"matmul": 0.7, "attention": 0.5, "memory": 0.7, "pcie": 0.8, "launch_us": 5.0}
     assert plain == {
         "model": "qwen2.5-0.5b",
-        "method": {"kind": "full", "rank": 8, "targets": "all-linear", "dropout": 0.0, "double_quant": True, "casts": "peft"},
+        "method": {
+            "kind": "full",
+            "rank": 8,
+            "targets": "all-linear",
+            "dropout": 0.0,
+            "double_quant": True,
+            "casts": "peft",
+            "quantization": "nf4",
+            "group_size": 128,
+        },
         "batch": {"size": 1, "sequence": 512, "accumulation": 1},
         "train": {"only": [], "freeze": []},
         "precision": "bf16",
@@ -30,6 +39,7 @@ def test_defaults_are_those_of_the_recordings() -> None:
         "checkpointing": "none",
         "routing": "balanced",
         "optimizer": "adamw",
+        "grad_scaler": False,
         "clip_grad_norm": None,
         "fsdp": 1,
         "allocator": "",

@@ -23,7 +23,9 @@ class Parameter:
     buffer: bool = False
     adapter: bool = False
     module: str = ""  # "linear", "embedding", "norm", "adapter"
-    quantized: str = ""  # "nf4", or "nf4-double" with quantized scales: what is stored is packed, and this dtype that of the computation
+    quantized: str = (
+        ""  # "nf4", "nf4-double" with quantized scales, "int8", "gptq:128" in groups: what is stored is packed, and this dtype that of the computation
+    )
     cast_twice: str = ""  # the dtype to which it was cast first, before adapters were made, where it was cast back after
     created_dtype: str = ""  # where it was made in another dtype and cast after the model was wrapped
 
@@ -33,8 +35,10 @@ class Parameter:
 
     @property
     def numel(self) -> int:
-        """Elements of its tensor, two packed in one where it is quantized."""
-        return -(-self.elements // 2) if self.quantized else self.elements
+        """Elements of its tensor, two packed in one where it is NF4; buffers, as GPTQ and AWQ have, are none."""
+        if ":" in self.quantized:
+            return 0
+        return -(-self.elements // 2) if self.quantized.startswith("nf4") else self.elements
 
     @property
     def nbytes(self) -> int:

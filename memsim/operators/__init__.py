@@ -8,9 +8,11 @@ from memsim.operators.creation import BiasOfMask, Compare, Create, CumulativeSum
 from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clone, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Unary
 from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Linear4bit, Recast
+from memsim.operators.linear8bit import Linear8bit
 from memsim.operators.loss import NllLoss
 from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, Mm
 from memsim.operators.norm import Conv1D, LayerNorm
+from memsim.operators.packed4bit import Dequantize, LinearAwq
 from memsim.operators.reductions import LogSoftmax, MeanLast, SafeSoftmax, Softmax
 from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
 from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Pad, Reshape, Slice, Transpose, View
@@ -31,6 +33,7 @@ KINDS: dict[str, Kind] = {
     "cos": SavesInput(),
     "create": Create(),
     "cumsum": CumulativeSum(),
+    "dequantize": Dequantize(),
     "divide_": DivideInPlace(),
     "dropout": Dropout(),
     "efficient_attention": EfficientAttention(),
@@ -44,6 +47,8 @@ KINDS: dict[str, Kind] = {
     "layers": Layers(),
     "linear": Linear(),
     "linear4bit": Linear4bit(),
+    "linear8bit": Linear8bit(),
+    "linear_awq": LinearAwq(),
     "log_softmax": LogSoftmax(),
     "matmul": BatchedMatmul(),
     "mean": MeanLast(),

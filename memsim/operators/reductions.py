@@ -17,13 +17,13 @@ def _last_pow2(n: int) -> int:
 
 
 def reduction_scratch(
-    shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], itemsize: int, processors: int, threads: int = 2048
+    shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], itemsize: int, processors: int, threads: int = 2048, accumulate: int = 4
 ) -> tuple[int, int]:
     """Bytes of the staging buffer and of the semaphores of a sum over `dims` (setReduceConfig); (0, 0) where one block does an output.
 
-    shape and strides (elements) are the input's; itemsize in bytes; processors and threads per processor are the device's.
+    shape and strides (elements) are the input's; itemsize in bytes; processors and threads per processor are the device's;
+    accumulate: bytes of the accumulator, float but for any() and all(), whose is a bool.
     """
-    accumulate = 4  # bytes of the accumulator: float for the dtypes here
     reduced = _coalesce([(shape[d], strides[d]) for d in dims if shape[d] != 1])
     kept = _coalesce([(shape[d], strides[d]) for d in range(len(shape)) if d not in dims and shape[d] != 1])
     inputs, outputs = 1, 1

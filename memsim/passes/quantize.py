@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from memsim.builder import Builder, Technique, Tensor, module_call
+from memsim.builder import Builder, Rule, Technique, Tensor, module_call
 from memsim.models import functional as F
 from memsim.models.model import Model, Parameter
 from memsim.passes.lora import Lora, lora_branch, matches
@@ -27,6 +27,15 @@ class Nf4:
     double: bool = True
     casts: str = "peft"
 
+    @property
+    def packed(self) -> str:
+        """How a weight is stored, as Parameter.quantized has it."""
+        return "nf4-double" if self.double else "nf4"
+
+    def technique(self, lora: Lora, stack: Software) -> Technique:
+        """What stands for linear modules while the model's code runs."""
+        return quantized(self, lora, stack)
+
 
 def is_quantized(p: Parameter) -> bool:
     """Whether replace_with_bnb_linear puts a Linear4bit in the place of the module that this is the weight of."""
@@ -45,29 +54,34 @@ def quantized(nf4: Nf4, lora: Lora, stack: Software) -> Technique:
             return (lora_linear4bit(b, attrs, inputs[0], inputs[1:], lora),)
         return (linear4bit(b, attrs, inputs[0], inputs[1:]),)
 
+    return technique(rule, nf4.casts, lora)
+
+
+def technique(rule: Rule, casts: str, lora: Lora) -> Technique:
+    """The rule, with the parameters beside what it stands for: in which dtype they are, and which train."""
+
     def stored(name: str, dtype: str) -> str:
         return COMPUTE if name in CAST_BACK else dtype
 
     return Technique(
-        rule=rule, trainable=lambda name: ".lora_" in name, stored=stored if nf4.casts == "trl" else None, fold=folding(lora) if lora.parameters else None
+        rule=rule, trainable=lambda name: ".lora_" in name, stored=stored if casts == "trl" else None, fold=folding(lora) if lora.parameters else None
     )
 
 
-def with_quantized(model: Model, nf4: Nf4) -> Model:
-    """The model, built with `quantized`, with its parameters as they are loaded: packed, or as they were and cast by prepare_model_for_kbit_training."""
+def with_quantized(model: Model, packed: str, casts: str) -> Model:
+    """The model, built with such a technique, with its parameters as they are loaded: `packed`, or as they were and cast by prepare_model_for_kbit_training."""
+    moved = packed.startswith("nf4") and not model.settings.stack.qlora_adapters_in_fp32
 
     def change(p: Parameter) -> Parameter:
         if p.module == "parameter adapter":
             return p  # made in the dtype of its parameter, which is fp32 by then
         if p.adapter:
-            return replace(
-                p, created_dtype="" if model.settings.stack.qlora_adapters_in_fp32 else COMPUTE
-            )  # as PEFT moves adapters to where the compute dtype is, before it casts them
+            return replace(p, created_dtype=COMPUTE if moved else "")  # PEFT moves adapters to the compute dtype, where there is one, before it casts them
         if is_quantized(p):
-            return replace(p, quantized="nf4-double" if nf4.double else "nf4")
-        if nf4.casts == "none" or p.buffer or (p.module == "linear" and p.name.endswith(".bias")):
+            return replace(p, quantized=packed)
+        if casts == "none" or p.buffer or (p.module == "linear" and p.name.endswith(".bias")):
             return p  # biases of the new modules are made in fp32
-        if nf4.casts == "trl" and p.name in CAST_BACK:
+        if casts == "trl" and p.name in CAST_BACK:
             return replace(p, dtype=COMPUTE, created_dtype=COMPUTE, cast_twice=p.dtype)
         return replace(p, created_dtype=model.settings.created)
 

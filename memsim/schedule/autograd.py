@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.operators import KINDS
 from memsim.schedule.machine import BACKWARD, FORWARD, NO_LAYER, RECOMPUTED, Grad, Machine
+from memsim.schedule.nodes import Nodes, holds_tensors
 from memsim.schedule.offload import from_host, laid_out, saved_tensors, to_host
 from memsim.schedule.regions import Frame, Instance, recompute, results_kept
 from memsim.tape import AUTOCAST_CACHE, Category
@@ -55,7 +56,8 @@ class Autograd:
     machine: Machine
     leaves: dict[int, Leaf] = field(default_factory=dict)  # by autograd value
     nodes: list[Node] = field(default_factory=list)
-    attached: list[int] = field(default_factory=list)  # storages that nodes hold until the graph goes
+    holding: Nodes | None = None  # where nodes of operators hold tensors until the graph goes
+    attached: list[int] = field(default_factory=list)  # storages that nodes of reentrant checkpoints hold as long
     next_value: int = 0
     how: int = FORWARD  # what executing an operator is, for the estimate of time
 
@@ -92,9 +94,9 @@ class Autograd:
                     machine.retain(storage)
             elif frame is not None and op.saved:
                 frame.pending += 1
-            for s in KINDS[op.kind].attached(op.inputs, op.attrs):
-                machine.retain(storages[s])
-                self.attached.append(storages[s])
+            if self.holding:
+                for storage in self.holding.add(op, instance.values, storages):
+                    machine.retain(storage)
             self.nodes.append(Node(op, instance, saved, frame if op.saved else None, hosted))
             for spec in op.inputs:
                 if spec.requires_grad:
@@ -190,7 +192,8 @@ class Autograd:
         """CheckpointFunction.backward: the layer again, with autograd, then a backward pass of its own."""
         machine, graph = self.machine, region.graph
         category, machine.default_category = machine.default_category, int(Category.RECOMPUTATION)
-        inner = Autograd(machine, dict(self.leaves), next_value=self.next_value, how=RECOMPUTED)
+        holding = Nodes(tensors=False) if holds_tensors(graph) else None
+        inner = Autograd(machine, dict(self.leaves), holding=holding, next_value=self.next_value, how=RECOMPUTED)
         instance = inner.instance(graph, region.bound, first.layer, first.prefix)
         hidden, out = graph.inputs["hidden_states"], graph.outputs[0]
         leaf = Leaf(instance.storages[hidden.storage], hidden)
@@ -206,7 +209,8 @@ class Autograd:
         machine.default_category = category
         inner.backward([(instance.values[out.value], machine.same(grad))])
         machine.at(first.prefix + "checkpoint.backward")
-        machine.release(instance.storages[out.storage], *reversed(inner.attached))
+        before, after = holding.end(instance.values[out.value]) if holding else ([], [])
+        machine.release(*before, instance.storages[out.storage], *after)
         assert leaf.grad is not None
         return [(0, leaf.grad)]
 

@@ -170,9 +170,10 @@ class Machine:
             return
         self.scratch(self.stack.cublaslt_workspace if lt else self.stack.cublas_workspace)
 
-    def reduction_scratch(self, shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], dtype: str) -> None:
-        """The staging buffer and semaphores of a reduction that is split over thread blocks."""
-        staging, semaphores = reduction_scratch(shape, strides, dims, ITEMSIZE[dtype], self.stack.processors, self.stack.threads_per_processor)
+    def reduction_scratch(self, shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], dtype: str, accumulate: int = 4) -> None:
+        """The staging buffer and semaphores of a reduction that is split over thread blocks; `accumulate`: bytes of an accumulator."""
+        stack = self.stack
+        staging, semaphores = reduction_scratch(shape, strides, dims, ITEMSIZE[dtype], stack.processors, stack.threads_per_processor, accumulate)
         if staging:
             self.scratch(staging, semaphores)
 

@@ -14,6 +14,7 @@ from memsim.tape import Category
 
 Rows = Sequence[tuple[int, Parameter, Leaf]]
 STATE = int(Category.OPTIMIZER_STATE)
+FUSED = ("adamw-fused",)  # one kernel unscales gradients and steps (_step_supports_amp_scaling)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from memsim.graph import LayerGraph, Operator
 from memsim.operators import KINDS
 from memsim.schedule.machine import RECOMPUTED, Machine
+from memsim.schedule.nodes import Nodes, holds_tensors
 from memsim.tape import AUTOCAST_CACHE, Category
 
 
@@ -80,21 +81,22 @@ def recompute(machine: Machine, frame: Frame) -> None:
     frame.saved = {}
     casts: list[int] = []  # of the layers so far, in autocast's cache
     given: int | None = None  # the hidden states that the layer before handed on
+    nodes = Nodes(tensors=True) if any(holds_tensors(first.graph) for first in frame.instances) else None
     for first in frame.instances[:-1]:
         again = _again(first, given)
         machine.layer = first.layer
         for op in frame.of(first):
-            _execute(machine, frame, again, op)
+            _execute(machine, frame, again, op, nodes)
             _keep(machine, frame, again, op)
             for s in op.drops:
-                machine.release(again.storages[s])
+                _let_go(machine, again.storages[s], nodes)
         casts += [again.storages[s] for s in first.graph.cached]
         if given is not None:
-            machine.release(given)
+            _let_go(machine, given, nodes)
         given = again.storages[first.graph.outputs[0].storage]
-    _recompute_last(machine, frame, given, casts)
+    _recompute_last(machine, frame, given, casts, nodes)
     if given is not None:
-        machine.release(given)
+        _let_go(machine, given, nodes)
     machine.layer = layer
     machine.default_category = category
 
@@ -110,7 +112,14 @@ def _again(first: Instance, given: int | None) -> Instance:
     return Instance(graph, storages, first.values, first.layer, first.prefix)
 
 
-def _execute(machine: Machine, frame: Frame, again: Instance, op: Operator) -> None:
+def _let_go(machine: Machine, storage: int, nodes: Nodes | None) -> None:
+    """A name dies; where it was the last of a result whose node nothing else reads, so does what the node holds."""
+    if nodes:
+        machine.release(*nodes.drop(storage))
+    machine.release(storage)
+
+
+def _execute(machine: Machine, frame: Frame, again: Instance, op: Operator, nodes: Nodes | None) -> None:
     """Runs an operator again, or takes the results that were kept."""
     key = again.layer, op.index
     machine.at(again.prefix + op.name)
@@ -123,6 +132,9 @@ def _execute(machine: Machine, frame: Frame, again: Instance, op: Operator) -> N
     for out, storage in zip(op.outputs, results, strict=True):
         if storage >= 0:
             again.storages[out.storage] = storage
+    if nodes:
+        for s in nodes.add(op, again.values, again.storages):
+            machine.retain(s)
     machine.worked(op, RECOMPUTED)
 
 
@@ -134,7 +146,7 @@ def _keep(machine: Machine, frame: Frame, again: Instance, op: Operator) -> None
             machine.retain(again.storages[s])
 
 
-def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Sequence[int]) -> None:
+def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Sequence[int], nodes: Nodes | None) -> None:
     """The last layer of the region, or the part of it that the region is."""
     first = frame.instances[-1]
     graph, again = first.graph, _again(first, given)
@@ -150,7 +162,7 @@ def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Se
     for op in operators:
         before_compute = op.index == last and not any(out.storage in op.saved for out in op.outputs)
         if not before_compute:
-            _execute(machine, frame, again, op)
+            _execute(machine, frame, again, op, nodes)
             for out in op.outputs:
                 if not any(out.storage == read.storage for read in op.inputs):
                     alive[out.storage] = None
@@ -159,26 +171,26 @@ def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Se
             break
         for s in op.drops:
             if s in alive or frame.operators is None:
-                machine.release(storages[s])
+                _let_go(machine, storages[s], nodes)
                 alive.pop(s, None)
     # The exception unwinds. The results of the operator that it left go first.
     for out in graph.operators[last].outputs:
         if out.storage in alive:
-            machine.release(storages[out.storage])
+            _let_go(machine, storages[out.storage], nodes)
             del alive[out.storage]
     if graph.cached:  # the exception ends the contexts, autocast's too, and only then do the frames that it passed die
         machine.at(AUTOCAST_CACHE)
         machine.release(*casts)
         for s in graph.cached:
             if s in alive:
-                machine.release(storages[s])
+                _let_go(machine, storages[s], nodes)
                 del alive[s]
         machine.at(first.prefix + graph.operators[last].name)
     # Then the locals of inner functions, in the order of their slots where that is known, else as on return.
     unwind: tuple[int, ...] = graph.operators[last].attrs.get("unwind", ())  # type: ignore[assignment]
     for s in (*unwind, *(s for op in graph.operators[last:] for s in op.drops)):
         if s in alive:
-            machine.release(storages[s])
+            _let_go(machine, storages[s], nodes)
             del alive[s]
     for s in alive:
-        machine.release(storages[s])
+        _let_go(machine, storages[s], nodes)

@@ -14,16 +14,18 @@ from memsim.dtypes import ITEMSIZE
 from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.models.model import Checkpoint, Model, Parameter
 from memsim.operators.linear4bit import quantize
+from memsim.operators.linear8bit import quantize_rows
+from memsim.operators.packed4bit import packed_sizes
 from memsim.schedule.autograd import Autograd, Leaf, Reentrant
+from memsim.schedule.grad_scaler import GradScaler
 from memsim.schedule.machine import NO_LAYER, Machine
-from memsim.schedule.optimizers import Optimizer
+from memsim.schedule.nodes import NESTED, PYTHON_FUNCTIONS, Nodes, holds_tensors
+from memsim.schedule.optimizers import FUSED, Optimizer
 from memsim.schedule.regions import Frame, Instance
 from memsim.tape import AUTOCAST_CACHE, Category
 
 LAYER_INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")  # of a layer, where the graph does not name them
-NESTED = 49  # deallocations within each other; beyond, CPython's trashcan takes them (Include/cpython/object.h, PyTrash_UNWIND_LEVEL)
 ARGUMENTS = 3  # what nests further in the arguments by name of a reentrant checkpoint: a dict, a tuple, a tensor
-PYTHON_FUNCTIONS = ("linear4bit",)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Plan:
     clip_grad_norm: float | None
     optimizer: Optimizer
     rates: Rates | None = None  # what estimates the time
+    grad_scaler: bool = False
 
 
 @dataclass(eq=False)
@@ -54,6 +57,10 @@ class Training:
     quantized: bool = False  # a weight was, so the map for scales is there
     recasts: set[tuple[int, str]] = field(default_factory=set)  # parameters that their modules have cast for good
     casts: list[Instance] = field(default_factory=list)  # of the layers in this forward pass
+    scaler: GradScaler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scaler = GradScaler(self.machine, self.plan.grad_scaler)
 
     def load(self) -> None:
         """Moves the model to the device a parameter at a time, in module order; adapters follow when the model is wrapped."""
@@ -97,7 +104,12 @@ class Training:
         machine.layer = layer
         machine.at(p.name)
         category = Category.INPUTS if p.buffer else Category.ADAPTERS if p.adapter else Category.WEIGHTS
-        if p.quantized:
+        if p.quantized == "int8":
+            storage = quantize_rows(machine, p.shape, int(category), int(Category.SCRATCH))
+        elif ":" in p.quantized:
+            kind, _, group = p.quantized.partition(":")
+            storage, *_ = [machine.alloc(size, int(category)) for size in packed_sizes(kind, p.shape, int(group))]
+        elif p.quantized:
             storage = quantize(machine, p.elements, p.quantized == "nf4-double", int(category), int(Category.SCRATCH), not self.quantized)
             self.quantized = True
         else:
@@ -122,8 +134,10 @@ class Training:
         machine.enter(f"{number}/optimizer")
         machine.layer = NO_LAYER
         if self.plan.clip_grad_norm:
+            self.scaler.unscale()
             self.plan.optimizer.clip(machine, self.order, [p for _, p in self.whole.in_order() if p.trainable and not p.buffer])
-        self.plan.optimizer.step(machine, self.order, self.state)
+        with self.scaler.step(fused=self.plan.optimizer.name in FUSED):
+            self.plan.optimizer.step(machine, self.order, self.state)
         for layer, _, leaf in self.order:
             if leaf.grad is not None:
                 machine.layer = layer
@@ -139,12 +153,14 @@ class Training:
         machine.at("tokens")
         tokens = machine.alloc(8 * settings.batch * settings.sequence, int(Category.INPUTS))
         self.begin_autocast()
-        autograd = Autograd(machine, dict(self.leaves))
+        holding = any(map(holds_tensors, self.model.layer_graphs))
+        autograd = Autograd(machine, dict(self.leaves), holding=Nodes(tensors=False) if holding else None)
         outer = self.model.outer
         bound = dict.fromkeys(outer.inputs, (tokens, -(10**9)))
         bound |= {name: self.parameters[-1, name] for name in outer.parameters}
         instance = autograd.instance(outer, bound, NO_LAYER, "")
         head, embedded = False, None
+        held: list[int] = []  # by the gradient accumulator of the embeddings
         for op in outer.operators:
             if op.kind == "layers":
                 machine.default_category = int(Category.ACTIVATIONS)
@@ -158,34 +174,36 @@ class Training:
                     embedded = Leaf(instance.storages[out.storage], out)
                     machine.retain(embedded.storage)  # by its AccumulateGrad, which the graph keeps
                     autograd.leaves[instance.values[out.value]] = embedded
+                    held = autograd.holding.leaf(instance.values[out.value]) if autograd.holding else []
         machine.default_category = int(Category.ACTIVATIONS)
         self.end_autocast(instance)
         loss = outer.outputs[0]
         machine.enter(f"{number}/backward")
         machine.at("loss.backward")
         machine.scratch_category = int(Category.LOGITS_AND_LOSS)
+        scaled = self.scaler.scale(loss)
         one = machine.grad(loss.shape, loss.strides, loss.dtype)
+        of_loss = machine.same(one) if scaled is None else machine.like(one)
         machine.scratch_category = int(Category.SCRATCH)
-        autograd.backward([(instance.values[loss.value], machine.same(one))])
+        autograd.backward([(instance.values[loss.value], of_loss)])
         machine.layer = NO_LAYER
         machine.at("loss.backward")
-        machine.release(one.storage)
+        machine.release(one.storage, *(() if scaled is None else (scaled,)))
         machine.at("del loss, tokens")
+        kept = [] if embedded is None else [*([embedded.grad.storage] if embedded.grad else []), embedded.storage]
+        if autograd.holding:
+            held += kept
+            before, after = autograd.holding.end(instance.values[loss.value])
+        else:
+            before, after = self.at_end(kept, autograd.attached)
+        machine.release(*before, instance.storages[loss.storage], *after, tokens)
+
+    def at_end(self, kept: list[int], attached: list[int]) -> tuple[list[int], list[int]]:
+        """What the graph lets go of before the loss itself goes and after it: the embeddings' output, and what reentrant checkpoints hold."""
         nested, reentrant = self.nested(), any(c.how == "reentrant" for c in self.whole.checkpoints)
-        deep, late = nested >= NESTED, reentrant and nested >= NESTED - ARGUMENTS
-        if not late:
-            machine.release(*reversed(autograd.attached))
-        if embedded is None or deep:
-            machine.release(instance.storages[loss.storage])
-        if embedded is not None:
-            if embedded.grad is not None:
-                machine.release(embedded.grad.storage)
-            machine.release(embedded.storage)
-            if not deep:
-                machine.release(instance.storages[loss.storage])
-        if late:
-            machine.release(*(reversed(autograd.attached) if nested >= NESTED - 1 else autograd.attached))
-        machine.release(tokens)
+        late = reentrant and nested >= NESTED - ARGUMENTS
+        before, after = ([], attached if nested < NESTED - 1 else attached[::-1]) if late else (attached[::-1], [])
+        return (before, kept + after) if nested >= NESTED else (before + kept, after)
 
     def nested(self) -> int:
         """How many nodes written in Python the graph nests. From NESTED on, CPython puts off the end of its deallocation until the loss itself is gone."""

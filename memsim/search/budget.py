@@ -80,7 +80,17 @@ class Search:
         """Bytes requested while the loss is computed, without what layers keep; from the strategy "full"."""
         full = [next(c for c in reversed(rows) if c.strategy == "full") for rows in self.choices]
         kept = sum(full[kind].kept * count for kind, count in self.counts.items())
-        return requested_around_loss(self.timeline("full")) - kept
+        return requested_around_loss(self.timeline("full")) - kept - self.arguments()
+
+    def arguments(self) -> int:
+        """Bytes of what checkpoints hold as their arguments alone, such as position ids: without them it is not there while the loss is computed."""
+        held = {
+            name: graph.storage_bytes[spec.storage]
+            for graph in self.model.layer_graphs
+            for name, spec in graph.inputs.items()
+            if name in self.model.hold_inputs and name != "hidden_states" and not any(spec.storage in op.saved for op in graph.operators)
+        }
+        return sum(held.values())
 
     def solve(self, allowed: float) -> tuple[list[list[int]], float] | None:
         """The cheapest numbers of layers, by kind and choice, that keep no more bytes than that, and the seconds that HiGHS proves to be the least."""

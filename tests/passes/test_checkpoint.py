@@ -69,7 +69,7 @@ def test_what_is_kept_falls_with_what_is_recomputed() -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("half", "checkpointing: 'half' is not a strategy; there are none, full, reentrant"),
+        ("half", "checkpointing: half is not a strategy; there are none, full, reentrant"),
         ({"every": 0}, "checkpointing: every: 0 is not a whole number of layers from 1"),
         ({"every": 2, "first": 1}, "is not a strategy; there are none"),
         ({"save": []}, "save: [] is not a list of operators such as [matmul, attention]"),

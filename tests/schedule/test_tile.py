@@ -82,7 +82,9 @@ def test_tiled_equals_executed_with_every_strategy(drawn: dict[str, object], str
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 8), st.sampled_from(["none", "full", "reentrant", "selective", {"save": ["mul", "attention"]}])), min_size=1, max_size=4))
+@given(
+    st.lists(st.tuples(st.integers(1, 8), st.sampled_from(["none", "full", "reentrant", "selective", {"save": ["mul", "attention"]}])), min_size=1, max_size=4)
+)
 def test_tiled_equals_executed_with_plans(plan: list[tuple[int, object]]) -> None:
     drawn = {"checkpointing": {"plan": [list(row) for row in plan]}, "layers": sum(count for count, _ in plan), "model_type": "llama", "steps": 2}
     assert_equal(tape(drawn, False), tape(drawn, True))

@@ -42,7 +42,7 @@ def test_it_fits_and_no_fixed_strategy_that_fits_is_cheaper(share: float, lora: 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=8, max_size=8), st.sampled_from(["bf16", "fp32", "amp-bf16"]), st.sampled_from(["lora", "full"]))
 def test_no_plan_holds_less_than_the_sum_over_its_layers(which: list[int], precision: str, method: str) -> None:
-    strategies = ["none", "full", "selective", {"save": ["attention", "cast"]}]
+    strategies = ["none", "full", "selective", {"save": ["attention", "mul"]}]
     run = run_within("1GiB", precision=precision, method={"kind": method})
     plan = {"plan": [[1, strategies[i]] for i in which]}
     search = Search(run, 2**30)
@@ -64,7 +64,7 @@ def test_where_everything_fits_nothing_is_recomputed(peaks: dict[str, int]) -> N
 
 
 def test_where_nothing_fits_it_says_what_could_be_reached() -> None:
-    with pytest.raises(Unreachable, match=r"no strategy fits 0.098 GiB; the least reachable peak is 0.\d+ GiB, with .*, held there by .* GiB"):
+    with pytest.raises(Unreachable, match=r"no strategy fits 0.098 GiB; the least reachable peak is \d+\.\d+ GiB, with .*, held there by .* GiB"):
         find(run_within("100MiB", model={**MODEL, "vocab_size": 50_000}))
 
 

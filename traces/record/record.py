@@ -4,8 +4,8 @@
     OUT.json   the run, the versions, and per step: peaks, bytes held, retries
     OUT.npz    with --tape: every allocator event (action, address, bytes, stream) and the phase that it belongs to
 
-The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train, torch's optimizers adagrad, rmsprop, nadam, and the strategies of
-checkpointing.py.
+The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train, batch.padding, grad_scaler, method.quantization int8,
+torch's optimizers adagrad, rmsprop, nadam, and the strategies of checkpointing.py.
 The run's keys are in README.md beside that file. Real PyTorch, transformers, PEFT and bitsandbytes decide every
 allocation; only the kernels do nothing, so every value on the device reads as zero.
 """
@@ -99,11 +99,15 @@ def build(run, torch):
         from transformers import BitsAndBytesConfig
         from transformers.integrations import replace_with_bnb_linear
 
-        bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=run["method"].get("double_quant", True), bnb_4bit_compute_dtype=torch.bfloat16)
+        eight = run["method"].get("quantization", "nf4") == "int8"
+        bits = BitsAndBytesConfig(load_in_8bit=True) if eight else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=run["method"].get("double_quant", True), bnb_4bit_compute_dtype=torch.bfloat16)
         model = replace_with_bnb_linear(model, modules_to_not_convert=["lm_head"], quantization_config=bits)
-        model.is_loaded_in_4bit = True
+        model.is_loaded_in_4bit, model.is_loaded_in_8bit = not eight, eight
 
         def quantize(child, key):
+            if isinstance(child, bnb.nn.Linear8bitLt) and key == "weight":
+                host = torch.empty(child.out_features, child.in_features, dtype=torch.bfloat16)
+                return bnb.nn.Int8Params(host, requires_grad=False, has_fp16_weights=False).to("cuda")
             if isinstance(child, bnb.nn.Linear4bit) and key == "weight":
                 host = torch.empty(child.out_features, child.in_features, dtype=torch.bfloat16)
                 return bnb.nn.Params4bit(host, requires_grad=False, quant_type="nf4", compress_statistics=run["method"].get("double_quant", True)).to("cuda")
@@ -220,6 +224,7 @@ def main():
     loaded = torch.cuda.memory_allocated()
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(run, trainable, torch)
+    scaler = torch.amp.GradScaler("cuda") if run.get("grad_scaler") else None
     size, sequence = run["batch"]["size"], run["batch"]["sequence"]
     steps, oom = [], None
     autocast = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}.get(run["precision"], torch.bfloat16 if run["method"]["kind"] == "qlora" else None)
@@ -235,14 +240,20 @@ def main():
                     loss = model(**batch).loss
                 row["peak_after_forward"] = torch.cuda.max_memory_allocated()
                 mark(f"{step}/backward")
-                loss.backward()
+                (scaler.scale(loss) if scaler else loss).backward()
                 del loss, tokens
                 batch.clear()
                 row["peak_after_backward"] = torch.cuda.max_memory_allocated()
             mark(f"{step}/optimizer")
             if run["clip_grad_norm"]:
+                if scaler:
+                    scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(trainable, run["clip_grad_norm"])
-            optimizer.step()
+            if scaler:
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             stats = torch.cuda.memory_stats()
             row |= {"peak_allocated": stats["allocated_bytes.all.peak"], "peak_requested": stats["requested_bytes.all.peak"], "peak_reserved": stats["reserved_bytes.all.peak"],

@@ -1,0 +1,125 @@
+"""Frozen 4-bit weights with a scale for each group of input features, as GPTQ and AWQ checkpoints have them. Approximate: read, not recorded.
+
+What is read: GPTQModel's torch kernel, which its Triton one takes in training too (gptqmodel/nn_modules/qlinear/torch.py, __init__.py
+dequantize_weight, without torch.compile), and AutoAWQ's WQLinearMMFunction (awq/modules/linear/gemm.py; GPTQModel's gemm_awq.py is the same).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memsim.dtypes import ITEMSIZE
+from memsim.graph import contiguous
+from memsim.operators.base import Attrs, Inferred, Kind, like
+from memsim.operators.elementwise import Edges, Grads, Specs
+
+if TYPE_CHECKING:
+    from memsim.schedule.machine import Machine
+
+PACKED = 8  # weights in an int32
+SPLITS = 8  # partial sums of AutoAWQ's fused kernel, along the input features (split_k_iters)
+FUSED_BELOW = 1024  # rows of x from which AutoAWQ dequantizes instead (FP16_MATMUL_HEURISTIC_CONDITION)
+
+
+def packed_sizes(kind: str, shape: tuple[int, ...], group: int) -> list[int]:
+    """Bytes of the buffers of a weight [out, in], in order: qweight and qzeros in int32, scales in fp16, and for gptq g_idx, the group of each feature."""
+    out, inner = shape
+    groups = inner // group
+    return [4 * inner * out // PACKED, 4 * groups * (out // PACKED), 2 * groups * out, *([4 * inner] if kind == "gptq" else [])]
+
+
+class Dequantize(Kind):
+    """dequantize_weight of a weight [out, in] → [in, out] in fp16, operator by operator; attrs: group."""
+
+    differentiable = False
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        out, inner = inputs[0].shape
+        return (Inferred((inner, out), contiguous((inner, out)), "fp16"),)
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        out, inner = inputs[0].shape
+        zeros = self._unpack(m, inner // int(str(attrs["group"])) * out)
+        weight = self._unpack(m, inner * out)
+        scales = self._gather(m, inner, 2 * inner * out)
+        gathered = self._gather(m, inner, inner * out)
+        centred = m.alloc(inner * out)
+        m.release(gathered)
+        into.append(m.alloc(outputs[0].nbytes))
+        m.release(scales, centred, zeros, weight)
+
+    def _unpack(self, m: Machine, count: int) -> int:
+        """Shifts in int32, to int8, and the low four bits of that."""
+        shifted = m.alloc(4 * count)
+        narrow = m.alloc(count)
+        m.release(shifted)
+        bits = m.alloc(count)
+        m.release(narrow)
+        return bits
+
+    def _gather(self, m: Machine, inner: int, nbytes: int) -> int:
+        """x[g_idx.long()]."""
+        index = m.alloc(8 * inner)
+        result = m.alloc(nbytes)
+        m.release(index)
+        return result
+
+
+class LinearAwq(Kind):
+    """WQLinearMMFunction of x [..., in] in fp16, weight [out, in], bias [out] → [..., out]; keeps x.
+
+    Few rows are multiplied by packed weights; for more, and in backward, the weight is dequantized. attrs: autocast, the dtype that it casts to.
+    """
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        x, weight = inputs[:2]
+        shape = (*x.shape[:-1], weight.shape[0])
+        return (Inferred(shape, like(shape), x.dtype if is_fused(inputs) else str(attrs["autocast"])),)
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        return (inputs[0].storage,)
+
+    def in_python(self, attrs: Attrs) -> bool:
+        return True
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        x, weight = inputs[:2]
+        nbytes = outputs[0].nbytes
+        if is_fused(inputs):
+            parts = m.alloc(SPLITS * nbytes)
+            result = m.alloc(nbytes)
+            m.release(parts)
+        else:
+            dequantized = m.alloc(2 * weight.elements)
+            casts = [m.alloc(2 * spec.elements) for spec in (weight, x)] if attrs["autocast"] != x.dtype else []
+            result = m.alloc(nbytes)
+            m.workspace()
+            m.release(*reversed(casts), dequantized)
+        if len(inputs) == 3:
+            biased = m.alloc(nbytes)
+            m.release(result)
+            result = biased
+        into.append(result)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        x, weight = inputs[:2]
+        item = ITEMSIZE[grads[0].dtype]
+        weights = m.alloc(2 * weight.elements)
+        if grads[0].dtype != "fp16":
+            cast = m.alloc(item * weight.elements)
+            m.release(weights)
+            weights = cast
+        repeated = m.alloc(item * weight.elements * x.shape[0])
+        of_x = m.grad(x.shape, like(x.shape), grads[0].dtype)
+        m.workspace()
+        m.release(repeated, weights)
+        return [(0, of_x)]
+
+    def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
+        return 2.0 * outputs[0].elements * inputs[1].shape[1]
+
+
+def is_fused(inputs: Specs) -> bool:
+    """Whether AutoAWQ multiplies by packed weights."""
+    x = inputs[0]
+    return x.shape[0] * x.shape[1] < FUSED_BELOW

@@ -1,0 +1,52 @@
+"""LLM.int8() (Dettmers et al., 2022) as bitsandbytes and PEFT execute it: frozen weights of a byte, adapters beside them, under autocast.
+
+As transformers' BitsAndBytesConfig(load_in_8bit=True) makes it: has_fp16_weights=False, outliers from 6.0 on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from memsim.builder import Builder, Technique, Tensor, module_call
+from memsim.passes.lora import Lora, lora_branch, matches
+from memsim.passes.quantize import KEPT, technique
+from memsim.stacks import Software
+
+
+@dataclass(frozen=True)
+class Int8:
+    """casts: who casts what is not quantized, as for Nf4."""
+
+    casts: str = "peft"
+    packed: str = "int8"
+
+    def technique(self, lora: Lora, stack: Software) -> Technique:
+        """Linear modules that are Linear8bitLt, with adapters where they are targeted."""
+
+        def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
+            if kind != "linear" or attrs.get("module", KEPT[0]) in KEPT:
+                return None
+            if matches(lora, str(attrs["module"])):
+                return (lora_linear8bit(b, attrs, inputs[0], inputs[1:], lora),)
+            return (linear8bit(b, attrs, inputs[0], inputs[1:]),)
+
+        return technique(rule, self.casts, lora)
+
+
+@module_call
+def linear8bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+    """Linear8bitLt.forward of bitsandbytes: a bias is cast for good the first time."""
+    if len(weights) == 2 and weights[1].dtype != x.dtype:
+        b.run("recast", weights[1], dtype=x.dtype)
+    return b.run("linear8bit", x, *weights, **attrs)[0]
+
+
+@module_call
+def lora_linear8bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
+    """Linear8bitLt.forward of PEFT (tuners/lora/bnb.py), under autocast."""
+    result = linear8bit(b, attrs, x, weights)
+    with b.locals(result):
+        output = b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora))
+    result = b.op("add", result, output)
+    return result

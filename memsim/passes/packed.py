@@ -1,0 +1,107 @@
+"""LoRA on GPTQ and AWQ checkpoints (Frantar et al., 2022; Lin et al., 2023), under autocast: frozen weights of 4 bits with a scale a group.
+
+Approximate, and said so wherever a figure is shown: the kernels are read, not recorded (operators/packed4bit.py), and another kernel has other
+temporaries. What PEFT does around them is as it is (tuners/lora/gptq.py and awq.py; prepare_model_for_kbit_training casts nothing for GPTQ).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import gcd
+
+from memsim.builder import Builder, Technique, Tensor, module_call
+from memsim.errors import InputError
+from memsim.models import functional as F
+from memsim.models.model import Model
+from memsim.operators.packed4bit import PACKED
+from memsim.passes.lora import Lora, lora_branch, matches
+from memsim.passes.quantize import COMPUTE, KEPT, is_quantized, technique
+from memsim.stacks import Software
+
+KERNELS = {
+    "gptq": "GPTQModel's torch kernel, which dequantizes a weight, multiplies, and keeps the dequantized weight for backward",
+    "awq": "AutoAWQ's GEMM, which dequantizes a weight to multiply by it, and again in backward",
+}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """kind: gptq or awq. group: input features that share a scale. casts: who casts what is not quantized, as for Nf4."""
+
+    kind: str
+    group: int
+    casts: str
+
+    @property
+    def packed(self) -> str:
+        """How a weight is stored, as Parameter.quantized has it."""
+        return f"{self.kind}:{self.group}"
+
+    @property
+    def assumption(self) -> str:
+        """What makes figures approximate."""
+        return f"approximate: {self.kind.upper()} is simulated as {KERNELS[self.kind]}; its temporaries are read from the source, not held against recordings"
+
+    def technique(self, lora: Lora, stack: Software) -> Technique:
+        """Linear modules of packed weights, with adapters where they are targeted."""
+        base = linear_gptq if self.kind == "gptq" else linear_awq
+        adapted = lora_gptq if self.kind == "gptq" else lora_awq
+
+        def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
+            if kind != "linear" or attrs.get("module", KEPT[0]) in KEPT:
+                return None
+            if matches(lora, str(attrs["module"])):
+                return (adapted(b, self.group, inputs[0], inputs[1:], lora),)
+            return (base(b, self.group, inputs[0], inputs[1:]),)
+
+        return technique(rule, self.casts, lora)
+
+    def check(self, model: Model) -> None:
+        """Raises InputError where a group does not divide the input features, or an int32 the output features."""
+        weights = [p for kind in model.layers for p in kind if is_quantized(p)]
+        for p in weights:
+            if p.shape[1] % self.group:
+                valid = gcd(128, *(q.shape[1] for q in weights))
+                raise InputError(f"method.group_size: {self.group} does not divide the {p.shape[1]} input features of {p.name}; {valid} does, and all others")
+            if p.shape[0] % PACKED:
+                raise InputError(
+                    f"method.quantization: {self.kind} packs {PACKED} weights in a number, and {p.name} has {p.shape[0]} output features; int8 can"
+                )
+
+
+@module_call
+def linear_gptq(b: Builder, group: int, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+    """TorchQuantLinear.forward: autograd sees a plain product, and keeps the dequantized weight. The bias is added in place."""
+    out_shape = (*x.shape[:-1], weights[0].shape[0])
+    rows = F.reshape(b, x, x.spec.elements // x.shape[-1], x.shape[-1])
+    with b.no_grad():
+        weight = F.to(b, b.op("dequantize", weights[0], group=group), x.dtype)
+    return F.to(b, F.reshape(b, b.op("mm", rows, weight), *out_shape), x.dtype)
+
+
+@module_call
+def linear_awq(b: Builder, group: int, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+    """WQLinear_GEMM.forward: in fp16."""
+    return F.to(b, b.op("linear_awq", F.to(b, x, "fp16"), *weights, autocast=b.autocast or COMPUTE), x.dtype)
+
+
+@module_call
+def lora_gptq(b: Builder, group: int, x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
+    """GPTQLoraLinear.forward of PEFT."""
+    result = linear_gptq(b, group, x, weights)
+    result_dtype = result.dtype
+    x = F.to(b, x, lora.dtype)
+    with b.locals(result):
+        result = b.op("add", result, b.op("mul_scalar", lora_branch(b, x, result.shape[-1], lora)))
+    return F.to(b, result, result_dtype)
+
+
+@module_call
+def lora_awq(b: Builder, group: int, x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
+    """AwqLoraLinear.forward of PEFT, under autocast."""
+    result = linear_awq(b, group, x, weights)
+    with b.locals(result):
+        output = b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora))
+    result = b.op("add", result, output)
+    return result
