@@ -122,13 +122,7 @@ class Training:
         if self.plan.clip_grad_norm:
             self.plan.optimizer.clip(machine, self.order, [p for _, p in self.whole.in_order() if p.trainable and not p.buffer])
         self.plan.optimizer.step(machine, self.order, self.state)
-        for layer, _, leaf in self.order:
-            if leaf.grad is not None:
-                machine.layer = layer
-                machine.at("zero_grad")
-                machine.release(leaf.grad.storage)
-                leaf.grad = None
-        machine.layer = NO_LAYER
+        self.plan.optimizer.zero_grad(machine, self.order)
 
     def micro_batch(self, number: int) -> None:
         """Token ids, forward with labels, backward, and what the training loop lets go of."""
