@@ -17,6 +17,7 @@ from memsim import catalog, yamlfile
 from memsim.efficiency import Efficiency
 from memsim.errors import InputError
 from memsim.explain import explain, nearest, show
+from memsim.optimizernames import optimizer_name
 from memsim.modelref import Resolved, resolve
 from memsim.quantity import GIB, as_float, read_bytes
 from memsim.stacks import STACKS
@@ -165,21 +166,8 @@ class Run(Part):
     attention: Literal["sdpa", "eager"] = "sdpa"
     checkpointing: Literal["none", "full"] = "none"
     routing: Annotated[str | dict[str, float], BeforeValidator(_routing)] = "balanced"  # of tokens to experts, where there are any (models/moe.py)
-    optimizer: Literal[
-        "adamw",
-        "adamw-fused",
-        "adamw-for-loop",
-        "sgd",
-        "sgd-momentum",
-        "adafactor",
-        "adagrad",
-        "rmsprop",
-        "nadam",
-        "adamw-8bit",
-        "paged-adamw-8bit",
-        "paged-adamw",
-        "lion-8bit",
-    ] = "adamw"
+    optimizer: Annotated[str, BeforeValidator(optimizer_name)] = "adamw"  # memsim/optimizernames.py
+    optimizer_in_backward: Annotated[bool, BeforeValidator(_flag)] = False  # an optimizer for each parameter, stepped once its gradient is there
     clip_grad_norm: Annotated[float, _number(lambda norm: norm > 0, "a positive number or null")] | None = None
     fsdp: Annotated[int, _whole(1, 2**16)] = 1
     allocator: Annotated[str, BeforeValidator(_text)] = ""

@@ -18,12 +18,14 @@ from memsim.efficiency import Efficiency
 from memsim.errors import InputError, Unsupported
 from memsim.models import build, is_assumed
 from memsim.models.model import Model, Settings
+from memsim.optimizernames import OPTIMIZERS
 from memsim.passes.checkpoint import checkpoint_every_layer, require_input_grads
 from memsim.passes.freeze import Freeze, frozen
 from memsim.passes.lora import Lora, with_adapters, wrapped
 from memsim.passes.lora_parameters import converted
 from memsim.passes.quantize import Nf4, quantized, with_quantized
 from memsim.schedule import record
+from memsim.schedule.bitsandbytes import lacks_kernel
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
 from memsim.schedule.training import Plan
@@ -38,21 +40,6 @@ if TYPE_CHECKING:
 PRECISIONS = ("bf16", "fp16", "fp32", "amp-bf16", "amp-fp16", "tf32")
 AUTOCAST = {"amp-bf16": "bf16", "amp-fp16": "fp16"}
 WEIGHTS = {"amp-bf16": "fp32", "amp-fp16": "fp32", "tf32": "fp32"}  # precision → dtype of the weights, where it is not its own name
-OPTIMIZERS = (
-    "adamw",
-    "adamw-fused",
-    "adamw-for-loop",
-    "sgd",
-    "sgd-momentum",
-    "adafactor",
-    "adagrad",
-    "rmsprop",
-    "nadam",
-    "adamw-8bit",
-    "paged-adamw-8bit",
-    "paged-adamw",
-    "lion-8bit",
-)
 UNLIMITED = 1 << 57  # bytes
 
 
@@ -116,7 +103,26 @@ def check_supported(run: Run) -> None:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.device is not None and devices()[run.device].sm is None:
         raise Unsupported(f"device: {run.device} is not NVIDIA's, and its kernels are not modelled; device_memory_gib asks whether a run fits its memory")
+    if run.optimizer_in_backward:
+        check_in_backward(run)
     check_stack(run, STACKS[run.stack])
+
+
+def check_in_backward(run: Run) -> None:
+    """Raises Unsupported for what needs every gradient, or the sum of several, before the optimizer steps."""
+    if run.batch.accumulation > 1:
+        raise Unsupported("optimizer_in_backward: it steps as soon as a gradient is there, before others could be added; batch.accumulation: 1 works")
+    if run.clip_grad_norm:
+        raise Unsupported("optimizer_in_backward: no gradient is left once all are known, so none can be clipped; clip_grad_norm: null works")
+    if run.stack != "golden":
+        raise Unsupported(f"optimizer_in_backward: it is not supported yet with stack {run.stack}; with golden it is")
+
+
+def check_kernels(run: Run, model: Model) -> None:
+    """Raises Unsupported where the optimizer has no kernel for a parameter."""
+    for _, p in model.in_order():
+        if p.trainable and not p.buffer and lacks_kernel(run.optimizer, p):
+            raise Unsupported(f"optimizer: {run.optimizer} has no kernel for {p.dtype} gradients with fp32 state ({p.name}); precision: fp32, fp16 or amp-bf16 works")
 
 
 def check_stack(run: Run, stack: Software) -> None:
@@ -142,7 +148,8 @@ def check_stack(run: Run, stack: Software) -> None:
 def tape_of_run(run: Run, model: Model | None = None) -> Tape:
     """Every allocator request of the Run: its load and its steps."""
     model = model or model_of(run)
-    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer), rates_of(run))
+    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer), rates_of(run), run.optimizer_in_backward)
+    check_kernels(run, model)
     return record(model, plan, stack_of(run))
 
 
@@ -227,7 +234,7 @@ def about(run: Run, model: Model) -> About:
         ("batch", f"{run.batch.size} × {run.batch.sequence} tokens" + (f" × {run.batch.accumulation} micro-batches" if run.batch.accumulation > 1 else "")),
         ("precision", run.precision),
         ("checkpointing", run.checkpointing),
-        ("optimizer", run.optimizer),
+        ("optimizer", run.optimizer + (", in backward" if run.optimizer_in_backward else "")),
         *((("allocator", run.allocator),) if run.allocator else ()),
     )
     catalogue = devices()

@@ -40,4 +40,4 @@ def record(model: Model, plan: Plan, stack: Stack, *, whole: bool = False) -> Ta
         return replace(tape, work=None)
     trained = [p for _, p in model.in_order() if p.trainable and not p.buffer]
     seconds = optimizer_seconds(plan.optimizer.name, plan.clip_grad_norm is not None, trained, plan.rates)
-    return replace(tape, work=with_optimizer(tape.work, tape.phase, tape.phases, seconds))
+    return replace(tape, work=with_optimizer(tape.work, tape.phase, tape.phases, seconds, "backward" if plan.in_backward else "optimizer"))

@@ -6,7 +6,7 @@ AccumulateGrad runs as soon as its gradient is complete.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from memsim.graph import LayerGraph, Operator, TensorSpec
@@ -65,6 +65,7 @@ class Autograd:
     leaves: dict[int, Leaf] = field(default_factory=dict)  # by autograd value
     nodes: list[Node] = field(default_factory=list)
     attached: list[int] = field(default_factory=list)  # storages that nodes hold until the graph goes
+    hook: Callable[[Leaf], None] | None = None  # runs after a leaf has its gradient (register_post_accumulate_grad_hook)
     next_value: int = 0
     recomputing: bool = False
 
@@ -205,13 +206,19 @@ class Autograd:
                 frame.pending -= 1
                 if frame.pending == 0:
                     machine.release(*frame.held)
+            ready = []
             for i, grad in edges:
                 value = values[op.inputs[i].value]
                 leaf = self.leaves.get(value)
                 if leaf is not None:
-                    self._arrive(leaf, grad)
+                    if self.hook is None:
+                        self._arrive(leaf, grad)
+                    else:
+                        ready.append((leaf, grad))
                 else:
                     buffers[value] = self._accumulate(buffers.get(value), grad)
+            for leaf, grad in ready:
+                self._arrive(leaf, grad)
         machine.default_category, machine.scratch_category = before
         machine.backward_thread = False
 
@@ -235,12 +242,14 @@ class Autograd:
         if leaf.expected:
             return
         total, leaf.buffer = leaf.buffer, None
-        if leaf.grad is not None:
-            machine.release(total.storage)
-        else:
-            if machine.references[total.storage] > 1:
-                copy = machine.grad(total.shape, total.strides, total.dtype)
-                machine.release(total.storage)
-                total = copy
+        held = total.storage  # AccumulateGrad's own reference lasts until it returns
+        if leaf.grad is None:
+            if machine.references[held] > 1:
+                total = machine.grad(total.shape, total.strides, total.dtype)
+            else:
+                machine.retain(held)
             leaf.grad = total
             machine.category[total.storage] = int(Category.GRADIENTS)
+        if self.hook is not None:
+            self.hook(leaf)
+        machine.release(held)

@@ -56,3 +56,9 @@ BUFFERS = {
     "rmsprop-32bit": Buffers(ONE),
     "adagrad-8bit": Buffers(ONE, eight=True),
 }
+NO_BF16 = ("sgd-8bit", "rmsprop-8bit", "rmsprop-32bit", "adagrad-8bit")  # whose fp32 state has kernels for fp32 and fp16 gradients only (backends/cuda/ops.py)
+
+
+def lacks_kernel(name: str, p: Parameter) -> bool:
+    """Whether an optimizer raises an error over a parameter."""
+    return name in NO_BF16 and p.dtype == "bf16" and not BUFFERS[name].quantizes(p)

@@ -67,12 +67,12 @@ def optimizer_seconds(name: str, clips: bool, parameters: Iterable[Parameter], r
     return max(moved / (rates.device.memory_bandwidth * rates.efficiency.memory), rates.efficiency.launch * min(tensors, 100))
 
 
-def with_optimizer(work: Columns | None, phase: NDArray[np.int32], phases: tuple[str, ...], seconds: float) -> Columns | None:
-    """The work, with the optimizer's time spread evenly over the events of each of its phases."""
+def with_optimizer(work: Columns | None, phase: NDArray[np.int32], phases: tuple[str, ...], seconds: float, during: str = "optimizer") -> Columns | None:
+    """The work, with the optimizer's time spread evenly over the events of each phase of this kind."""
     if work is None:
         return None
     for number, name in enumerate(phases):
-        if name.endswith("/optimizer"):
+        if name.endswith(f"/{during}"):
             mine = phase == number
             count = int(mine.sum())
             if count:
