@@ -17,8 +17,8 @@ from memsim import catalog, yamlfile
 from memsim.efficiency import Efficiency
 from memsim.errors import InputError
 from memsim.explain import explain, nearest, show
-from memsim.optimizernames import optimizer_name
 from memsim.modelref import Resolved, resolve
+from memsim.optimizernames import optimizer_name
 from memsim.quantity import GIB, as_float, read_bytes
 from memsim.stacks import STACKS
 

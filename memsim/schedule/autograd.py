@@ -206,12 +206,12 @@ class Autograd:
                 frame.pending -= 1
                 if frame.pending == 0:
                     machine.release(*frame.held)
-            ready = []
+            ready, at_once = [], self.hook is None or KINDS[op.kind].one_by_one(op.inputs)
             for i, grad in edges:
                 value = values[op.inputs[i].value]
                 leaf = self.leaves.get(value)
                 if leaf is not None:
-                    if self.hook is None:
+                    if at_once:
                         self._arrive(leaf, grad)
                     else:
                         ready.append((leaf, grad))
