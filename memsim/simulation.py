@@ -122,9 +122,8 @@ def check_kernels(run: Run, model: Model) -> None:
     """Raises Unsupported where the optimizer has no kernel for a parameter."""
     for _, p in model.in_order():
         if p.trainable and not p.buffer and lacks_kernel(run.optimizer, p):
-            raise Unsupported(
-                f"optimizer: {run.optimizer} has no kernel for {p.dtype} gradients with fp32 state ({p.name}); precision: fp32, fp16 or amp-bf16 works"
-            )
+            name = f"{run.optimizer} of bitsandbytes"
+            raise Unsupported(f"optimizer: {name} has no kernel for bf16 gradients with fp32 state ({p.name}); precision: fp32, fp16 or amp-bf16 works")
 
 
 def check_stack(run: Run, stack: Software) -> None:

@@ -44,7 +44,8 @@ def update(m: Machine, rows: Rows) -> None:
 
 
 def orthogonalized(m: Machine, p: Parameter) -> int:
-    """_zeropower_via_newtonschulz: the storage of its result."""
+    """_zeropower_via_newtonschulz: the storage of its result. addmm goes through cuBLASLt where what is added is contiguous and no dimension is
+    1 (seen in recordings of torch 2.15), and a matrix that is taller than wide is worked on as its transpose, a view."""
     item = ITEMSIZE[DTYPE]
     least = min(p.shape)
     result = m.alloc(item * p.elements, SCRATCH)
@@ -67,3 +68,9 @@ def orthogonalized(m: Machine, p: Parameter) -> int:
         result = following
     m.release(*grams.values())
     return result
+
+
+def flops(p: Parameter) -> float:
+    """Floating-point operations of the iteration's products: matrix times transpose, square times square, square times matrix."""
+    least, most = sorted(p.shape)
+    return ITERATIONS * 2.0 * least * least * (2 * most + least)
