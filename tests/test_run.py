@@ -30,6 +30,7 @@ def test_defaults_are_those_of_the_recordings() -> None:
         "checkpointing": "none",
         "routing": "balanced",
         "optimizer": "adamw",
+        "optimizer_in_backward": False,
         "clip_grad_norm": None,
         "fsdp": 1,
         "allocator": "",

@@ -123,7 +123,7 @@ def test_in_backward_refuses_what_needs_every_gradient(keys: dict[str, object], 
 
 
 def test_what_bitsandbytes_has_no_kernel_for() -> None:
-    with pytest.raises(Unsupported, match="^optimizer: rmsprop-8bit of bitsandbytes has no kernel for bf16 gradients with fp32 state"):
+    with pytest.raises(Unsupported, match=r"^optimizer: rmsprop-8bit of bitsandbytes has no kernel for bf16 gradients with fp32 state"):
         simulate(Run(model=MODEL, optimizer="rmsprop-8bit"))
     assert simulate(Run(model=MODEL, optimizer="rmsprop-8bit", precision="fp16", steps=1)).steps
 

@@ -38,9 +38,9 @@ def tape(drawn: dict[str, object], whole: bool) -> Tape:
     layers, kind = drawn.pop("layers"), drawn.pop("model_type")
     if kind == "qwen3" or drawn.get("batch", {}).get("sequence") == 1:
         drawn["stack"] = "golden"
-    if drawn["optimizer_in_backward"]:
+    if drawn.get("optimizer_in_backward"):
         drawn |= {"batch": {**drawn["batch"], "accumulation": 1}, "clip_grad_norm": None, "stack": "golden"}
-    if drawn["optimizer"] in ("muon", "adagrad"):
+    if drawn.get("optimizer") in ("muon", "adagrad"):
         drawn["stack"] = "golden"
     run = Run(model={**SMALL, "model_type": kind, "num_hidden_layers": layers}, **drawn)
     plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer), in_backward=run.optimizer_in_backward)
