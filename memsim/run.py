@@ -18,6 +18,7 @@ from memsim.efficiency import Efficiency
 from memsim.errors import InputError
 from memsim.explain import explain, nearest, show
 from memsim.modelref import Resolved, resolve
+from memsim.optimizernames import optimizer_name
 from memsim.quantity import GIB, as_float, read_bytes
 from memsim.stacks import STACKS
 from memsim.strategy import read_strategy
@@ -168,21 +169,8 @@ class Run(Part):
     attention: Literal["sdpa", "eager"] = "sdpa"
     checkpointing: Annotated[str | dict[str, Any], BeforeValidator(read_strategy)] = "none"  # (passes/checkpoint.py)
     routing: Annotated[str | dict[str, float], BeforeValidator(_routing)] = "balanced"  # of tokens to experts, where there are any (models/moe.py)
-    optimizer: Literal[
-        "adamw",
-        "adamw-fused",
-        "adamw-for-loop",
-        "sgd",
-        "sgd-momentum",
-        "adafactor",
-        "adagrad",
-        "rmsprop",
-        "nadam",
-        "adamw-8bit",
-        "paged-adamw-8bit",
-        "paged-adamw",
-        "lion-8bit",
-    ] = "adamw"
+    optimizer: Annotated[str, BeforeValidator(optimizer_name)] = "adamw"  # memsim/optimizernames.py
+    optimizer_in_backward: Annotated[bool, BeforeValidator(_flag)] = False  # an optimizer for each parameter, stepped once its gradient is there
     grad_scaler: Annotated[bool, BeforeValidator(_flag)] = False  # torch.amp.GradScaler, with amp-fp16 (schedule/grad_scaler.py)
     clip_grad_norm: Annotated[float, _number(lambda norm: norm > 0, "a positive number or null")] | None = None
     fsdp: Annotated[int, _whole(1, 2**16)] = 1

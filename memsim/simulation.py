@@ -18,6 +18,7 @@ from memsim.efficiency import Efficiency
 from memsim.errors import InputError, Unsupported
 from memsim.models import build, is_assumed
 from memsim.models.model import Model, Settings
+from memsim.optimizernames import OPTIMIZERS
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
 from memsim.passes.freeze import Freeze, frozen
 from memsim.passes.int8 import Int8
@@ -26,6 +27,7 @@ from memsim.passes.lora_parameters import converted
 from memsim.passes.packed import Packed
 from memsim.passes.quantize import Nf4, with_quantized
 from memsim.schedule import record
+from memsim.schedule.bitsandbytes import lacks_kernel
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
 from memsim.schedule.training import Plan
@@ -41,21 +43,6 @@ if TYPE_CHECKING:
 PRECISIONS = ("bf16", "fp16", "fp32", "amp-bf16", "amp-fp16", "tf32")
 AUTOCAST = {"amp-bf16": "bf16", "amp-fp16": "fp16"}
 WEIGHTS = {"amp-bf16": "fp32", "amp-fp16": "fp32", "tf32": "fp32"}  # precision → dtype of the weights, where it is not its own name
-OPTIMIZERS = (
-    "adamw",
-    "adamw-fused",
-    "adamw-for-loop",
-    "sgd",
-    "sgd-momentum",
-    "adafactor",
-    "adagrad",
-    "rmsprop",
-    "nadam",
-    "adamw-8bit",
-    "paged-adamw-8bit",
-    "paged-adamw",
-    "lion-8bit",
-)
 PACKINGS = {"nf4": "NF4", "int8": "LLM.int8()", "gptq": "GPTQ", "awq": "AWQ"}  # names of method.quantization
 UNLIMITED = 1 << 57  # bytes
 
@@ -150,11 +137,16 @@ def check_supported(run: Run) -> None:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.device is not None and devices()[run.device].sm is None:
         raise Unsupported(f"device: {run.device} is not NVIDIA's, and its kernels are not modelled; device_memory_gib asks whether a run fits its memory")
+    if run.optimizer_in_backward:
+        check_in_backward(run)
     check_stack(run, STACKS[run.stack])
 
 
 def check_grad_scaler(run: Run) -> None:
     """Raises InputError where PyTorch's scaler fails or has nothing to do, Unsupported where it is not held against recordings."""
+    if run.grad_scaler and (run.optimizer_in_backward or run.optimizer == "muon"):
+        other = "optimizer_in_backward: true" if run.optimizer_in_backward else "optimizer: muon"
+        raise Unsupported(f"grad_scaler: true with {other} is not supported yet; false is")
     if not run.grad_scaler or run.precision == "amp-fp16":
         return
     if run.precision != "fp16":
@@ -163,6 +155,24 @@ def check_grad_scaler(run: Run) -> None:
         raise InputError(
             "grad_scaler: true with precision fp16 fails in PyTorch: Attempting to unscale FP16 gradients; precision amp-fp16, whose weights are fp32, works"
         )
+
+
+def check_in_backward(run: Run) -> None:
+    """Raises Unsupported for what needs every gradient, or the sum of several, before the optimizer steps."""
+    if run.batch.accumulation > 1:
+        raise Unsupported("optimizer_in_backward: it steps as soon as a gradient is there, before others could be added; batch.accumulation: 1 works")
+    if run.clip_grad_norm:
+        raise Unsupported("optimizer_in_backward: no gradient is left once all are known, so none can be clipped; clip_grad_norm: null works")
+    if run.stack != "golden":
+        raise Unsupported(f"optimizer_in_backward: it is not supported yet with stack {run.stack}; with golden it is")
+
+
+def check_kernels(run: Run, model: Model) -> None:
+    """Raises Unsupported where the optimizer has no kernel for a parameter."""
+    for _, p in model.in_order():
+        if p.trainable and not p.buffer and lacks_kernel(run.optimizer, p):
+            name = f"{run.optimizer} of bitsandbytes"
+            raise Unsupported(f"optimizer: {name} has no kernel for bf16 gradients with fp32 state ({p.name}); precision: fp32, fp16 or amp-bf16 works")
 
 
 def check_stack(run: Run, stack: Software) -> None:
@@ -190,7 +200,8 @@ def check_stack(run: Run, stack: Software) -> None:
 def tape_of_run(run: Run, model: Model | None = None) -> Tape:
     """Every allocator request of the Run: its load and its steps."""
     model = model or model_of(run)
-    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer), rates_of(run), run.grad_scaler)
+    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer), rates_of(run), run.optimizer_in_backward, run.grad_scaler)
+    check_kernels(run, model)
     return record(model, plan, stack_of(run))
 
 
@@ -288,7 +299,7 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
         ("batch", f"{run.batch.size} × {run.batch.sequence} tokens" + (f" × {run.batch.accumulation} micro-batches" if run.batch.accumulation > 1 else "")),
         ("precision", run.precision + (" with GradScaler" if run.grad_scaler else "")),
         ("checkpointing", in_words(run.checkpointing)),
-        ("optimizer", run.optimizer),
+        ("optimizer", run.optimizer + (", in backward" if run.optimizer_in_backward else "")),
         *((("allocator", run.allocator),) if run.allocator else ()),
         *((("assumed", "simulated as Llama"),) if not strict and is_assumed(run.config) else ()),
         *((("approximate", f"kernels of {packing.kind.upper()}, not held against recordings"),) if isinstance(packing, Packed) else ()),

@@ -39,6 +39,7 @@ def test_defaults_are_those_of_the_recordings() -> None:
         "checkpointing": "none",
         "routing": "balanced",
         "optimizer": "adamw",
+        "optimizer_in_backward": False,
         "grad_scaler": False,
         "clip_grad_norm": None,
         "fsdp": 1,

@@ -58,6 +58,11 @@ class Kind:
         """Whether backward is a Python function, whose locals die from first to last; what C++ unpacked dies from last to first."""
         return False
 
+    def one_by_one(self, inputs: Sequence[TensorSpec]) -> bool:
+        """Whether its gradients go on through views or straight into leaves, which autograd runs one after the other, in the order that
+        `backward` gives; else every gradient is in the next node's buffer before a leaf takes its own."""
+        return False
+
     def attached(self, inputs: Sequence[TensorSpec], attrs: Attrs) -> tuple[int, ...]:
         """Storages that the node itself holds, as attributes of a Python function's context, until the graph goes with the loss."""
         return ()

@@ -32,6 +32,9 @@ class Linear(Kind):
         kept_weight = (weight.storage,) if x.requires_grad else ()
         return (*kept_x, *kept_weight) if len(inputs) == 3 else (*kept_weight, *kept_x)
 
+    def one_by_one(self, inputs: Specs) -> bool:
+        return len(inputs[0].shape) > 2
+
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         into.append(m.alloc(outputs[0].nbytes))
         m.workspace(lt=len(inputs) == 3)

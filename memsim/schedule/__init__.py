@@ -35,9 +35,9 @@ def record(model: Model, plan: Plan, stack: Stack, *, whole: bool = False) -> Ta
     tape = tape_of(repeat_last_step(events, plan.steps) if not whole else events)
     if plan.rates is None:
         return replace(tape, work=None)
-    trained = [p for _, p in model.in_order() if p.trainable and not p.buffer]
+    trained = [(layer, p) for layer, p in model.in_order() if p.trainable and not p.buffer]
     seconds = optimizer_seconds(plan.optimizer.name, plan.clip_grad_norm is not None, trained, plan.rates)
-    return replace(tape, work=with_optimizer(tape.work, tape.phase, tape.phases, seconds))
+    return replace(tape, work=with_optimizer(tape.work, tape.phase, tape.phases, seconds, "backward" if plan.in_backward else "optimizer"))
 
 
 def alike_layers(model: Model) -> tuple[list[Hashable], list[bool]]:

@@ -6,7 +6,7 @@ AccumulateGrad runs as soon as its gradient is complete.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from memsim.graph import LayerGraph, Operator, TensorSpec
@@ -58,6 +58,7 @@ class Autograd:
     nodes: list[Node] = field(default_factory=list)
     holding: Nodes | None = None  # where nodes of operators hold tensors until the graph goes
     attached: list[int] = field(default_factory=list)  # storages that nodes of reentrant checkpoints hold as long
+    hook: Callable[[Leaf], None] | None = None  # runs after a leaf has its gradient (register_post_accumulate_grad_hook)
     next_value: int = 0
     how: int = FORWARD  # what executing an operator is, for the estimate of time
 
@@ -163,13 +164,19 @@ class Autograd:
                 frame.pending -= 1
                 if frame.pending == 0:
                     frame.close(machine)
+            ready, at_once = [], self.hook is None or KINDS[op.kind].one_by_one(op.inputs)
             for i, grad in edges:
                 value = values[op.inputs[i].value]
                 leaf = self.leaves.get(value)
                 if leaf is not None:
-                    self._arrive(leaf, grad)
+                    if at_once:
+                        self._arrive(leaf, grad)
+                    else:
+                        ready.append((leaf, grad))
                 else:
                     buffers[value] = self._accumulate(buffers.get(value), grad)
+            for leaf, grad in ready:
+                self._arrive(leaf, grad)
         machine.default_category, machine.scratch_category, machine.backward_thread = before
 
     def checkpoint(self, instance: Instance, region: Reentrant, held: Sequence[int], saved: Sequence[int]) -> None:
@@ -193,7 +200,7 @@ class Autograd:
         machine, graph = self.machine, region.graph
         category, machine.default_category = machine.default_category, int(Category.RECOMPUTATION)
         holding = Nodes(tensors=False) if holds_tensors(graph) else None
-        inner = Autograd(machine, dict(self.leaves), holding=holding, next_value=self.next_value, how=RECOMPUTED)
+        inner = Autograd(machine, dict(self.leaves), holding=holding, hook=self.hook, next_value=self.next_value, how=RECOMPUTED)
         instance = inner.instance(graph, region.bound, first.layer, first.prefix)
         hidden, out = graph.inputs["hidden_states"], graph.outputs[0]
         leaf = Leaf(instance.storages[hidden.storage], hidden)
@@ -234,12 +241,14 @@ class Autograd:
         if leaf.expected:
             return
         total, leaf.buffer = leaf.buffer, None
-        if leaf.grad is not None:
-            machine.release(total.storage)
-        else:
-            if machine.references[total.storage] > 1:
-                copy = machine.grad(total.shape, total.strides, total.dtype)
-                machine.release(total.storage)
-                total = copy
+        held = total.storage  # AccumulateGrad's own reference lasts until it returns
+        if leaf.grad is None:
+            if machine.references[held] > 1:
+                total = machine.grad(total.shape, total.strides, total.dtype)
+            else:
+                machine.retain(held)
             leaf.grad = total
             machine.category[total.storage] = int(Category.GRADIENTS)
+        if self.hook is not None:
+            self.hook(leaf)
+        machine.release(held)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
-from memsim.dtypes import ITEMSIZE
+from memsim.dtypes import ITEMSIZE, promote
 from memsim.models.model import Parameter
-from memsim.schedule import adafactor
-from memsim.schedule.autograd import Leaf
+from memsim.schedule import adafactor, foreach, muon
+from memsim.schedule.bitsandbytes import BUFFERS, CODE_BOOK
+from memsim.schedule.foreach import Rows, by_dtype
 from memsim.schedule.machine import NO_LAYER, Machine
 from memsim.tape import Category
 
-Rows = Sequence[tuple[int, Parameter, Leaf]]
 STATE = int(Category.OPTIMIZER_STATE)
 FUSED = ("adamw-fused",)  # one kernel unscales gradients and steps (_step_supports_amp_scaling)
+State = dict[int, list[int]]  # storages by the parameter's
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,33 @@ class Optimizer:
 
     name: str
 
-    def step(self, m: Machine, rows: Rows, state: dict[int, list[int]]) -> None:
+    def parts(self, rows: Rows) -> list[tuple[str, Rows]]:
+        """The torch optimizers that it consists of, in the order in which they step and forget gradients, each with its parameters."""
+        if self.name != "muon":
+            return [(self.name, rows)]
+        matrices, rest = muon.parts(rows)
+        return [("muon", matrices), ("adamw", rest)]
+
+    def step(self, m: Machine, rows: Rows, state: State) -> None:
         """optimizer.step()."""
-        rows = [row for row in rows if row[2].grad is not None]
-        init_state(self.name, m, rows, state)
-        TEMPORARIES.get(self.name, nothing)(m, rows)
+        for name, some in self.parts(rows):
+            some = [row for row in some if row[2].grad is not None]
+            init_state(name, m, some, state)
+            temporaries(name, m, some)
         m.layer = NO_LAYER
 
-    def created(self, m: Machine, rows: Rows, state: dict[int, list[int]]) -> None:
+    def zero_grad(self, m: Machine, rows: Rows) -> None:
+        """optimizer.zero_grad(set_to_none=True)."""
+        for _, some in self.parts(rows):
+            for layer, _, leaf in some:
+                if leaf.grad is not None:
+                    m.layer = layer
+                    m.at("zero_grad")
+                    m.release(leaf.grad.storage)
+                    leaf.grad = None
+        m.layer = NO_LAYER
+
+    def created(self, m: Machine, rows: Rows, state: State) -> None:
         """What the optimizer's constructor allocates."""
         if self.name == "adagrad":
             init_state(self.name, m, rows, state)
@@ -42,95 +63,60 @@ class Optimizer:
         m.layer = NO_LAYER
 
 
-def init_state(name: str, m: Machine, rows: Rows, state: dict[int, list[int]]) -> None:
-    """What appears at the first step, parameter by parameter."""
+def init_state(name: str, m: Machine, rows: Rows, state: State) -> None:
+    """What appears at the first step, parameter by parameter; SGD makes its buffers where it steps, dtype by dtype."""
+    if name == "sgd-momentum":
+        rows = [row for group in by_dtype(rows) for row in group]
     for layer, p, leaf in rows:
         if leaf.storage in state:
             continue
         m.layer = layer
         m.at(f"{name}.state")
-        if name in QUANTIZED and keeps_8bit(name, p) and CODE_BOOKS not in state:
-            state[CODE_BOOKS] = [m.alloc(1024, STATE) for _ in range(QUANTIZED[name])]
+        if name in BUFFERS and BUFFERS[name].quantizes(p) and CODE_BOOKS not in state:
+            state[CODE_BOOKS] = [m.alloc(CODE_BOOK, STATE) for _ in BUFFERS[name].stacked]
         sizes = state_bytes(name, p)
         state[leaf.storage] = [m.alloc(size, STATE) for size in sizes]
 
 
+CODE_BOOKS = -1  # key of the quantization maps, which the first 8-bit parameter brings to the device
+
+# torch's optimizers: tensors of the parameter's size and dtype; counts of steps are on the host, but for fused kernels
+COPIES = {
+    "adam": 2,
+    "adamw": 2,
+    "adamw-for-loop": 2,
+    "adamw-amsgrad": 3,
+    "adamax": 2,
+    "nadam": 2,
+    "radam": 2,
+    "adadelta": 2,
+    "sgd": 0,
+    "sgd-momentum": 1,
+    "rmsprop": 1,
+    "adagrad": 1,
+    "muon": 1,
+}
+
+
 def state_bytes(name: str, p: Parameter) -> list[int]:
     """Bytes of each state tensor of a parameter, in order. Paged state is managed memory of the host, and not here."""
-    if name in QUANTIZED:
-        return bitsandbytes_state(name, p)
-    if name == "adamw-fused":
+    if name in BUFFERS:
+        return BUFFERS[name].sizes(p)
+    if name in ("adam-fused", "adamw-fused"):
         return [4, p.nbytes, p.nbytes]
-    if name in ("adamw", "adamw-for-loop", "nadam"):
-        return [p.nbytes, p.nbytes]
-    if name == "adafactor":
-        return adafactor.state_bytes(p)
-    return [p.nbytes] if name in ("sgd-momentum", "rmsprop", "adagrad") else []
+    return adafactor.state_bytes(p) if name == "adafactor" else [p.nbytes] * COPIES[name]
 
 
-QUANTIZED = {"adamw-8bit": 2, "paged-adamw-8bit": 2, "paged-adamw": 2, "lion-8bit": 1}  # bitsandbytes' optimizers: state tensors of each
-LEAST_8BIT = 4096  # elements; smaller parameters keep fp32 state (bitsandbytes/optim/optimizer.py, min_8bit_size)
-LEAST_PAGED = 100_000  # elements, from which on paged optimizers page (get_state_buffer)
-
-
-CODE_BOOKS = -1  # key of the quantization maps, 256 fp32 values each, which the first 8-bit parameter brings to the device
-
-
-def keeps_8bit(name: str, p: Parameter) -> bool:
-    """Whether a parameter's state is 8-bit."""
-    return name != "paged-adamw" and p.elements >= LEAST_8BIT
-
-
-def bitsandbytes_state(name: str, p: Parameter) -> list[int]:
-    """init_state of Optimizer2State and Optimizer1State: 8-bit blocks of 256 with an fp32 maximum each, or fp32."""
-    count, eight = QUANTIZED[name], keeps_8bit(name, p)
-    paged = name.startswith("paged") and p.elements >= LEAST_PAGED
-    buffers = [] if paged else [p.elements if eight else 4 * p.elements] * count
-    return buffers + ([4 * -(-p.elements // 256)] * count if eight else [])
-
-
-def nothing(m: Machine, rows: Rows) -> None:
-    """No temporaries."""
-
-
-def foreach_roots(m: Machine, rows: Rows) -> None:
-    """_multi_tensor_adam, _multi_tensor_nadam, _multi_tensor_rmsprop: the square roots of every second moment at once."""
-    for group in by_dtype(rows):
-        release_list(m, "_foreach_sqrt", foreach(m, "_foreach_sqrt", group))
-
-
-def adagrad(m: Machine, rows: Rows) -> None:
-    """_multi_tensor_adagrad: the square roots of the sums, and the gradients times the rates."""
-    for group in by_dtype(rows):
-        std, numerator = foreach(m, "_foreach_sqrt", group), foreach(m, "_foreach_mul", group)
-        release_list(m, "_foreach_sqrt", std)
-        release_list(m, "_foreach_mul", numerator)
-
-
-def foreach(m: Machine, name: str, group: Rows) -> list[tuple[int, int]]:
-    """A new tensor for each parameter: (layer, storage)."""
-    made = []
-    for layer, p, _ in group:
-        m.layer = layer
-        m.at(f"optimizer.{name}")
-        made.append((layer, m.alloc(p.nbytes, int(Category.SCRATCH))))
-    return made
-
-
-def release_list(m: Machine, name: str, tensors: list[tuple[int, int]]) -> None:
-    """A list dies from its end."""
-    for layer, storage in reversed(tensors):
-        m.layer = layer
-        m.at(f"optimizer.{name}")
-        m.release(storage)
-
-
-def by_dtype(rows: Rows) -> list[list[tuple[int, Parameter, Leaf]]]:
-    """torch.utils._foreach_utils._group_tensors_by_device_and_dtype."""
-    groups: dict[str, list[tuple[int, Parameter, Leaf]]] = {}
-    for row in rows:
-        groups.setdefault(row[1].dtype, []).append(row)
-    return list(groups.values())
+def temporaries(name: str, m: Machine, rows: Rows) -> None:
+    """What a step allocates and frees; fused kernels, SGD's and bitsandbytes' work in place."""
+    if name in foreach.LOCALS:
+        foreach.update(name, m, rows)
+    elif name == "muon":
+        muon.update(m, rows)
+    elif name == "adamw-for-loop":
+        adamw_for_loop(m, rows)
+    elif name == "adafactor":
+        adafactor.update(m, [(layer, p) for layer, p, _ in rows])
 
 
 def adamw_for_loop(m: Machine, rows: Rows) -> None:
@@ -174,7 +160,7 @@ def clip_grad_norm(m: Machine, rows: Rows, whole: Sequence[Parameter]) -> None:
         m.at("clip_grad_norm._foreach_norm")
         m.release(*scratch)
     m.at("clip_grad_norm.stack")
-    item = ITEMSIZE[rows[0][1].dtype]
+    item = ITEMSIZE[reduce(promote, (p.dtype for p in whole))]
     stacked = m.alloc(item * len(whole), int(Category.SCRATCH))
     total = m.alloc(item, int(Category.SCRATCH))
     m.release(stacked)
@@ -190,18 +176,3 @@ def clip_grad_norm(m: Machine, rows: Rows, whole: Sequence[Parameter]) -> None:
     m.release(reciprocal, shifted)
     clamped = m.alloc(item, int(Category.SCRATCH))
     m.release(coefficient, clamped, total)
-
-
-def adafactor_update(m: Machine, rows: Rows) -> None:
-    """_single_tensor_adafactor."""
-    adafactor.update(m, [(layer, p) for layer, p, _ in rows])
-
-
-TEMPORARIES = {
-    "adamw": foreach_roots,
-    "nadam": foreach_roots,
-    "rmsprop": foreach_roots,
-    "adagrad": adagrad,
-    "adamw-for-loop": adamw_for_loop,
-    "adafactor": adafactor_update,
-}

@@ -16,6 +16,7 @@ from memsim.graph import Operator
 from memsim.models.model import Parameter
 from memsim.operators import KINDS
 from memsim.operators.base import Work
+from memsim.schedule import muon
 from memsim.schedule.machine import BACKWARD, COPIED, RECOMPUTED, Machine
 from memsim.tape import SECONDS
 
@@ -58,21 +59,24 @@ def _estimate(op: Operator, backward: bool, rates: Rates) -> tuple[float, float]
     return (0.0, 0.0) if work is None else (rates.seconds(work), work.flops if work.unit != "vector" else 0.0)
 
 
-def optimizer_seconds(name: str, clips: bool, parameters: Iterable[Parameter], rates: Rates) -> float:
-    """Of a step of the optimizer, over trainable parameters."""
-    moved, tensors = 0.0, 0
-    for p in parameters:
-        moved += p.elements * optimizer_bytes(name, ITEMSIZE[p.dtype], clips)
+def optimizer_seconds(name: str, clips: bool, parameters: Iterable[tuple[int, Parameter]], rates: Rates) -> float:
+    """Of a step of the optimizer, over trainable parameters and their layers."""
+    moved, tensors, flops = 0.0, 0, 0.0
+    for layer, p in parameters:
+        matrix = name == "muon" and muon.is_matrix(layer, p)
+        moved += p.elements * optimizer_bytes("adamw" if name == "muon" and not matrix else name, ITEMSIZE[p.dtype], clips)
+        flops += muon.flops(p) if matrix else 0
         tensors += 1
-    return max(moved / (rates.device.memory_bandwidth * rates.efficiency.memory), rates.efficiency.launch * min(tensors, 100))
+    seconds = moved / (rates.device.memory_bandwidth * rates.efficiency.memory) + flops / (rates.peak(muon.DTYPE) * rates.efficiency.matmul)
+    return max(seconds, rates.efficiency.launch * min(tensors, 100))
 
 
-def with_optimizer(work: Columns | None, phase: NDArray[np.int32], phases: tuple[str, ...], seconds: float) -> Columns | None:
-    """The work, with the optimizer's time spread evenly over the events of each of its phases."""
+def with_optimizer(work: Columns | None, phase: NDArray[np.int32], phases: tuple[str, ...], seconds: float, during: str = "optimizer") -> Columns | None:
+    """The work, with the optimizer's time spread evenly over the events of each phase of this kind."""
     if work is None:
         return None
     for number, name in enumerate(phases):
-        if name.endswith("/optimizer"):
+        if name.endswith(f"/{during}"):
             mine = phase == number
             count = int(mine.sum())
             if count:

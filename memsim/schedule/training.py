@@ -37,6 +37,7 @@ class Plan:
     clip_grad_norm: float | None
     optimizer: Optimizer
     rates: Rates | None = None  # what estimates the time
+    in_backward: bool = False  # an optimizer for each parameter, which steps once its gradient is there
     grad_scaler: bool = False
 
 
@@ -52,6 +53,8 @@ class Training:
     leaves: dict[int, Leaf] = field(default_factory=dict)  # by autograd value
     order: list[tuple[int, Parameter, Leaf]] = field(default_factory=list)  # trainable, as model.parameters() gives them
     state: dict[int, list[int]] = field(default_factory=dict)  # optimizer state by parameter storage
+    states: dict[int, dict[int, list[int]]] = field(default_factory=dict)  # the same, of each parameter's own optimizer
+    row_of: dict[Leaf, tuple[int, Parameter, Leaf]] = field(default_factory=dict)
     graphs: dict[tuple[int, bool, bool, bool], LayerGraph] = field(default_factory=dict)
     asked: bool = False  # autocast has asked whether the device has bfloat16
     quantized: bool = False  # a weight was, so the map for scales is there
@@ -95,7 +98,12 @@ class Training:
                 leaf = Leaf(storage, spec)
                 self.leaves[value] = leaf
                 self.order.append((layer, p, leaf))
-        self.plan.optimizer.created(machine, self.order, self.state)
+        if self.plan.in_backward:
+            for row in self.order:
+                self.row_of[row[2]] = row
+                self.plan.optimizer.created(machine, [row], self.states.setdefault(row[2].storage, {}))
+        else:
+            self.plan.optimizer.created(machine, self.order, self.state)
         machine.layer = NO_LAYER
 
     def place(self, layer: int, p: Parameter, dtype: str) -> None:
@@ -133,18 +141,26 @@ class Training:
             self.micro_batch(number)
         machine.enter(f"{number}/optimizer")
         machine.layer = NO_LAYER
+        if self.plan.in_backward:
+            return
         if self.plan.clip_grad_norm:
             self.scaler.unscale()
             self.plan.optimizer.clip(machine, self.order, [p for _, p in self.whole.in_order() if p.trainable and not p.buffer])
         with self.scaler.step(fused=self.plan.optimizer.name in FUSED):
             self.plan.optimizer.step(machine, self.order, self.state)
-        for layer, _, leaf in self.order:
-            if leaf.grad is not None:
-                machine.layer = layer
-                machine.at("zero_grad")
-                machine.release(leaf.grad.storage)
-                leaf.grad = None
-        machine.layer = NO_LAYER
+        self.plan.optimizer.zero_grad(machine, self.order)
+
+    def step_one(self, leaf: Leaf) -> None:
+        """The hook of a parameter's own optimizer: step(), zero_grad()."""
+        row = self.row_of.get(leaf)
+        if row is None:  # the embedded tokens, which a checkpoint told to require a gradient
+            return
+        machine, optimizer = self.machine, self.plan.optimizer
+        layer = machine.layer
+        optimizer.step(machine, [row], self.states.setdefault(leaf.storage, {}))
+        optimizer.zero_grad(machine, [row])
+        machine.layer = layer
+        machine.at("AccumulateGrad")
 
     def micro_batch(self, number: int) -> None:
         """Token ids, forward with labels, backward, and what the training loop lets go of."""
@@ -153,8 +169,8 @@ class Training:
         machine.at("tokens")
         tokens = machine.alloc(8 * settings.batch * settings.sequence, int(Category.INPUTS))
         self.begin_autocast()
-        holding = any(map(holds_tensors, self.model.layer_graphs))
-        autograd = Autograd(machine, dict(self.leaves), holding=Nodes(tensors=False) if holding else None)
+        holding = Nodes(tensors=False) if any(map(holds_tensors, self.model.layer_graphs)) else None
+        autograd = Autograd(machine, dict(self.leaves), holding=holding, hook=self.step_one if self.plan.in_backward else None)
         outer = self.model.outer
         bound = dict.fromkeys(outer.inputs, (tokens, -(10**9)))
         bound |= {name: self.parameters[-1, name] for name in outer.parameters}

@@ -25,7 +25,8 @@ runs = st.fixed_dictionaries(
         "precision": st.sampled_from(["bf16", "fp16", "fp32"]),
         "attention": st.sampled_from(["sdpa", "eager"]),
         "checkpointing": st.sampled_from(["none", "full"]),
-        "optimizer": st.sampled_from(["adamw", "adamw-fused", "adamw-for-loop", "sgd", "sgd-momentum", "adafactor", "lion-8bit"]),
+        "optimizer": st.sampled_from(["adamw", "adamw-fused", "adamw-for-loop", "sgd", "sgd-momentum", "adafactor", "lion-8bit", "muon", "adadelta"]),
+        "optimizer_in_backward": st.booleans(),
         "clip_grad_norm": st.sampled_from([None, 1.0]),
         "steps": st.just(2),
     }
@@ -48,9 +49,12 @@ class Checked(Machine):
 @settings(max_examples=40, deadline=None)
 @given(runs)
 def test_references(drawn: dict[str, object]) -> None:
+    if drawn["optimizer_in_backward"]:
+        drawn |= {"batch": {**drawn["batch"], "accumulation": 1}, "clip_grad_norm": None}
     run = Run(**drawn)
     model, machine = model_of(run), Checked(stack_for(run.sm))
-    training = Training(model, Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer)), machine, model)
+    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer), in_backward=run.optimizer_in_backward)
+    training = Training(model, plan, machine, model)
     training.load()
     loaded = {s for s, count in enumerate(machine.references) if count}
     for step in range(run.steps):

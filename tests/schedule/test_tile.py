@@ -25,7 +25,8 @@ runs = st.fixed_dictionaries(
         "precision": st.sampled_from(["bf16", "fp32"]),
         "attention": st.sampled_from(["sdpa", "eager"]),
         "checkpointing": st.sampled_from(["none", "full"]),
-        "optimizer": st.sampled_from(["adamw", "adamw-fused", "adamw-for-loop", "sgd-momentum", "adafactor", "adamw-8bit"]),
+        "optimizer": st.sampled_from(["adamw", "adamw-fused", "adamw-for-loop", "sgd-momentum", "adafactor", "adamw-8bit", "muon", "adagrad"]),
+        "optimizer_in_backward": st.booleans(),
         "clip_grad_norm": st.sampled_from([None, 1.0]),
         "steps": st.integers(1, 4),
         "stack": st.sampled_from(["golden", "hf-4.48"]),
@@ -38,8 +39,12 @@ def tape(drawn: dict[str, object], whole: bool) -> Tape:
     layers, kind = drawn.pop("layers"), drawn.pop("model_type")
     if kind == "qwen3" or drawn.get("batch", {}).get("sequence") == 1:
         drawn["stack"] = "golden"
+    if drawn.get("optimizer_in_backward"):
+        drawn |= {"batch": {**drawn["batch"], "accumulation": 1}, "clip_grad_norm": None, "stack": "golden"}
+    if drawn.get("optimizer") in ("muon", "adagrad"):
+        drawn["stack"] = "golden"
     run = Run(model={**SMALL, "model_type": kind, "num_hidden_layers": layers}, **drawn)
-    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer))
+    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer), in_backward=run.optimizer_in_backward)
     return record(model_of(run), plan, stack_of(run), whole=whole)
 
 

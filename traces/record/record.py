@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import time
 from importlib import metadata
 
@@ -177,23 +178,47 @@ def shard(model, run, torch):
     return fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-def make_optimizer(run, parameters, torch):
-    name = run["optimizer"]
-    if name == "adamw":
-        return torch.optim.AdamW(parameters, lr=1e-4)
-    if name == "adamw-fused":
-        return torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-    if name == "adamw-for-loop":
-        return torch.optim.AdamW(parameters, lr=1e-4, foreach=False)
-    if name in ("sgd", "sgd-momentum"):
-        return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9 if name == "sgd-momentum" else 0.0)
-    if name == "adafactor":
-        return torch.optim.Adafactor(parameters, lr=1e-4)
-    if name in ("adagrad", "rmsprop", "nadam"):
-        return {"adagrad": torch.optim.Adagrad, "rmsprop": torch.optim.RMSprop, "nadam": torch.optim.NAdam}[name](parameters, lr=1e-4)
-    import bitsandbytes as bnb
+NAMES = json.loads((HERE / "optimizers.json").read_text())  # optimizer → class and arguments
 
-    return {"adamw-8bit": bnb.optim.AdamW8bit, "paged-adamw-8bit": bnb.optim.PagedAdamW8bit, "paged-adamw": bnb.optim.PagedAdamW32bit, "lion-8bit": bnb.optim.Lion8bit}[name](parameters, lr=1e-4)
+
+def optimizers(run, parameters, torch, hidden=frozenset()):
+    """The optimizers of a run, in the order in which they step. `hidden` are the ids of the parameters of decoder layers and of adapters.
+
+    `muon` is torch.optim.Muon for what of them has two dimensions (matrices: Muon takes nothing else), and AdamW for embeddings, head, norms and biases.
+    """
+    if run["optimizer"] != "muon":
+        return [make_optimizer(run["optimizer"], parameters, torch)]
+    matrices = [p for p in parameters if p.ndim == 2 and id(p) in hidden]
+    rest = [p for p in parameters if p.ndim != 2 or id(p) not in hidden]
+    return [make_optimizer(name, some, torch) for name, some in (("muon", matrices), ("adamw", rest)) if some]
+
+
+def make_optimizer(name, parameters, torch):
+    package, kind, arguments = NAMES[name]
+    if package == "bitsandbytes":
+        import bitsandbytes
+
+        return getattr(bitsandbytes.optim, kind)(parameters, lr=1e-4, **arguments)
+    return getattr(torch.optim, kind)(parameters, lr=1e-4, **arguments)
+
+
+def hidden_ids(model):
+    """Ids of the parameters of the decoder layers, and of LoRA's matrices wherever they are."""
+    inside = re.compile(r"(^|\.)(layers|h)\.\d+\.|lora_")
+    return {id(p) for name, p in model.named_parameters() if inside.search(name)}
+
+
+def step_in_backward(run, model, parameters, torch):
+    """PyTorch's tutorial "How to save memory by fusing the optimizer step into the backward pass": an optimizer for each parameter, stepped by a hook."""
+    hidden = hidden_ids(model)
+    of = {p: optimizers(run, [p], torch, hidden)[0] for p in parameters}
+
+    def hook(parameter):
+        of[parameter].step()
+        of[parameter].zero_grad()
+
+    for p in parameters:
+        p.register_post_accumulate_grad_hook(hook)
 
 
 def main():
@@ -223,7 +248,8 @@ def main():
     model = build(run, torch)
     loaded = torch.cuda.memory_allocated()
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(run, trainable, torch)
+    in_backward = run.get("optimizer_in_backward", False)
+    stepped = step_in_backward(run, model, trainable, torch) or [] if in_backward else optimizers(run, trainable, torch, hidden_ids(model))
     scaler = torch.amp.GradScaler("cuda") if run.get("grad_scaler") else None
     size, sequence = run["batch"]["size"], run["batch"]["sequence"]
     steps, oom = [], None
@@ -246,15 +272,15 @@ def main():
                 row["peak_after_backward"] = torch.cuda.max_memory_allocated()
             mark(f"{step}/optimizer")
             if run["clip_grad_norm"]:
-                if scaler:
+                for optimizer in stepped if scaler else ():
                     scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(trainable, run["clip_grad_norm"])
+            for optimizer in stepped:
+                scaler.step(optimizer) if scaler else optimizer.step()
             if scaler:
-                scaler.step(optimizer)
                 scaler.update()
-            else:
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in stepped:
+                optimizer.zero_grad(set_to_none=True)
             stats = torch.cuda.memory_stats()
             row |= {"peak_allocated": stats["allocated_bytes.all.peak"], "peak_requested": stats["requested_bytes.all.peak"], "peak_reserved": stats["reserved_bytes.all.peak"],
                     "end_allocated": stats["allocated_bytes.all.current"], "end_reserved": stats["reserved_bytes.all.current"], "peak_segments": stats["segment.all.peak"],

@@ -1,0 +1,64 @@
+"""State of bitsandbytes' optimizers (bitsandbytes/optim/optimizer.py, ademamix.py); their steps are kernels in place, without temporaries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memsim.models.model import Parameter
+
+LEAST_8BIT = 4096  # elements; smaller parameters keep fp32 state (min_8bit_size)
+LEAST_PAGED = 100_000  # elements, from which on paged optimizers page (get_state_buffer)
+BLOCK = 256  # elements of 8-bit state that share an fp32 maximum
+CODE_BOOK = 1024  # bytes of a quantization map: 256 fp32 values
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """What an optimizer keeps of each parameter: tensors of its size, stacked in buffers."""
+
+    stacked: tuple[int, ...]  # tensors in each buffer
+    eight: bool = False  # 8-bit where the parameter is large enough
+    paged: bool = False  # managed memory, not the allocator's, where it is large enough
+    maxima_first: bool = False  # AdEMAMix makes the maxima of its blocks before the state
+
+    def quantizes(self, p: Parameter) -> bool:
+        """Whether a parameter's state is 8-bit."""
+        return self.eight and p.elements >= LEAST_8BIT
+
+    def sizes(self, p: Parameter) -> list[int]:
+        """Bytes of each tensor on the device, in order."""
+        eight = self.quantizes(p)
+        item = 1 if eight else 4
+        state = [] if self.paged and p.elements >= LEAST_PAGED else [item * count * p.elements for count in self.stacked]
+        maxima = [4 * count * -(-p.elements // BLOCK) for count in self.stacked] if eight else []
+        return maxima + state if self.maxima_first else state + maxima
+
+
+ONE, TWO, MIXED = (1,), (1, 1), (2, 1)  # Optimizer1State; Optimizer2State; AdEMAMix, whose two averages share a buffer
+BUFFERS = {
+    "adamw-32bit": Buffers(TWO),
+    "adamw-8bit": Buffers(TWO, eight=True),
+    "paged-adamw-8bit": Buffers(TWO, eight=True, paged=True),
+    "paged-adamw": Buffers(TWO, paged=True),
+    "adam-8bit": Buffers(TWO, eight=True),
+    "paged-adam-8bit": Buffers(TWO, eight=True, paged=True),
+    "paged-adam": Buffers(TWO, paged=True),
+    "lion": Buffers(ONE),
+    "lion-8bit": Buffers(ONE, eight=True),
+    "paged-lion": Buffers(ONE, paged=True),
+    "paged-lion-8bit": Buffers(ONE, eight=True, paged=True),
+    "ademamix": Buffers(MIXED, maxima_first=True),
+    "ademamix-8bit": Buffers(MIXED, eight=True, maxima_first=True),
+    "paged-ademamix": Buffers(MIXED, paged=True, maxima_first=True),
+    "paged-ademamix-8bit": Buffers(MIXED, eight=True, paged=True, maxima_first=True),
+    "sgd-8bit": Buffers(ONE, eight=True),
+    "rmsprop-8bit": Buffers(ONE, eight=True),
+    "rmsprop-32bit": Buffers(ONE),
+    "adagrad-8bit": Buffers(ONE, eight=True),
+}
+NO_BF16 = ("sgd-8bit", "rmsprop-8bit", "rmsprop-32bit", "adagrad-8bit")  # whose fp32 state has kernels for fp32 and fp16 gradients only (backends/cuda/ops.py)
+
+
+def lacks_kernel(name: str, p: Parameter) -> bool:
+    """Whether an optimizer raises an error over a parameter."""
+    return name in NO_BF16 and p.dtype == "bf16" and not BUFFERS[name].quantizes(p)

@@ -1,0 +1,76 @@
+"""torch.optim.Muon, one matrix at a time (torch/optim/_muon.py): locals that live from one matrix's update into the next one's.
+
+`optimizer: muon` is the recipe of Muon's authors: matrices of the decoder layers, and LoRA's matrices, by Muon; embeddings, head, norms,
+biases and stacks of experts by AdamW, which steps after it.
+"""
+
+from __future__ import annotations
+
+from memsim.dtypes import ITEMSIZE
+from memsim.graph import contiguous
+from memsim.models.model import Parameter
+from memsim.schedule.foreach import Row, Rows
+from memsim.schedule.machine import NO_LAYER, Machine
+from memsim.tape import Category
+
+SCRATCH = int(Category.SCRATCH)
+DTYPE = "bf16"  # of the Newton-Schulz iteration
+ITERATIONS = 5
+
+
+def is_matrix(layer: int, p: Parameter) -> bool:
+    """Whether Muon takes a parameter."""
+    return len(p.shape) == 2 and (layer != NO_LAYER or ".lora_" in p.name)
+
+
+def parts(rows: Rows) -> tuple[list[Row], list[Row]]:
+    """Rows of Muon, rows of AdamW."""
+    return [row for row in rows if is_matrix(row[0], row[1])], [row for row in rows if not is_matrix(row[0], row[1])]
+
+
+def update(m: Machine, rows: Rows) -> None:
+    """_single_tensor_muon over (layer, parameter, leaf): `update` is the one local that is a tensor of its own."""
+    held = None
+    for layer, p, _ in rows:
+        m.layer = layer
+        m.at("muon.update")
+        nesterov = m.alloc(p.nbytes, SCRATCH)
+        if held is not None:
+            m.release(held)
+        held = orthogonalized(m, p)
+        m.release(nesterov)
+    if held is not None:
+        m.release(held)
+
+
+def orthogonalized(m: Machine, p: Parameter) -> int:
+    """_zeropower_via_newtonschulz: the storage of its result. addmm goes through cuBLASLt where what is added is contiguous and no dimension is
+    1 (seen in recordings of torch 2.15), and a matrix that is taller than wide is worked on as its transpose, a view."""
+    item = ITEMSIZE[DTYPE]
+    least = min(p.shape)
+    result = m.alloc(item * p.elements, SCRATCH)
+    norm = m.alloc(item, SCRATCH)
+    m.reduction_scratch(p.shape, contiguous(p.shape), (0, 1), DTYPE)
+    clamped = m.alloc(item, SCRATCH)
+    m.release(norm, clamped)
+    grams: dict[str, int] = {}
+    flipped = p.shape[0] > p.shape[1]
+    for i in range(ITERATIONS):
+        for name in ("gram_matrix", "gram_update"):
+            made = m.alloc(item * least**2, SCRATCH)
+            m.workspace(lt=name == "gram_update" and least > 1)
+            if name in grams:
+                m.release(grams[name])
+            grams[name] = made
+        following = m.alloc(item * p.elements, SCRATCH)
+        m.workspace(lt=least > 1 and not (flipped and i == 0))
+        m.release(result)
+        result = following
+    m.release(*grams.values())
+    return result
+
+
+def flops(p: Parameter) -> float:
+    """Floating-point operations of the iteration's products: matrix times transpose, square times square, square times matrix."""
+    least, most = sorted(p.shape)
+    return ITERATIONS * 2.0 * least * least * (2 * most + least)
