@@ -55,6 +55,7 @@ class Operator:
     attrs: Mapping[str, object]
     saved: tuple[int, ...]  # storages kept for backward, in the order in which backward lets go of them
     drops: list[int] = field(default_factory=list)  # storages whose last Python name dies right after this operator, in order
+    unkept: list[int] = field(default_factory=list)  # storages that only a graph nobody walks holds from here on: not where a checkpoint keeps nothing
 
     @property
     def requires_grad(self) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from memsim.allocator import Settings as AllocatorSettings, allocate
-from memsim.builder import PLAIN
+from memsim.builder import PLAIN, Technique
 from memsim.cost import Rates
 from memsim.efficiency import Efficiency
 from memsim.errors import InputError, Unsupported
@@ -20,9 +20,8 @@ from memsim.models import build, is_assumed
 from memsim.models.model import Model, Settings
 from memsim.passes.checkpoint import checkpoint_every_layer, require_input_grads
 from memsim.passes.freeze import Freeze, frozen
-from memsim.passes.lora import Lora, with_adapters, wrapped
-from memsim.passes.lora_parameters import converted
-from memsim.passes.quantize import Nf4, quantized, with_quantized
+from memsim.passes.methods import ADAPTERS, adapted, check_method, lora_of, with_ia3
+from memsim.passes.quantize import Nf4
 from memsim.schedule import record
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
@@ -60,14 +59,13 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     """The Run's model after every pass. Raises InputError, and Unsupported for what memsim cannot simulate yet."""
     check_supported(run)
     method = run.method
-    lora = None if method.kind == "full" else converted(Lora(method.rank, method.targets, method.dropout), str(run.config.get("model_type")))
+    model_type = str(run.config.get("model_type"))
+    lora = lora_of(method, model_type) if method.kind in ADAPTERS else None
     nf4 = Nf4(method.double_quant, method.casts) if method.kind == "qlora" else None
     loaded = WEIGHTS.get(run.precision, run.precision)
     precision = "amp-bf16" if nf4 else run.precision  # what is not quantized is cast to fp32, and runs under autocast
-    technique = PLAIN if lora is None else quantized(nf4, lora, STACKS[run.stack]) if nf4 else wrapped(lora)
     software = STACKS[run.stack]
-    tells = run.checkpointing == "full" and not (software.checkpoints_frozen_inputs and lora is None) and not (nf4 and software.qlora_input_is_frozen)
-    technique = replace(technique, autocast=AUTOCAST.get(precision), inputs_require_grad=tells)
+    tells = run.checkpointing == "full" and not (software.checkpoints_frozen_inputs and method.kind == "full") and not (nf4 and software.qlora_input_is_frozen)
     settings = Settings(
         batch=run.batch.size,
         sequence=run.batch.sequence,
@@ -75,25 +73,28 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         attention=run.attention,
         sm=run.sm,
         stack=STACKS[run.stack],
-        technique=technique,
+        technique=replace(PLAIN, autocast=AUTOCAST.get(precision), inputs_require_grad=tells),
         loaded=loaded if nf4 else "",
         other_order=other_order,
         routing=run.routing if isinstance(run.routing, str) else run.routing["imbalance"],
     )
-    model = build(run.config, settings, strict)
+
+    def built(technique: Technique) -> Model:
+        technique = replace(technique, autocast=AUTOCAST.get(precision), inputs_require_grad=tells)
+        return build(run.config, replace(settings, technique=technique), strict)
+
+    if lora is not None:
+        model = adapted(built, lora, nf4, software, model_type)
+    else:
+        model = with_ia3(built, method, model_type) if method.kind == "ia3" else built(PLAIN)
     if run.train.only or run.train.freeze:
-        if lora is not None:
+        if method.kind != "full":
             raise InputError(f"train: goes with method.kind full; with {method.kind} the adapters train, and nothing else")
 
         def again(trains: Callable[[str], bool | None]) -> Model:
-            chosen = replace(technique, trainable=lambda name: bool(trains(name)))
-            return build(run.config, replace(settings, technique=chosen), strict)
+            return built(replace(PLAIN, trainable=lambda name: bool(trains(name))))
 
         model = frozen(model, Freeze(run.train.only, run.train.freeze), again)
-    if lora is not None:
-        model = with_adapters(model, lora)
-    if nf4 is not None:
-        model = with_quantized(model, nf4)
     if run.checkpointing == "full":
         model = checkpoint_every_layer(model)
         if tells:
@@ -117,6 +118,7 @@ def check_supported(run: Run) -> None:
     if run.device is not None and devices()[run.device].sm is None:
         raise Unsupported(f"device: {run.device} is not NVIDIA's, and its kernels are not modelled; device_memory_gib asks whether a run fits its memory")
     check_stack(run, STACKS[run.stack])
+    check_method(run.method, str(run.config.get("model_type")), STACKS[run.stack])
 
 
 def check_stack(run: Run, stack: Software) -> None:
@@ -220,7 +222,8 @@ def about(run: Run, model: Model) -> About:
     """What the Timeline is of, for its reader."""
     from memsim.catalog import devices
 
-    method = {"full": "full", "lora": f"LoRA rank {run.method.rank}", "qlora": f"QLoRA rank {run.method.rank}, NF4"}[run.method.kind]
+    dora = "DoRA" if run.method.dora else "LoRA"
+    method = {"full": "full", "lora": f"{dora} rank {run.method.rank}", "qlora": f"Q{dora} rank {run.method.rank}, NF4", "ia3": "(IA)³"}[run.method.kind]
     facts = (
         ("model", run.model_name),
         ("method", method),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
 from memsim.operators.creation import Compare, Create, CumulativeSum
-from memsim.operators.elementwise import Add, AddScalar, Cast, Clone, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Unary
+from memsim.operators.elementwise import Add, AddScalar, Cast, Clone, Div, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Sub, Unary
 from memsim.operators.grouped import GroupedLinear
-from memsim.operators.linear4bit import Linear4bit, Recast
+from memsim.operators.linear4bit import Dequantize4bit, Linear4bit, Recast
 from memsim.operators.loss import NllLoss
 from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, Mm
 from memsim.operators.norm import Conv1D, LayerNorm
-from memsim.operators.reductions import LogSoftmax, MeanLast, Softmax
+from memsim.operators.reductions import LogSoftmax, MeanLast, RowNorm, Softmax
 from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
 from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Reshape, Slice, Transpose, View
 
@@ -29,6 +29,8 @@ KINDS: dict[str, Kind] = {
     "cos": SavesInput(),
     "create": Create(),
     "cumsum": CumulativeSum(),
+    "dequantize4bit": Dequantize4bit(),
+    "div": Div(),
     "divide_": DivideInPlace(),
     "dropout": Dropout(),
     "efficient_attention": EfficientAttention(),
@@ -53,6 +55,7 @@ KINDS: dict[str, Kind] = {
     "pow": Square(),
     "recast": Recast(),
     "relu": SavesResult(),
+    "row_norm": RowNorm(),
     "reshape": Reshape(),
     "rsqrt": Rsqrt(),
     "scan": Scan(),
@@ -64,6 +67,7 @@ KINDS: dict[str, Kind] = {
     "sort": Sort(),
     "square": Square(),
     "tanh": SavesResult(),
+    "sub": Sub(),
     "sum": Sum(),
     "topk": TopK(),
     "transpose": Transpose(),

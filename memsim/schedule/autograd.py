@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from memsim.graph import LayerGraph, Operator, TensorSpec
+from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous
 from memsim.operators import KINDS
 from memsim.schedule.machine import BACKWARD, FORWARD, NO_LAYER, RECOMPUTED, Grad, Machine
 from memsim.tape import AUTOCAST_CACHE, Category
@@ -57,6 +57,11 @@ class Node:
     frame: Frame | None
 
 
+def is_contiguous(grad: Grad) -> bool:
+    """Whether it is laid out as its leaf is (torch/csrc/autograd/utils/grad_layout_contract.h): leaves are contiguous."""
+    return all(size == 1 or have == want for size, have, want in zip(grad.shape, grad.strides, contiguous(grad.shape), strict=True))
+
+
 @dataclass(eq=False)
 class Autograd:
     """The nodes of one forward pass, and the leaves that its backward fills."""
@@ -100,8 +105,19 @@ class Autograd:
                     leaf = self.leaves.get(instance.values[spec.value])
                     if leaf is not None:
                         leaf.expected += 1
+        if frame is not None:
+            self._drop_in_checkpoint(instance, op)
+            return
         for storage in op.drops:
             machine.release(storages[storage])
+
+    def _drop_in_checkpoint(self, instance: Instance, op: Operator) -> None:
+        """Lets go of names in a checkpointed region's first run, and of what elsewhere a graph would hold."""
+        for storage in (*op.unkept, *op.drops):
+            if instance.storages[storage] >= 0:
+                self.machine.release(instance.storages[storage])
+        for storage in op.unkept:
+            instance.storages[storage] = -1
 
     def compute(self, instance: Instance, op: Operator) -> None:
         """The requests of an operator's forward execution."""
@@ -238,8 +254,8 @@ class Autograd:
         if leaf.grad is not None:
             machine.release(total.storage)
         else:
-            if machine.references[total.storage] > 1:
-                copy = machine.grad(total.shape, total.strides, total.dtype)
+            if machine.references[total.storage] > 1 or not is_contiguous(total):
+                copy = machine.grad(total.shape, contiguous(total.shape), total.dtype)
                 machine.release(total.storage)
                 total = copy
             leaf.grad = total

@@ -125,11 +125,11 @@ def release_list(m: Machine, name: str, tensors: list[tuple[int, int]]) -> None:
 
 
 def by_dtype(rows: Rows) -> list[list[tuple[int, Parameter, Leaf]]]:
-    """torch.utils._foreach_utils._group_tensors_by_device_and_dtype."""
+    """torch.utils._foreach_utils._group_tensors_by_device_and_dtype: a C++ unordered_map, which puts a new key ahead of the others."""
     groups: dict[str, list[tuple[int, Parameter, Leaf]]] = {}
     for row in rows:
         groups.setdefault(row[1].dtype, []).append(row)
-    return list(groups.values())
+    return list(reversed(groups.values()))
 
 
 def adamw_for_loop(m: Machine, rows: Rows) -> None:
@@ -173,7 +173,7 @@ def clip_grad_norm(m: Machine, rows: Rows, whole: Sequence[Parameter]) -> None:
         m.at("clip_grad_norm._foreach_norm")
         m.release(*scratch)
     m.at("clip_grad_norm.stack")
-    item = ITEMSIZE[rows[0][1].dtype]
+    item = max(ITEMSIZE[p.dtype] for _, p, _ in rows)  # as they are promoted
     stacked = m.alloc(item * len(whole), int(Category.SCRATCH))
     total = m.alloc(item, int(Category.SCRATCH))
     m.release(stacked)
