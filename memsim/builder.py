@@ -69,6 +69,7 @@ class Technique:
     inputs_require_grad: bool = False  # the embeddings of the input are told to, where they do not by themselves
     trainable: Callable[[str], bool] | None = None  # by name within the block; None: as the model's code says
     stored: Callable[[str, str], str] | None = None  # the dtype of a parameter, by its name and the dtype that the model's code asks for
+    stands_for: Callable[[str], str] | None = None  # the name of the parameter that a module gets for a name
     fold: Fold | None = None  # what stands for a parameter that belongs to no Linear, by name; None: itself
 
 
@@ -124,6 +125,8 @@ class Builder:
 
     def parameter(self, name: str, shape: Sequence[int], dtype: str, trainable: bool) -> Tensor:
         """A weight of the block, by its name within the block; the same name gives the same tensor."""
+        if self.technique.stands_for is not None:
+            name = self.technique.stands_for(name)
         if name not in self.weights:
             trainable = self.technique.trainable(name) if self.technique.trainable else trainable
             dtype = self.technique.stored(name, dtype) if self.technique.stored else dtype
@@ -174,6 +177,13 @@ class Builder:
         del tensors
         yield
         self.unwind = before
+
+    def unkept(self, tensor: Tensor) -> None:
+        """After the operator that ran last, only an autograd graph holds this tensor, one that dies before backward.
+
+        A checkpointed region's first run keeps nothing in its graph, so there the tensor dies now.
+        """
+        self.graph.operators[-1].unkept.append(tensor.spec.storage)
 
     @contextmanager
     def core(self, *tensors: Tensor | None) -> Iterator[None]:
@@ -349,6 +359,7 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
         else:
             results = b.run(op.kind, *arguments, **op.attrs)
         del arguments
+        b.graph.operators[-1].unkept.extend(moved[storage] for storage in op.unkept)
         for old, new in zip(op.outputs, results, strict=False):
             bind(old, new)
             del new

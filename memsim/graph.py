@@ -55,6 +55,7 @@ class Operator:
     attrs: Mapping[str, object]
     saved: tuple[int, ...]  # storages kept for backward, in the order in which backward lets go of them
     drops: list[int] = field(default_factory=list)  # storages whose last Python name dies right after this operator, in order
+    unkept: list[int] = field(default_factory=list)  # storages that only a graph nobody walks holds from here on: not where a checkpoint keeps nothing
 
     @property
     def requires_grad(self) -> bool:
@@ -99,3 +100,8 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     for i in range(len(shape) - 2, -1, -1):
         strides[i] = strides[i + 1] * max(shape[i + 1], 1)
     return tuple(strides)
+
+
+def is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Tensor.is_contiguous(): where a dimension has one element, its stride does not matter."""
+    return all(size == 1 or have == want for size, have, want in zip(shape, strides, contiguous(shape), strict=True))

@@ -6,12 +6,13 @@ Units: sequence in tokens, device_memory_gib in GiB. The keys are those of the r
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError, model_validator
 
 from memsim import catalog, yamlfile
 from memsim.efficiency import Efficiency
@@ -24,6 +25,7 @@ from memsim.stacks import STACKS
 from memsim.strategy import read_strategy
 
 KEYWORDS = "keyword arguments"
+PATTERN = "*+?|()[]{}^$\\"  # what tells a pattern from names
 ROUTINGS = ("balanced", "worst", "zeros")  # of tokens to experts
 LARGEST_BATCH = 2**28  # tokens; beyond it byte counts would no longer fit 64 bits
 
@@ -58,12 +60,36 @@ def _flag(value: object) -> object:
 
 
 def _targets(value: object) -> object:
-    if value == "all-linear":
+    if value == "all-linear" or value is None:
+        return value
+    if isinstance(value, str) and set(value) & set(PATTERN):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{show(value)} is not a regular expression: {error}") from None
         return value
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) and name.strip() for name in names):
-        raise ValueError(f"{show(value)} is not all-linear or a list of module names such as [q_proj, v_proj]")
+        raise ValueError(f"{show(value)} is not all-linear, a list of module names such as [q_proj, v_proj] or a pattern for whole names")
     return tuple(name.strip() for name in names)
+
+
+def _modules(value: object) -> object:
+    if value is None:
+        return None
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"{show(value)} is not a list of module names such as [lm_head, embed_tokens]")
+    return tuple(name.strip() for name in names)
+
+
+def _layers(value: object) -> object:
+    if value is None:
+        return value
+    numbers = [value] if isinstance(value, int) else value
+    if not isinstance(numbers, (list, tuple)) or not numbers or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+        raise ValueError(f"{show(value)} is not a list of numbers of layers such as [0, 1]")
+    return tuple(numbers)
 
 
 def _patterns(value: object) -> object:
@@ -123,14 +149,28 @@ class Part(BaseModel):
 class Method(Part):
     """How the model is trained."""
 
-    kind: Literal["full", "lora", "qlora"] = "full"
+    kind: Literal["full", "lora", "qlora", "ia3"] = "full"
     rank: Annotated[int, _whole(1, 2**16)] = 8
-    targets: Annotated[str | tuple[str, ...], BeforeValidator(_targets)] = "all-linear"  # or names of modules
+    targets: Annotated[str | tuple[str, ...] | None, BeforeValidator(_targets)] = "all-linear"  # or names of modules, or a pattern; null with ia3: PEFT's own
     dropout: Annotated[float, _number(lambda p: 0 <= p < 1, "a probability from 0 to below 1")] = 0.0
     quantization: Literal["nf4", "int8", "gptq", "awq"] = "nf4"  # qlora: how the frozen weights are stored
     group_size: Annotated[int, _whole(1, 2**20)] = 128  # gptq, awq: input features that share a scale
     double_quant: Annotated[bool, BeforeValidator(_flag)] = True
+    dora: Annotated[bool, BeforeValidator(_flag)] = False
+    rslora: Annotated[bool, BeforeValidator(_flag)] = False  # another scaling; of the same size
+    bias: Literal["none", "all", "lora_only"] = "none"  # which of the model's biases train beside the adapters
+    layers: Annotated[tuple[int, ...] | None, BeforeValidator(_layers)] = None  # only these have adapters (PEFT's layers_to_transform)
+    modules_to_save: Annotated[tuple[str, ...], BeforeValidator(_modules)] = ()  # ends of names of modules that train as a whole
+    feedforward: Annotated[tuple[str, ...] | None, BeforeValidator(_modules)] = None  # ia3: targets whose input is scaled, not their output
     casts: Literal["peft", "trl", "none"] = "peft"  # qlora: who casts what is not quantized; TRL's trainer casts the head and embeddings back to bf16
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_targets(cls, data: Any) -> Any:
+        """All-linear, but for ia3, whose targets PEFT knows by model_type."""
+        if isinstance(data, Mapping) and data.get("kind") != "ia3" and data.get("targets") is None:
+            return {**data, "targets": "all-linear"}
+        return data
 
 
 class Train(Part):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from memsim.allocator import Settings as AllocatorSettings, allocate
-from memsim.builder import PLAIN
+from memsim.builder import PLAIN, Technique
 from memsim.cost import Rates
 from memsim.efficiency import Efficiency
 from memsim.errors import InputError, Unsupported
@@ -22,10 +22,8 @@ from memsim.optimizernames import OPTIMIZERS
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
 from memsim.passes.freeze import Freeze, frozen
 from memsim.passes.int8 import Int8
-from memsim.passes.lora import Lora, with_adapters, wrapped
-from memsim.passes.lora_parameters import converted
+from memsim.passes.methods import ADAPTERS, adapted, check_method, lora_of, packing_of, with_ia3
 from memsim.passes.packed import Packed
-from memsim.passes.quantize import Nf4, with_quantized
 from memsim.schedule import record
 from memsim.schedule.bitsandbytes import lacks_kernel
 from memsim.schedule.optimizers import Optimizer
@@ -51,15 +49,14 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     """The Run's model after every pass. Raises InputError, and Unsupported for what memsim cannot simulate yet."""
     check_supported(run)
     method = run.method
-    lora = None if method.kind == "full" else converted(Lora(method.rank, method.targets, method.dropout), str(run.config.get("model_type")))
-    packing = packing_of(run)
+    model_type = str(run.config.get("model_type"))
+    lora = lora_of(method, model_type) if method.kind in ADAPTERS else None
+    packing = packing_of(method)
     loaded = WEIGHTS.get(run.precision, run.precision)
     precision = "amp-bf16" if packing else run.precision  # what is not quantized is cast to fp32, and runs under autocast
-    technique = PLAIN if lora is None else wrapped(lora) if packing is None else packing.technique(lora, STACKS[run.stack])
     software = STACKS[run.stack]
     tells = enables_input_grads(run.checkpointing)
-    tells = tells and not (software.checkpoints_frozen_inputs and lora is None) and not (packing and software.qlora_input_is_frozen)
-    technique = replace(technique, autocast=AUTOCAST.get(precision), inputs_require_grad=tells)
+    tells = tells and not (software.checkpoints_frozen_inputs and method.kind == "full") and not (packing and software.qlora_input_is_frozen)
     settings = Settings(
         batch=run.batch.size,
         sequence=run.batch.sequence,
@@ -67,27 +64,28 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         attention=run.attention,
         sm=run.sm,
         stack=STACKS[run.stack],
-        technique=technique,
+        technique=replace(PLAIN, autocast=AUTOCAST.get(precision), inputs_require_grad=tells),
         loaded=loaded if packing else "",
         other_order=other_order,
         routing=run.routing if isinstance(run.routing, str) else run.routing["imbalance"],
     )
-    model = build(run.config, settings, strict)
+
+    def built(technique: Technique) -> Model:
+        technique = replace(technique, autocast=AUTOCAST.get(precision), inputs_require_grad=tells)
+        return build(run.config, replace(settings, technique=technique), strict)
+
+    if lora is not None:
+        model = adapted(built, lora, packing, software, model_type)
+    else:
+        model = with_ia3(built, method, model_type) if method.kind == "ia3" else built(PLAIN)
     if run.train.only or run.train.freeze:
-        if lora is not None:
+        if method.kind != "full":
             raise InputError(f"train: goes with method.kind full; with {method.kind} the adapters train, and nothing else")
 
         def again(trains: Callable[[str], bool | None]) -> Model:
-            chosen = replace(technique, trainable=lambda name: bool(trains(name)))
-            return build(run.config, replace(settings, technique=chosen), strict)
+            return built(replace(PLAIN, trainable=lambda name: bool(trains(name))))
 
         model = frozen(model, Freeze(run.train.only, run.train.freeze), again)
-    if lora is not None:
-        model = with_adapters(model, lora)
-    if packing is not None:
-        if isinstance(packing, Packed):
-            packing.check(model)
-        model = with_quantized(model, packing.packed, packing.casts)
     model = checkpointed(model, run.checkpointing)
     hows = {c.how for c in model.checkpoints}
     if lora is not None and lora.parameters and "offload" in hows:
@@ -95,29 +93,6 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     if isinstance(packing, Int8) and "reentrant" in hows:
         raise Unsupported("checkpointing: reentrant with method.quantization int8 is not supported yet; full is")
     return require_input_grads(model) if tells else model
-
-
-def packing_of(run: Run) -> Nf4 | Int8 | Packed | None:
-    """How frozen weights are stored, None where they are not quantized."""
-    method = run.method
-    if method.kind != "qlora":
-        return None
-    if method.quantization in ("gptq", "awq"):
-        return Packed(method.quantization, method.group_size, "none" if method.quantization == "gptq" else method.casts)
-    return Int8(method.casts) if method.quantization == "int8" else Nf4(method.double_quant, method.casts)
-
-
-def check_quantization(run: Run) -> None:
-    """Raises InputError for keys of a quantization that the method does not have, Unsupported for what is not modelled."""
-    method = run.method
-    if method.kind != "qlora" and method.quantization != "nf4":
-        raise InputError(f"method.quantization: {method.quantization} goes with method.kind qlora; with {method.kind} weights are not quantized")
-    if method.quantization != "nf4" and not method.double_quant:
-        raise InputError(f"method.double_quant: false goes with quantization nf4, whose scales can be quantized; {method.quantization} has none of that")
-    if method.quantization not in ("gptq", "awq") and method.group_size != 128:
-        raise InputError(f"method.group_size: {method.group_size} goes with quantization gptq or awq; {method.quantization} has none")
-    if method.quantization in ("gptq", "awq") and method.casts == "trl":
-        raise Unsupported(f"method.casts: trl with quantization {method.quantization} is not supported; peft is")
 
 
 def check_supported(run: Run) -> None:
@@ -132,7 +107,6 @@ def check_supported(run: Run) -> None:
     if run.method.kind == "qlora" and run.precision != "bf16" and run.method.casts != "peft":
         raise Unsupported(f"method.casts: {run.method.casts} with precision {run.precision} is not supported; with bf16 it is")
     check_grad_scaler(run)
-    check_quantization(run)
     if run.fsdp > 1:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.device is not None and devices()[run.device].sm is None:
@@ -140,6 +114,7 @@ def check_supported(run: Run) -> None:
     if run.optimizer_in_backward:
         check_in_backward(run)
     check_stack(run, STACKS[run.stack])
+    check_method(run.method, str(run.config.get("model_type")), STACKS[run.stack])
 
 
 def check_grad_scaler(run: Run) -> None:
@@ -264,7 +239,7 @@ def calibrated(timeline: Timeline, seconds: float) -> Timeline:
 
 def warnings_of(run: Run, strict: bool = False) -> list[str]:
     """What is taken for granted in the figures."""
-    packing = packing_of(run)
+    packing = packing_of(run.method)
     llama = [assumed(run)] if not strict and is_assumed(run.config) else []
     return [*llama, *([packing.assumption] if isinstance(packing, Packed) else [])]
 
@@ -290,9 +265,10 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
     """What the Timeline is of, for its reader; what is not exact in it, too."""
     from memsim.catalog import devices
 
-    packing = packing_of(run)
-    rank = f"rank {run.method.rank}"
-    method = {"full": "full", "lora": f"LoRA {rank}", "qlora": f"QLoRA {rank}, {PACKINGS[run.method.quantization]}"}[run.method.kind]
+    packing = packing_of(run.method)
+    dora, rank = "DoRA" if run.method.dora else "LoRA", f"rank {run.method.rank}"
+    methods = {"full": "full", "lora": f"{dora} {rank}", "qlora": f"Q{dora} {rank}, {PACKINGS[run.method.quantization]}", "ia3": "(IA)³"}
+    method = methods[run.method.kind]
     facts = (
         ("model", run.model_name),
         ("method", method),

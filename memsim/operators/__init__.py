@@ -5,15 +5,15 @@ from __future__ import annotations
 from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
 from memsim.operators.creation import BiasOfMask, Compare, Create, CumulativeSum, Tril
-from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clone, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Unary
+from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clone, Div, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Sub, Unary
 from memsim.operators.grouped import GroupedLinear
-from memsim.operators.linear4bit import Linear4bit, Recast
+from memsim.operators.linear4bit import Dequantize4bit, Linear4bit, Recast
 from memsim.operators.linear8bit import Linear8bit
 from memsim.operators.loss import NllLoss
 from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, Mm
 from memsim.operators.norm import Conv1D, LayerNorm
 from memsim.operators.packed4bit import Dequantize, LinearAwq
-from memsim.operators.reductions import LogSoftmax, MeanLast, SafeSoftmax, Softmax
+from memsim.operators.reductions import LogSoftmax, MeanLast, RowNorm, SafeSoftmax, Softmax
 from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
 from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Pad, Reshape, Slice, Transpose, View
 
@@ -34,6 +34,8 @@ KINDS: dict[str, Kind] = {
     "create": Create(),
     "cumsum": CumulativeSum(),
     "dequantize": Dequantize(),
+    "dequantize4bit": Dequantize4bit(),
+    "div": Div(),
     "divide_": DivideInPlace(),
     "dropout": Dropout(),
     "efficient_attention": EfficientAttention(),
@@ -61,6 +63,7 @@ KINDS: dict[str, Kind] = {
     "pow": Square(),
     "recast": Recast(),
     "relu": SavesResult(),
+    "row_norm": RowNorm(),
     "reshape": Reshape(),
     "rsqrt": Rsqrt(),
     "safe_softmax": SafeSoftmax(),
@@ -73,6 +76,7 @@ KINDS: dict[str, Kind] = {
     "sort": Sort(),
     "square": Square(),
     "tanh": SavesResult(),
+    "sub": Sub(),
     "sum": Sum(),
     "topk": TopK(),
     "tril": Tril(),

@@ -117,6 +117,28 @@ class Mul(Kind):
         return [(i, grad) for i, grad in ((0, first), (1, other)) if grad is not None]
 
 
+class Sub(Add):
+    """a - b: the gradient of a is the incoming one, that of b its negative."""
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        a, b = inputs
+        other = [(1, m.like(grads[0]))] if b.requires_grad else []
+        return [*([(0, m.same(grads[0]))] if a.requires_grad else []), *other]
+
+
+class Div(Kind):
+    """a / b, where only a needs a gradient: grad / b."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        return pointwise(inputs)
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        return (inputs[1].storage,)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.like(grads[0]))]
+
+
 class Square(Kind):
     """x.pow(2). pow_backward: grad * (2 * x.pow(1)): two temporaries and the result."""
 

@@ -90,6 +90,26 @@ class Linear4bit(Kind):
         return Work(self.unit, x.dtype, self.flops(inputs, outputs, attrs), outputs[0].nbytes + x.nbytes + DEQUANTIZING * weight.elements)
 
 
+class Dequantize4bit(Kind):
+    """dequantize_4bit(weight) of weight [out, in]: a tensor of `dtype`; nested scales (`double`) are dequantized first. Never differentiated."""
+
+    differentiable = False
+    flops_per_element = 1.0
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (weight,) = inputs
+        return (Inferred(weight.shape, like(weight.shape), str(attrs["dtype"])),)
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        absmax = m.alloc(4 * -(-inputs[0].elements // BLOCK)) if attrs["double"] else -1
+        into.append(m.alloc(outputs[0].nbytes))
+        if attrs["double"]:
+            m.release(absmax)
+
+    def read(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
+        return inputs[0].elements / 2
+
+
 class Recast(Kind):
     """parameter.data = parameter.data.to(dtype), once: the schedule executes it, for it changes what later passes find."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memsim.dtypes import ITEMSIZE
-from memsim.graph import contiguous
+from memsim.graph import is_contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
@@ -72,7 +72,7 @@ class Linear8bit(Kind):
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         x, weight = inputs[:2]
         grad = grads[0]
-        copied = m.alloc(ITEMSIZE[grad.dtype] * outputs[0].elements) if len(grad.shape) == 3 and not is_dense(grad.shape, grad.strides) else -1
+        copied = m.alloc(ITEMSIZE[grad.dtype] * outputs[0].elements) if len(grad.shape) == 3 and not is_contiguous(grad.shape, grad.strides) else -1
         dequantized = m.alloc(ITEMSIZE[x.dtype] * weight.elements)
         m.scratch(4 * weight.shape[0])  # the scales over 127
         of_x = m.grad(x.shape, like(x.shape), x.dtype, view=True)
@@ -82,11 +82,6 @@ class Linear8bit(Kind):
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         return 2.0 * outputs[0].elements * inputs[1].shape[1]
-
-
-def is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Tensor.is_contiguous()."""
-    return all(size == 1 or a == b for size, a, b in zip(shape, strides, contiguous(shape), strict=True))
 
 
 def quantize(m: Machine, rows: int, columns: int, category: int | None = None) -> tuple[int, int]:

@@ -108,12 +108,15 @@ class BatchedMatmul(Kind):
 
 
 class Mm(Linear):
-    """torch.mm of [M, K] and [K, N]."""
+    """torch.matmul of [..., M, K] and [K, N]."""
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         a, b = inputs
-        shape = (a.shape[0], b.shape[1])
+        shape = (*a.shape[:-1], b.shape[1])
         return (Inferred(shape, like(shape), a.dtype),)
+
+    def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
+        return 2.0 * outputs[0].elements * inputs[0].shape[-1]
 
 
 class BatchedMultiplyAdd(Kind):

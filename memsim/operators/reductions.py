@@ -94,6 +94,24 @@ class MeanLast(Kind):
         return [(0, m.grad(inputs[0].shape, like(inputs[0].shape), inputs[0].dtype))]
 
 
+class RowNorm(Kind):
+    """torch.linalg.norm(x, dim=1) of x [N, M], in x's dtype, or in fp32 where autocast says so (`dtype`); never differentiated here."""
+
+    differentiable = False
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (x,) = inputs
+        return (Inferred(x.shape[:1], (1,), str(attrs.get("dtype", x.dtype))),)
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        (x,) = inputs
+        into.append(m.alloc(outputs[0].nbytes))
+        m.reduction_scratch(x.shape, x.strides, (1,), x.dtype)
+
+    def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
+        return 2.0 * inputs[0].elements
+
+
 class LogSoftmax(Kind):
     """log_softmax over the last dimension; keeps its result; backward makes one tensor of x's shape."""
 

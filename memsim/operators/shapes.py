@@ -152,11 +152,11 @@ class Embedding(Kind):
         n = ids.elements
         temporary = m.stack.embedding_sort(n, *weight.shape)
         if temporary is None:
-            return [(1, m.grad(weight.shape, weight.strides, weight.dtype, parameter=True))]
+            return [(1, m.grad(weight.shape, contiguous(weight.shape), weight.dtype, parameter=True))]
         sorted_ids, original, positions = m.alloc(8 * n), m.alloc(8 * n), m.alloc(8 * n)
         m.scratch(temporary.sort)
         m.release(positions)
-        edge = m.grad(weight.shape, weight.strides, weight.dtype, parameter=True)
+        edge = m.grad(weight.shape, contiguous(weight.shape), weight.dtype, parameter=True)
         offsets, count, positions = m.alloc(8 * n), m.alloc(8), m.alloc(8 * n)
         m.scratch(temporary.unique)
         m.release(positions)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from memsim.builder import Builder, Technique, Tensor, module_call
-from memsim.passes.lora import Lora, lora_branch, matches
-from memsim.passes.quantize import KEPT, technique
+from memsim.passes.lora import Lora, lora_branch, matches, run_adapted
+from memsim.passes.quantize import KEPT, packed_technique
 from memsim.stacks import Software
 
 
@@ -26,12 +26,12 @@ class Int8:
 
         def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
             if kind != "linear" or attrs.get("module", KEPT[0]) in KEPT:
-                return None
+                return run_adapted(b, kind, inputs, attrs, lora)
             if matches(lora, str(attrs["module"])):
                 return (lora_linear8bit(b, attrs, inputs[0], inputs[1:], lora),)
             return (linear8bit(b, attrs, inputs[0], inputs[1:]),)
 
-        return technique(rule, self.casts, lora)
+        return packed_technique(rule, self.casts, lora)
 
 
 @module_call

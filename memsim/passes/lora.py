@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from memsim.builder import Builder, Technique, Tensor, module_call
-from memsim.errors import InputError
 from memsim.models import functional as F
 from memsim.models.model import Model, Parameter
+from memsim.passes.dora import Base, dora_branch, magnitude
+from memsim.passes.lora_embedding import embedding_adapter, lora_embedding
 from memsim.passes.lora_parameters import adapter_parameters, folding
-
-LINEAR = ("linear", "conv1d")  # kinds of modules that PEFT's Linear takes
+from memsim.passes.modules_to_save import MARK, copies, run_copy, stands_for
+from memsim.passes.targets import HEAD, LINEAR, Sites, check_targets, is_tied, places
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Adapter settings: rank, the targeted modules ("all-linear" or names), dropout probability; what passes/lora_parameters.py adds."""
+    """Adapter settings: rank, the targeted modules ("all-linear", names, or a pattern), dropout probability; what passes/lora_parameters.py adds."""
 
     rank: int
     targets: str | Sequence[str] = "all-linear"
@@ -26,65 +26,122 @@ class Lora:
     alpha: int = 16
     excluded: frozenset[str] = frozenset()  # last names of modules that "all-linear" leaves out
     parameters: tuple[tuple[str, int], ...] = ()  # (end of its path, rank) of each parameter with an adapter of its own
+    dora: bool = False
+    bias: str = "none"  # which biases train: "all", or those of targeted modules, "lora_only"
+    layers: tuple[int, ...] | None = None  # layers_to_transform
+    saved: tuple[str, ...] = ()  # modules_to_save
+    sites: Sites | None = None  # where it goes, where full names decided that (passes/targets.py)
 
 
 def matches(lora: Lora, module: str) -> bool:
-    """Whether PEFT puts an adapter on the linear module with this path (peft/tuners/tuners_utils.py, check_target_module_exists)."""
+    """Whether PEFT puts an adapter on the linear module or embedding with this path (peft/tuners/tuners_utils.py, check_target_module_exists)."""
+    if lora.sites is not None:
+        return module in lora.sites.targets and module.rpartition(".")[2] not in lora.excluded
     if lora.targets == "all-linear":
-        return module != "lm_head" and module.rpartition(".")[2] not in lora.excluded
-    names = [lora.targets] if isinstance(lora.targets, str) else lora.targets
-    return any(module == name or module.endswith(f".{name}") for name in names)
-
-
-def check_targets(model: Model, lora: Lora) -> None:
-    """Raises InputError where a target matches no linear module of the model."""
-    if lora.targets == "all-linear":
-        return
-    modules = [p.name.removesuffix(".weight") for kind in model.layers for p in kind if p.module in LINEAR and p.name.endswith(".weight")]
-    for name in [lora.targets] if isinstance(lora.targets, str) else lora.targets:
-        if not any(matches(replace(lora, targets=[name]), module) for module in modules):
-            valid = sorted({module.rsplit(".", 1)[-1] for module in modules})
-            near = difflib.get_close_matches(str(name), valid, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise InputError(f"method.targets: {name!r} matches no linear module{hint} (there are {', '.join(valid)})")
+        return module != HEAD and module.rpartition(".")[2] not in lora.excluded
+    return any(module == name or module.endswith(f".{name}") for name in lora.targets)
 
 
 def wrapped(lora: Lora) -> Technique:
-    """Linear modules that run with their adapters, and nothing else that trains."""
+    """Linear modules and embeddings that run with their adapters, and nothing else that trains but what the method names."""
 
     def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
-        if kind not in LINEAR or "module" not in attrs or not matches(lora, str(attrs["module"])):
-            return None
-        return (lora_linear(b, kind, attrs, inputs[0], inputs[1:], lora),)
+        if kind == "embedding":  # told to require a gradient is what the adapter gives, which does
+            return run_adapted(b, kind, inputs, {key: value for key, value in attrs.items() if key != "input_embeddings"}, lora)
+        return run_adapted(b, kind, inputs, attrs, lora)
 
-    return Technique(rule=rule, trainable=lambda name: ".lora_" in name, fold=folding(lora) if lora.parameters else None)
+    return technique(lora, rule)
 
 
-def with_adapters(model: Model, lora: Lora) -> Model:
-    """The model, built with `wrapped`, with the adapters among its parameters and its own frozen. Raises InputError where a target matches nothing."""
-    check_targets(model, lora)
-    layers = tuple(tuple(_with_adapters(kind, lora)) for kind in model.layers)
-    return replace(model, layers=layers).map_parameters(lambda p: p if p.adapter else replace(p, trainable=False))
+def technique(lora: Lora, rule: Callable[[Builder, str, tuple[Tensor, ...], Mapping[str, object]], tuple[Tensor, ...] | None]) -> Technique:
+    """The Technique of these adapters, with a rule that runs them."""
+    saved = lora.sites.saved if lora.sites else frozenset()
+    return Technique(
+        rule=rule,
+        trainable=lambda name: ".lora_" in name or MARK in name or is_bias_trained(lora, name),
+        stands_for=stands_for(saved) if saved else None,
+        fold=folding(lora) if lora.parameters else None,
+    )
+
+
+def run_adapted(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object], lora: Lora) -> tuple[Tensor, ...] | None:
+    """A module that is not quantized, with its adapter or as a copy; None where it has neither."""
+    if lora.sites and lora.sites.saved:
+        copied = run_copy(b, kind, inputs, attrs, lora.sites.saved)
+        if copied is not None:
+            return copied
+    if kind in LINEAR and "module" in attrs and matches(lora, str(attrs["module"])):
+        if ".".join(b.path) == attrs["module"]:
+            return (lora_linear(b, kind, attrs, inputs[0], inputs[1:], lora),)
+        with b.module(str(attrs["module"])):
+            return (lora_linear(b, kind, attrs, inputs[0], inputs[1:], lora),)
+    if kind == "embedding" and lora.targets != "all-linear" and matches(lora, str(inputs[1].spec.parameter).removesuffix(".weight")):
+        return (lora_embedding(b, attrs, inputs[0], inputs[1], lora),)
+    return None
+
+
+def is_bias_trained(lora: Lora, name: str) -> bool:
+    """Whether a bias of the model trains beside the adapters (_mark_only_adapters_as_trainable)."""
+    module, _, leaf = name.rpartition(".")
+    if leaf != "bias" or lora.bias == "none" or MARK in name:
+        return False
+    copied = lora.sites is not None and module in lora.sites.saved
+    return not copied and (lora.bias == "all" or matches(lora, module))
+
+
+def with_adapters(model: Model, lora: Lora, outer: Sites | None = None, of_kinds: Sequence[Sites] = ()) -> Model:
+    """The model, built with `wrapped`, with the adapters among its parameters and its own frozen; with `outer` and `of_kinds`, where those sites are.
+
+    Raises InputError where a target matches nothing.
+    """
+    if not of_kinds:
+        check_targets(model, lora, "", places(model, "", (*LINEAR, "embedding")))
+    loras = [replace(lora, sites=of) for of in of_kinds] or [lora] * len(model.layers)
+    nothing = outer is None and lora.targets == "all-linear"  # which leaves out what is no layer's
+    outside = replace(lora, sites=Sites(frozenset(), frozenset()) if nothing else outer)
+    layers = tuple(tuple(_with_adapters(kind, own)) for kind, own in zip(model.layers, loras, strict=True))
+    before, after = (tuple(_with_adapters(rows, outside)) for rows in (model.before, model.after))
+    after += tuple(_tied_head(model, outside)) if is_tied(model) else ()
+    return replace(model, before=before, layers=layers, after=after)
 
 
 def _with_adapters(parameters: Sequence[Parameter], lora: Lora) -> list[Parameter]:
     rows: list[Parameter] = []
     pending: list[Parameter] = []
+    saved = lora.sites.saved if lora.sites else frozenset()
     for i, p in enumerate(parameters):
-        rows.append(p)
+        rows.append(p if p.adapter else replace(p, trainable=p.trainable and is_bias_trained(lora, p.name)))
         module, _, kind = p.name.rpartition(".")
         if p.module in LINEAR and kind == "weight" and matches(lora, module):
-            out, inputs = p.shape if p.module == "linear" else p.shape[::-1]
-            pending = [
-                Parameter(f"{module}.lora_A.weight", (lora.rank, inputs), lora.dtype, adapter=True, module="adapter", created_dtype=p.dtype),
-                Parameter(f"{module}.lora_B.weight", (out, lora.rank), lora.dtype, adapter=True, module="adapter", created_dtype=p.dtype),
-            ]
+            pending = linear_adapter(module, p, lora)
+        if p.module == "embedding" and matches(lora, module):
+            pending = embedding_adapter(p, lora)
         pending += adapter_parameters(lora, p)
         following = parameters[i + 1].name if i + 1 < len(parameters) else ""
-        if pending and following.rpartition(".")[0] != module:
+        if following.rpartition(".")[0] != module:
+            pending += copies(parameters, module) if module in saved else []
             rows += pending
             pending = []
     return rows
+
+
+def linear_adapter(module: str, p: Parameter, lora: Lora) -> list[Parameter]:
+    """The adapters of a linear module with weight p."""
+    out, inputs = p.shape[::-1] if p.module == "conv1d" else p.shape
+    rows = [
+        Parameter(f"{module}.lora_A.weight", (lora.rank, inputs), lora.dtype, adapter=True, module="adapter", created_dtype=p.dtype),
+        Parameter(f"{module}.lora_B.weight", (out, lora.rank), lora.dtype, adapter=True, module="adapter", created_dtype=p.dtype),
+    ]
+    return [*rows, magnitude(module, p, lora)] if lora.dora else rows
+
+
+def _tied_head(model: Model, lora: Lora) -> list[Parameter]:
+    """What a head without a weight of its own gets."""
+    shared = next(p for p in model.before if p.module == "embedding")
+    head = replace(shared, name=f"{HEAD}.weight", module="linear")
+    if lora.sites and HEAD in lora.sites.saved:
+        return copies([head], HEAD)
+    return linear_adapter(HEAD, head, lora) if lora.targets != "all-linear" and matches(lora, HEAD) else []
 
 
 @module_call
@@ -94,8 +151,11 @@ def lora_linear(b: Builder, kind: str, attrs: Mapping[str, object], x: Tensor, w
     result_dtype = result.dtype
     own = x.dtype != lora.dtype
     x = F.to(b, x, lora.dtype)
-    with b.locals(*([x] if own else []), result):
-        result = b.op("add", result, b.op("mul_scalar", lora_branch(b, x, result.shape[-1], lora)))
+    if lora.dora:
+        result = dora_branch(b, Base(kind, weights), x, result, lora, *([x] if own else []), result)
+    else:
+        with b.locals(*([x] if own else []), result):
+            result = b.op("add", result, b.op("mul_scalar", lora_branch(b, x, result.shape[-1], lora)))
     result = F.to(b, result, result_dtype)
     return result
 

@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from memsim.builder import Builder, Folded, Tensor
-from memsim.errors import InputError
+from memsim.errors import InputError, Unsupported
 from memsim.models import functional as F
 from memsim.models.model import Parameter
+from memsim.passes.targets import is_pattern
 
 if TYPE_CHECKING:
     from memsim.passes.lora import Lora
@@ -33,11 +34,13 @@ def converted(lora: Lora, model_type: str) -> Lora:
     mapping = CONVERTED.get(model_type)
     if mapping is None:
         return lora
+    if is_pattern(lora.targets):
+        raise Unsupported(f"method.targets: a pattern with model_type {model_type}, whose experts PEFT looks for by older names, is not supported; names are")
     if lora.targets == "all-linear":
         named = set(mapping)
         lora = replace(lora, excluded=frozenset(mapping))
     else:
-        targets = [lora.targets] if isinstance(lora.targets, str) else list(lora.targets)
+        targets = list(lora.targets)
         olds = {target: next((old for old in mapping if target == old or target.endswith(f".{old}")), None) for target in targets}
         named = {old for old in olds.values() if old}
         lora = replace(lora, targets=tuple(target for target, old in olds.items() if old is None))
@@ -51,6 +54,8 @@ def converted(lora: Lora, model_type: str) -> Lora:
         ranks[parameter] = lora.rank * len(pair)
     if ranks and lora.dropout:
         raise InputError(f"method.dropout: {lora.dropout} cannot be with adapters on experts or routers ({', '.join(sorted(named))}); 0.0 can")
+    if ranks and lora.dora:
+        raise InputError(f"method.dora: true cannot be with adapters on experts or routers ({', '.join(sorted(named))}); targets without them can")
     return replace(lora, parameters=tuple(sorted(ranks.items())))
 
 

@@ -15,8 +15,8 @@ from memsim.errors import InputError
 from memsim.models import functional as F
 from memsim.models.model import Model
 from memsim.operators.packed4bit import PACKED
-from memsim.passes.lora import Lora, lora_branch, matches
-from memsim.passes.quantize import COMPUTE, KEPT, is_quantized, technique
+from memsim.passes.lora import Lora, lora_branch, matches, run_adapted
+from memsim.passes.quantize import COMPUTE, KEPT, is_quantized, packed_technique
 from memsim.stacks import Software
 
 KERNELS = {
@@ -50,12 +50,12 @@ class Packed:
 
         def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
             if kind != "linear" or attrs.get("module", KEPT[0]) in KEPT:
-                return None
+                return run_adapted(b, kind, inputs, attrs, lora)
             if matches(lora, str(attrs["module"])):
                 return (adapted(b, self.group, inputs[0], inputs[1:], lora),)
             return (base(b, self.group, inputs[0], inputs[1:]),)
 
-        return technique(rule, self.casts, lora)
+        return packed_technique(rule, self.casts, lora)
 
     def check(self, model: Model) -> None:
         """Raises InputError where a group does not divide the input features, or an int32 the output features."""

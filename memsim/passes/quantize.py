@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from memsim.builder import Builder, Rule, Technique, Tensor, module_call
 from memsim.models import functional as F
 from memsim.models.model import Model, Parameter
-from memsim.passes.lora import Lora, lora_branch, matches
-from memsim.passes.lora_parameters import folding
+from memsim.passes.dora import Base, dora_branch
+from memsim.passes.lora import Lora, lora_branch, matches, run_adapted, technique
+from memsim.passes.modules_to_save import COPY
 from memsim.stacks import Software
 
 COMPUTE = "bf16"  # bnb_4bit_compute_dtype
 CAST_BACK = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "wpe.weight")
 KEPT = ("lm_head",)  # modules_to_not_convert
+CREATED_AS_BASE = ("parameter adapter", "embedding adapter", COPY)  # adapters of what is never quantized
 
 
 @dataclass(frozen=True)
@@ -48,24 +50,22 @@ def quantized(nf4: Nf4, lora: Lora, stack: Software) -> Technique:
 
     def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
         if kind != "linear" or attrs.get("module", KEPT[0]) in KEPT:
-            return None
+            return run_adapted(b, kind, inputs, attrs, lora)
         attrs = {**attrs, "double": nf4.double, "dtype": COMPUTE, "as_input": stack.bnb_computes_in_inputs_dtype}
         if matches(lora, str(attrs["module"])):
             return (lora_linear4bit(b, attrs, inputs[0], inputs[1:], lora),)
         return (linear4bit(b, attrs, inputs[0], inputs[1:]),)
 
-    return technique(rule, nf4.casts, lora)
+    return packed_technique(rule, nf4.casts, lora)
 
 
-def technique(rule: Rule, casts: str, lora: Lora) -> Technique:
+def packed_technique(rule: Rule, casts: str, lora: Lora) -> Technique:
     """The rule, with the parameters beside what it stands for: in which dtype they are, and which train."""
 
     def stored(name: str, dtype: str) -> str:
         return COMPUTE if name in CAST_BACK else dtype
 
-    return Technique(
-        rule=rule, trainable=lambda name: ".lora_" in name, stored=stored if casts == "trl" else None, fold=folding(lora) if lora.parameters else None
-    )
+    return replace(technique(lora, rule), stored=stored if casts == "trl" else None)
 
 
 def with_quantized(model: Model, packed: str, casts: str) -> Model:
@@ -73,8 +73,8 @@ def with_quantized(model: Model, packed: str, casts: str) -> Model:
     moved = packed.startswith("nf4") and not model.settings.stack.qlora_adapters_in_fp32
 
     def change(p: Parameter) -> Parameter:
-        if p.module == "parameter adapter":
-            return p  # made in the dtype of its parameter, which is fp32 by then
+        if p.module in CREATED_AS_BASE or (p.adapter and p.name.rpartition(".lora_")[0] in KEPT):
+            return p  # made in the dtype of its base, which is as it stays by then
         if p.adapter:
             return replace(p, created_dtype=COMPUTE if moved else "")  # PEFT moves adapters to the compute dtype, where there is one, before it casts them
         if is_quantized(p):
@@ -104,6 +104,8 @@ def lora_linear4bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights:
     """Linear4bit.forward of PEFT (tuners/lora/bnb.py), under autocast."""
     result = linear4bit(b, attrs, x, weights)
     result = b.op("clone", result)
+    if lora.dora:
+        return dora_branch(b, Base("linear4bit", weights, bool(attrs["double"]), str(attrs["dtype"])), x, result, lora, result)
     with b.locals(result):
         output = b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora))
     result = b.op("add", result, output)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from memsim.graph import LayerGraph, Operator, TensorSpec
+from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous, is_contiguous
 from memsim.operators import KINDS
 from memsim.schedule.machine import BACKWARD, FORWARD, NO_LAYER, RECOMPUTED, Grad, Machine
 from memsim.schedule.nodes import Nodes, holds_tensors
@@ -104,8 +104,19 @@ class Autograd:
                     leaf = self.leaves.get(instance.values[spec.value])
                     if leaf is not None:
                         leaf.expected += 1
+        if frame is not None:
+            self._drop_in_checkpoint(instance, op)
+            return
         for storage in op.drops:
             machine.release(storages[storage])
+
+    def _drop_in_checkpoint(self, instance: Instance, op: Operator) -> None:
+        """Lets go of names in a checkpointed region's first run, and of what elsewhere a graph would hold."""
+        for storage in (*op.unkept, *op.drops):
+            if instance.storages[storage] >= 0:
+                self.machine.release(instance.storages[storage])
+        for storage in op.unkept:
+            instance.storages[storage] = -1
 
     def compute(self, instance: Instance, op: Operator) -> None:
         """The requests of an operator's forward execution."""
@@ -243,8 +254,8 @@ class Autograd:
         total, leaf.buffer = leaf.buffer, None
         held = total.storage  # AccumulateGrad's own reference lasts until it returns
         if leaf.grad is None:
-            if machine.references[held] > 1:
-                total = machine.grad(total.shape, total.strides, total.dtype)
+            if machine.references[held] > 1 or not is_contiguous(total.shape, total.strides):  # as its leaf is (utils/grad_layout_contract.h)
+                total = machine.grad(total.shape, contiguous(total.shape), total.dtype)
             else:
                 machine.retain(held)
             leaf.grad = total

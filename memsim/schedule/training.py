@@ -26,6 +26,7 @@ from memsim.tape import AUTOCAST_CACHE, Category
 
 LAYER_INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")  # of a layer, where the graph does not name them
 ARGUMENTS = 3  # what nests further in the arguments by name of a reentrant checkpoint: a dict, a tuple, a tensor
+CREATED = {"parameter adapter": 1, "copy": 2}  # the turn at which PEFT makes adapters: of modules, of parameters, then copies of modules
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Training:
             machine.layer = NO_LAYER
             machine.empty_cache()
         adapters = [(layer, p) for layer, p in rows if p.adapter]
-        for layer, p in sorted(adapters, key=lambda row: row[1].module == "parameter adapter"):  # PEFT replaces modules first, then parameters
+        for layer, p in sorted(adapters, key=lambda row: CREATED.get(row[1].module, 0)):
             self.place(layer, p, p.created_dtype or p.dtype)
         for layer, p in adapters:  # PEFT's cast_adapter_dtype
             if p.created_dtype not in ("", p.dtype):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memsim.errors import InputError
-from memsim.passes.lora import Lora, check_targets, matches
+from memsim.passes.lora import Lora, matches
 from memsim.run import Run
 from memsim.simulation import model_of
 
@@ -18,7 +18,6 @@ from memsim.simulation import model_of
         (["up_proj"], "mlp.up_proj", True),
         (["up_proj"], "mlp.backup_proj", False),
         (["mlp.up_proj"], "mlp.up_proj", True),
-        ("up_proj", "mlp.up_proj", True),
         (["q_proj", "v_proj"], "self_attn.k_proj", False),
     ],
 )
@@ -65,5 +64,5 @@ def test_dropout_adds_one_operator_a_module() -> None:
 
 @pytest.mark.parametrize("target", ["nothing", "lm_hed", "proj"])
 def test_a_target_that_matches_nothing_is_named_with_those_that_would(target: str) -> None:
-    with pytest.raises(InputError, match=rf"method\.targets: '{target}' matches no linear module.*\(there are down_proj, gate_proj,"):
-        check_targets(model_of(Run(model="llama3.2-1b")), Lora(8, ["q_proj", target]))
+    with pytest.raises(InputError, match=rf"method\.targets: '{target}' matches no linear module.*\(there are down_proj, embed_tokens, gate_proj,"):
+        model_of(Run(model="llama3.2-1b", method={"kind": "lora", "targets": ["q_proj", target]}))

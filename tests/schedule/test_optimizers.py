@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from memsim.errors import InputError, Unsupported
 from memsim.graph import TensorSpec
@@ -22,7 +22,7 @@ from memsim.simulation import simulate
 from memsim.tape import Action, Category
 
 MODEL = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 500}
-RECORDED = Path(__file__).parents[2] / "traces" / "record" / "optimizers.json"
+RECORDED = Path(__file__).parents[2] / "traces" / "record" / "optimizers.yaml"
 
 
 def rows(*parameters: tuple[int, str, tuple[int, ...], str]) -> tuple[Machine, list[tuple[int, Parameter, Leaf]]]:
@@ -40,7 +40,7 @@ def rows(*parameters: tuple[int, str, tuple[int, ...], str]) -> tuple[Machine, l
 
 
 def test_every_optimizer_can_be_recorded() -> None:
-    assert set(OPTIMIZERS) == set(json.loads(RECORDED.read_text()))
+    assert set(OPTIMIZERS) == set(yaml.safe_load(RECORDED.read_text()))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

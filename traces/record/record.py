@@ -4,8 +4,8 @@
     OUT.json   the run, the versions, and per step: peaks, bytes held, retries
     OUT.npz    with --tape: every allocator event (action, address, bytes, stream) and the phase that it belongs to
 
-The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train, batch.padding, grad_scaler, method.quantization int8,
-torch's optimizers adagrad, rmsprop, nadam, and the strategies of checkpointing.py.
+The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train, batch.padding, grad_scaler, optimizer_in_backward,
+those of method below (adapter_config) with quantization int8, torch's and bitsandbytes' other optimizers, and the strategies of checkpointing.py.
 The run's keys are in README.md beside that file. Real PyTorch, transformers, PEFT and bitsandbytes decide every
 allocation; only the kernels do nothing, so every value on the device reads as zero.
 """
@@ -124,14 +124,13 @@ def build(run, torch):
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpoint, gradient_checkpointing_kwargs=options)
-    if kind in ("lora", "qlora"):
-        from peft import LoraConfig, get_peft_model
+    if kind in ("lora", "qlora", "ia3"):
+        from peft import get_peft_model
 
-        targets = run["method"].get("targets", "all-linear")
-        model = get_peft_model(model, LoraConfig(r=run["method"].get("rank", 8), lora_alpha=16, lora_dropout=run["method"].get("dropout", 0.0), target_modules=targets, task_type="CAUSAL_LM"))
+        model = get_peft_model(model, adapter_config(run["method"]))
     if checkpoint and kind != "qlora":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-        if kind == "lora":
+        if kind in ("lora", "ia3"):
             model.enable_input_require_grads()
     checkpointing.apply(model, run["checkpointing"])
     freeze(model, run.get("train", {}))
@@ -145,6 +144,19 @@ def padded_batch(batch, torch):
     mask = torch.ones(batch["size"], batch["sequence"], dtype=torch.long)
     mask[:, batch["sequence"] - math.ceil(batch["padding"] * batch["sequence"]):] = 0
     return {"attention_mask": mask.to("cuda"), "labels": torch.full_like(mask, -100).to("cuda")}
+
+
+def adapter_config(method):
+    """PEFT's LoraConfig or IA3Config of the run's method."""
+    from peft import IA3Config, LoraConfig
+
+    saved = {"modules_to_save": method["modules_to_save"]} if method.get("modules_to_save") else {}
+    if method["kind"] == "ia3":
+        return IA3Config(target_modules=method.get("targets"), feedforward_modules=method.get("feedforward"), task_type="CAUSAL_LM", **saved)
+    return LoraConfig(
+        r=method.get("rank", 8), lora_alpha=16, lora_dropout=method.get("dropout", 0.0), target_modules=method.get("targets", "all-linear"), task_type="CAUSAL_LM",
+        use_dora=method.get("dora", False), use_rslora=method.get("rslora", False), bias=method.get("bias", "none"), layers_to_transform=method.get("layers"), **saved,
+    )
 
 
 def freeze(model, train):
@@ -178,7 +190,7 @@ def shard(model, run, torch):
     return fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-NAMES = json.loads((HERE / "optimizers.json").read_text())  # optimizer → class and arguments
+NAMES = yaml.safe_load((HERE / "optimizers.yaml").read_text())  # optimizer → class and arguments
 
 
 def optimizers(run, parameters, torch, hidden=frozenset()):

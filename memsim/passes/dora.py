@@ -1,0 +1,115 @@
+"""DoRA as PEFT executes it (peft/tuners/lora/dora.py, variants.py): LoRA whose sum with the base is scaled by trained magnitudes over the norms of rows.
+
+The norms are of base + adapters as one matrix, which a forward pass computes from the product of the adapters with a unit matrix. Nothing is
+differentiated through them, but the graph of that product lives as long as the product has a name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.models import functional as F
+from memsim.models.model import Parameter
+
+if TYPE_CHECKING:
+    from memsim.passes.lora import Lora
+
+MAGNITUDE = "magnitude"  # Parameter.module
+
+
+@dataclass(frozen=True)
+class Base:
+    """The frozen module: its operator, weight and bias, and for 4-bit weights how they are dequantized."""
+
+    kind: str
+    weights: tuple[Tensor, ...]
+    double: bool = True
+    dtype: str = ""
+
+    @property
+    def out(self) -> int:
+        """Features of its result."""
+        return self.weights[0].shape[1 if self.kind == "conv1d" else 0]
+
+
+def magnitude(module: str, p: Parameter, lora: Lora) -> Parameter:
+    """The magnitudes of the rows of the module with weight p."""
+    out = p.shape[1] if p.module == "conv1d" else p.shape[0]
+    return Parameter(f"{module}.lora_magnitude_vector.weight", (out,), lora.dtype, adapter=True, module=MAGNITUDE, created_dtype=p.dtype)
+
+
+def dora_branch(b: Builder, base: Base, x: Tensor, result: Tensor, lora: Lora, *held: Tensor) -> Tensor:
+    """DoraLinearVariant.forward: result plus the branch. `held`: locals of the caller."""
+    base_result = None
+    if lora.dropout:
+        x = b.op("dropout", x, p=lora.dropout)
+    else:
+        base_result = result
+    result = b.op("add", result, dora_linear(b, base, x, base_result, lora, ((x,) if lora.dropout else ()) + held))
+    return result
+
+
+@module_call
+def dora_linear(b: Builder, base: Base, x: Tensor, base_result: Tensor | None, lora: Lora, held: tuple[Tensor, ...]) -> Tensor:
+    """DoraLinearLayer.forward."""
+    out = base.out
+    product, eye, lora_weight = get_lora_weight(b, x.shape[-1], out, lora)
+    lora_weight = F.to(b, lora_weight, x.dtype)
+    weight = base.weights[0]
+    if base.kind == "linear4bit":
+        weight = b.op("dequantize4bit", weight, double=base.double, dtype=base.dtype)
+    weight = F.to(b, weight, x.dtype)
+    if base.kind == "conv1d":
+        weight = F.transpose(b, weight, 0, 1)
+    weight_norm = get_weight_norm(b, weight, lora_weight)
+    magnitude = b.parameter(f"{'.'.join(b.path)}.lora_magnitude_vector.weight", (out,), lora.dtype, True)
+    mag_norm_scale = b.op("view", b.op("div", magnitude, weight_norm), shape=(1, out))
+    lora_result = F.linear(b, F.linear(b, x, "lora_A", lora.rank, lora.dtype), "lora_B", out, lora.dtype)
+    if base_result is None:
+        base_result = b.op("linear", x, weight)
+    elif len(base.weights) == 2:
+        base_result = b.op("sub", base_result, base.weights[1])
+    own = (product, eye, lora_weight, weight, weight_norm, mag_norm_scale, lora_result)
+    scaled = b.op("mul", b.op("add_scalar", mag_norm_scale), base_result)
+    with b.locals(scaled, base_result, *own, *held):
+        del own
+        result_dora = b.op("mul", mag_norm_scale, lora_result)
+    result_dora = b.op("mul_scalar", result_dora)
+    result_dora, before = b.op("add", scaled, result_dora), result_dora
+    del scaled
+    del before
+    return result_dora
+
+
+def get_lora_weight(b: Builder, inputs: int, out: int, lora: Lora) -> tuple[Tensor, Tensor, Tensor]:
+    """DoraLinearLayer.get_lora_weight: lora_B(lora_A(unit matrix)).T, [out, in]. Also what its graph holds, in the order in which it lets go."""
+    path = ".".join(b.path)
+    x_eye = F.create(b, "eye", (inputs, inputs), lora.dtype)
+    (weight_a,) = b.lower(b.parameter(f"{path}.lora_A.weight", (lora.rank, inputs), lora.dtype, True))
+    eye = x_eye
+    if b.autocast is not None and x_eye.dtype != b.autocast:
+        eye = b.op("cast", x_eye, dtype=b.autocast)
+    with b.no_grad():
+        product = b.op("linear", eye, weight_a)
+    if eye is not x_eye:
+        b.unkept(eye)
+    (weight_b,) = b.lower(b.parameter(f"{path}.lora_B.weight", (out, lora.rank), lora.dtype, True))
+    with b.no_grad():
+        lora_weight = b.op("linear", product, weight_b)
+        b.unkept(product)
+        lora_weight = F.transpose(b, lora_weight, 0, 1)
+    if eye is x_eye:
+        b.unkept(eye)
+    return product, eye, lora_weight
+
+
+def get_weight_norm(b: Builder, weight: Tensor, lora_weight: Tensor) -> Tensor:
+    """DoraLinearLayer.get_weight_norm: the norm of each row of weight + scaling * lora_weight, [out]."""
+    with b.no_grad():
+        weight = b.op("add", weight, b.op("mul_scalar", lora_weight))
+        norm = b.op("row_norm", weight, dtype="fp32") if b.autocast else b.op("row_norm", weight)
+        weight_norm = F.to(b, norm, weight.dtype)
+        del norm
+    return weight_norm

@@ -1,0 +1,124 @@
+"""(IA)³ as PEFT executes it (peft/tuners/ia3/layer.py): a trained vector scales the output of a frozen module, or the input of a feed-forward one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from memsim.builder import Builder, Technique, Tensor, module_call
+from memsim.errors import InputError
+from memsim.models import functional as F
+from memsim.models.model import Model, Parameter
+from memsim.passes.modules_to_save import MARK, copies, run_copy, stands_for
+from memsim.passes.targets import HEAD, LINEAR, Sites, is_tied
+
+# peft/utils/constants.py: model_type → its targets and, among them, its feed-forward modules.
+QUERY_VALUE = (("q_proj", "v_proj", "down_proj"), ("down_proj",))
+KEY_VALUE = (("k_proj", "v_proj", "down_proj"), ("down_proj",))
+DEFAULTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "llama": KEY_VALUE,
+    "mistral": KEY_VALUE,
+    "qwen2": QUERY_VALUE,
+    "qwen3": QUERY_VALUE,
+    "gemma2": QUERY_VALUE,
+    "gemma3_text": QUERY_VALUE,
+    "gpt2": (("c_attn", "mlp.c_proj"), ("mlp.c_proj",)),
+    "gpt_neox": (("query_key_value", "dense_4h_to_h"), ("dense_4h_to_h",)),
+}
+
+
+@dataclass(frozen=True)
+class Ia3:
+    """The targeted modules, those of them whose input is scaled, modules that train as a whole; `sites` once full names are resolved."""
+
+    targets: str | Sequence[str]
+    feedforward: tuple[str, ...]
+    saved: tuple[str, ...] = ()
+    layers: tuple[int, ...] | None = None
+    dtype: str = "fp32"
+    sites: Sites = Sites()
+
+
+def ia3_of(model_type: str, targets: str | Sequence[str] | None, feedforward: tuple[str, ...] | None, saved: tuple[str, ...]) -> Ia3:
+    """The settings with PEFT's defaults for this family. Raises InputError where it has none."""
+    own = DEFAULTS.get(model_type)
+    if own is None and (targets is None or feedforward is None):
+        missing = " and ".join(key for key, value in (("targets", targets), ("feedforward", feedforward)) if value is None)
+        raise InputError(f"method.{missing.split()[0]}: PEFT has no default of ia3 for model_type {model_type}; give method.{missing}")
+    targets = own[0] if targets is None and own else targets or ()
+    feedforward = own[1] if feedforward is None and own else feedforward or ()
+    if not isinstance(targets, str) and (other := next((name for name in feedforward if name not in targets), None)):
+        raise InputError(f"method.feedforward: {other!r} is not among method.targets ({', '.join(targets)}), as PEFT wants it")
+    return Ia3(targets, feedforward, saved)
+
+
+def is_feedforward(ia3: Ia3, module: str) -> bool:
+    """Whether the input of the module is scaled."""
+    return any(module.endswith(name) for name in ia3.feedforward)
+
+
+def scaled(ia3: Ia3) -> Technique:
+    """Linear modules that run with their vectors."""
+
+    def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
+        copied = run_copy(b, kind, inputs, attrs, ia3.sites.saved) if ia3.sites.saved else None
+        if copied is not None:
+            return copied
+        if kind not in LINEAR or attrs.get("module") not in ia3.sites.targets:
+            return None
+        return (ia3_linear(b, kind, attrs, inputs[0], inputs[1:], ia3),)
+
+    return Technique(rule=rule, trainable=lambda name: name.endswith(".ia3_l") or MARK in name, stands_for=stands_for(ia3.sites.saved))
+
+
+def vector(module: str, p: Parameter, ia3: Ia3) -> Parameter:
+    """The vector of the module with weight p: [1, in] or [out, 1]."""
+    out, inputs = p.shape[::-1] if p.module == "conv1d" else p.shape
+    shape = (1, inputs) if is_feedforward(ia3, module) else (out, 1)
+    return Parameter(f"{module}.ia3_l", shape, ia3.dtype, adapter=True, module="adapter", created_dtype=p.dtype)
+
+
+def with_vectors(model: Model, ia3: Ia3, outer: Sites, of_kinds: Sequence[Sites]) -> Model:
+    """The model, built with `scaled`, with the vectors among its parameters and its own frozen."""
+    layers = tuple(tuple(_with_vectors(kind, replace(ia3, sites=of))) for kind, of in zip(model.layers, of_kinds, strict=True))
+    before, after = (tuple(_with_vectors(rows, replace(ia3, sites=outer))) for rows in (model.before, model.after))
+    if is_tied(model) and HEAD in (outer.saved | outer.targets):
+        shared = next(p for p in model.before if p.module == "embedding")
+        after += tuple(_with_vectors([replace(shared, name=f"{HEAD}.weight", module="linear")], replace(ia3, sites=outer))[1:])
+    return replace(model, before=before, layers=layers, after=after)
+
+
+def _with_vectors(parameters: Sequence[Parameter], ia3: Ia3) -> list[Parameter]:
+    rows: list[Parameter] = []
+    pending: list[Parameter] = []
+    for i, p in enumerate(parameters):
+        rows.append(replace(p, trainable=False))
+        module, _, kind = p.name.rpartition(".")
+        if p.module in LINEAR and kind == "weight" and module in ia3.sites.targets:
+            pending = [vector(module, p, ia3)]
+        following = parameters[i + 1].name if i + 1 < len(parameters) else ""
+        if following.rpartition(".")[0] != module:
+            rows += [*pending, *(copies(parameters, module) if module in ia3.sites.saved else [])]
+            pending = []
+    return rows
+
+
+@module_call
+def ia3_linear(b: Builder, kind: str, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], ia3: Ia3) -> Tensor:
+    """Linear.forward of PEFT's IA3."""
+    previous_dtype = x.dtype
+    weight = weights[0].shape[::-1] if kind == "conv1d" else weights[0].shape
+    module = str(attrs["module"])
+    feedforward = is_feedforward(ia3, module)
+    size = weight[1] if feedforward else weight[0]
+    parameter = b.parameter(f"{module}.ia3_l", (1, size) if feedforward else (size, 1), ia3.dtype, True)
+    ia3_scaling = b.op("mul_scalar", b.op("view", parameter, shape=(size,)), label="ia3_l")
+    if feedforward:
+        x = F.to(b, x, ia3.dtype)
+        interm = F.to(b, b.op("mul", x, ia3_scaling, label="ia3"), previous_dtype)
+        result = b.run(kind, interm, *weights, **attrs)[0]
+    else:
+        result = b.run(kind, x, *weights, **attrs)[0]
+        result_dtype = result.dtype
+        result = F.to(b, b.op("mul", result, ia3_scaling, label="ia3"), result_dtype)
+    return result
