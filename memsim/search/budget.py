@@ -72,9 +72,9 @@ class Search:
         return self.simulated[key]
 
     def fits(self, strategy: Strategy) -> bool:
-        """Whether its simulated peak does."""
+        """Whether its simulated peak does, without the allocator having to give back its cache, which stalls every step."""
         timeline = self.timeline(strategy)
-        return not timeline.out_of_memory and timeline.peak_reserved <= self.budget
+        return not timeline.out_of_memory and timeline.peak_reserved <= self.budget and not any(step.retries for step in timeline.steps)
 
     def base(self) -> int:
         """Bytes requested while the loss is computed, without what layers keep; from the strategy "full"."""
