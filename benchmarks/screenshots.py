@@ -1,6 +1,6 @@
 """Photographs of the pages, for the README and for looking at: python benchmarks/screenshots.py [FOLDER]
 
-Without FOLDER only docs/report.png is made: the top of the 72B report. With it, every page in full: light, dark and on a phone.
+Without FOLDER only docs/report.png and docs/compare.png are made: the top of the 72B report, and of a comparison. With it, every page in full: light, dark and on a phone.
 Needs Chromium and chromedriver, and the extra `test`.
 """
 
@@ -24,6 +24,7 @@ PAGES = {
     "out-of-memory": ("qwen2.5-0.5b-full", ("device_memory_gib=5.9", "batch.sequence=1024")),
 }
 LOOKS: dict[str, dict[str, Any]] = {"light": {}, "dark": {"dark": True}, "phone": {"width": 390, "height": 844, "phone": True}}
+STRATEGIES = ("none", "full", "selective", "sqrt", "offload")
 TOP = 1540  # CSS pixels of the page's top that tell the story
 
 
@@ -40,6 +41,11 @@ def main() -> None:
                     browser.look(1200)
                     browser.open(page)
                     browser.photograph(ROOT / "docs" / "report.png", TOP)
+                    compared = Path(scratch) / "compare.html"
+                    runs = [memsim.Run.load("qwen2.5-7b-lora", set=(f"checkpointing={strategy}",)) for strategy in STRATEGIES]
+                    memsim.compare(*runs).write_html(compared)
+                    browser.open(compared)
+                    browser.photograph(ROOT / "docs" / "compare.png", TOP)
                 for look, settings in LOOKS.items() if folder else ():
                     browser.look(**settings)
                     browser.open(page)

@@ -35,6 +35,10 @@ KEYS: dict[str, tuple[str, ...]] = {  # key of a method → kinds that it goes w
 
 def check_method(method: Method, model_type: str, stack: Software) -> None:
     """Raises InputError for keys of a method that do not go together, Unsupported for what is not modelled."""
+    if method.kind == "ia3":
+        raise Unsupported("method.kind: ia3 is not supported yet, as loading it does not agree with recordings; lora is")
+    if method.dora:
+        raise Unsupported("method.dora: true is not supported yet, as loading it does not agree with recordings; false is")
     plain = type(method)()
     given = [key for key in KEYS if getattr(method, key) != getattr(plain, key)]
     for key in given:
