@@ -43,7 +43,7 @@ def main() -> None:
                     browser.photograph(ROOT / "docs" / "report.png", TOP)
                     compared = Path(scratch) / "compare.html"
                     runs = [memsim.Run.load("qwen2.5-7b-lora", set=(f"checkpointing={strategy}",)) for strategy in STRATEGIES]
-                    memsim.compare(*runs).write_html(compared)
+                    memsim.compare(runs, STRATEGIES).write_html(compared)
                     browser.open(compared)
                     browser.photograph(ROOT / "docs" / "compare.png", TOP)
                 for look, settings in LOOKS.items() if folder else ():

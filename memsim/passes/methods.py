@@ -115,6 +115,10 @@ def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | 
     check_embeddings(model, model_type)
     if packing is None:
         return model
+    if any(p.module == "conv1d" for kind in model.layers for p in kind):
+        raise Unsupported(
+            f"method.kind: qlora with model_type {model_type}, whose Conv1D modules are quantized in another layout, is not supported yet; lora is"
+        )
     if isinstance(packing, Packed):
         packing.check(model)
     return with_quantized(model, packing.packed, packing.casts)
