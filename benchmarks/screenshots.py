@@ -1,6 +1,7 @@
 """Photographs of the pages, for the README and for looking at: python benchmarks/screenshots.py [FOLDER]
 
-Without FOLDER only docs/report.png and docs/compare.png are made: the top of the 72B report, and of a comparison. With it, every page in full: light, dark and on a phone.
+Without FOLDER only docs/report.png and docs/compare.png are made: the top of the 72B report, and of a comparison.
+With it, every page in full: light, dark and on a phone.
 Needs Chromium and chromedriver, and the extra `test`.
 """
 
