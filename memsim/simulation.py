@@ -62,6 +62,7 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         sequence=run.batch.sequence,
         dtype=loaded if packing and packing.casts == "none" else WEIGHTS.get(precision, precision),
         attention=run.attention,
+        padded=run.batch.padding > 0,
         sm=run.sm,
         stack=STACKS[run.stack],
         technique=replace(PLAIN, autocast=AUTOCAST.get(precision), inputs_require_grad=tells),
@@ -107,6 +108,8 @@ def check_supported(run: Run) -> None:
     if run.method.kind == "qlora" and run.precision != "bf16" and run.method.casts != "peft":
         raise Unsupported(f"method.casts: {run.method.casts} with precision {run.precision} is not supported; with bf16 it is")
     check_grad_scaler(run)
+    if run.batch.padding and run.stack != "golden":
+        raise Unsupported(f"batch.padding: {run.batch.padding} with stack {run.stack} is not supported yet; 0 is, and with stack golden any share")
     if run.fsdp > 1:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.device is not None and devices()[run.device].sm is None:

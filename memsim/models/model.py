@@ -56,6 +56,7 @@ class Settings:
     sm: int = 80
     stack: Software = GOLDEN
     technique: Technique = PLAIN
+    padded: bool = False  # the batch comes with an attention mask that is not all ones, and labels of its own
     loaded: str = ""  # dtype in which the model is made, where it is cast afterwards
     routing: str | float = "balanced"  # of tokens to experts: see models/moe.py
     other_order: bool = False  # the other way round, where a Python set's order decides

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
-from memsim.operators.creation import BiasOfMask, Compare, Create, CumulativeSum, Tril
+from memsim.operators.creation import BiasOfMask, Compare, CountTrue, Create, CumulativeSum, Tril
 from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clone, Div, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Sub, Unary
 from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Dequantize4bit, Linear4bit, Recast
@@ -30,6 +30,7 @@ KINDS: dict[str, Kind] = {
     "clone": Clone(),
     "compare": Compare(),
     "conv1d": Conv1D(),
+    "count_true": CountTrue(),
     "cos": SavesInput(),
     "create": Create(),
     "cumsum": CumulativeSum(),

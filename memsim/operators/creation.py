@@ -24,6 +24,22 @@ class Create(Kind):
         return (Inferred(shape, contiguous(shape), str(attrs["dtype"])),)
 
 
+class CountTrue(Kind):
+    """x.sum() of a bool tensor of `count` elements, that a cast to int64 comes before: one int64."""
+
+    differentiable = False
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        return (Inferred((), (), "int64"),)
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        count = inputs[0].elements
+        into.append(m.alloc(outputs[0].nbytes))
+        cast = m.alloc(8 * count)
+        m.reduction_scratch((count,), (1,), (0,), "int64", accumulate=8)
+        m.release(cast)
+
+
 class Compare(Kind):
     """a != b and the like: a bool tensor."""
 

@@ -164,11 +164,11 @@ class Training:
         machine.at("AccumulateGrad")
 
     def micro_batch(self, number: int) -> None:
-        """Token ids, forward with labels, backward, and what the training loop lets go of."""
+        """Token ids (with padding also a mask, and labels of their own), forward with labels, backward, and what the training loop lets go of."""
         machine, settings = self.machine, self.model.settings
         machine.layer = NO_LAYER
         machine.at("tokens")
-        tokens = machine.alloc(8 * settings.batch * settings.sequence, int(Category.INPUTS))
+        tokens, *others = [machine.alloc(8 * settings.batch * settings.sequence, int(Category.INPUTS)) for _ in range(3 if settings.padded else 1)]
         self.begin_autocast()
         holding = Nodes(tensors=False) if any(map(holds_tensors, self.model.layer_graphs)) else None
         autograd = Autograd(machine, dict(self.leaves), holding=holding, hook=self.step_one if self.plan.in_backward else None)
@@ -213,7 +213,7 @@ class Training:
             before, after = autograd.holding.end(instance.values[loss.value])
         else:
             before, after = self.at_end(kept, autograd.attached)
-        machine.release(*before, instance.storages[loss.storage], *after, tokens)
+        machine.release(*before, instance.storages[loss.storage], *after, tokens, *reversed(others))
 
     def at_end(self, kept: list[int], attached: list[int]) -> tuple[list[int], list[int]]:
         """What the graph lets go of before the loss itself goes and after it: the embeddings' output, and what reentrant checkpoints hold."""
