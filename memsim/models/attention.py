@@ -63,9 +63,7 @@ def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tens
         settings, b.autocast or query.dtype, query.shape[-1], mask is not None, b.grad_enabled and any(x.spec.requires_grad for x in (query, key, value))
     )
     if back_end == "math":
-        bias = b.op("bias_of_mask", mask, dtype=b.autocast or query.dtype) if mask is not None and mask.dtype == "bool" else mask
-        attn_output = math_attention(b, query, key, value, bias, mask is None and sequence > 1, p)
-        del bias
+        attn_output = math_attention(b, query, key, value, mask, mask is None and sequence > 1, p)
     elif back_end == "flash" and query.shape[-1] % 8:
         attn_output = padded_flash(b, query, key, value, p)
     else:

@@ -8,12 +8,13 @@ from memsim.models import functional as F
 
 
 def math_attention(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, p: float = 0.0) -> Tensor:
-    """q [B, H, S, D], k and v [B, K, S, D], mask [B or 1, 1, S, S] of the dtype of q → [B, H, S, D]. p: probability of dropout.
+    """q [B, H, S, D], k and v [B, K, S, D], mask [B or 1, 1, S, S], bool or of the dtype of q → [B, H, S, D]. p: probability of dropout.
 
     Autocast casts the arguments and then stays out. Locals die in C++'s order, the last declared first.
     """
     query, key, value = b.lower(query, key, value)
     origin = query.dtype
+    mask = b.op("bias_of_mask", mask, dtype=origin) if mask is not None and mask.dtype == "bool" else mask
     with b.no_autocast():
         query_acc = F.to(b, query, "fp32")
         key_acc = F.to(b, key, "fp32")
