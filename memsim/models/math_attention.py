@@ -44,6 +44,7 @@ def math_attention(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: 
         del key_acc
         del query_acc
         del weights
+        del mask
     return result
 
 
