@@ -66,8 +66,10 @@ def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tens
         attn_output = math_attention(b, query, key, value, mask, mask is None and sequence > 1, p)
     elif back_end == "flash" and query.shape[-1] % 8:
         attn_output = padded_flash(b, query, key, value, p)
+    elif mask is not None:
+        attn_output = masked_efficient(b, query, key, value, mask, p)
     else:
-        attn_output = b.op(f"{back_end}_attention", query, key, value, *((mask,) if mask is not None else ()), p=p)
+        attn_output = b.op(f"{back_end}_attention", query, key, value, p=p)
     if attn_output.shape[2] != sequence:
         attn_output = F.reshape(b, attn_output, attn_output.shape[0], joined, sequence, attn_output.shape[-1])
     attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
@@ -82,6 +84,22 @@ def chosen(settings: Settings, dtype: str, dim: int, masked: bool, requires_grad
     # The memory-efficient kernels need rows aligned as their matrix products do (minimum_gemm_alignment), and know bf16 from sm 80 on.
     alignment = 8 if half else 4 if sm >= 80 else 1
     return "math" if dim % alignment or (dtype == "bf16" and sm < 80) else "efficient"
+
+
+def masked_efficient(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, p: float) -> Tensor:
+    """The memory-efficient kernel, which reads numbers in rows that begin at multiples of 8 (attention.cpp, convert_boolean_attn_mask, preprocess_mask)."""
+    batch, heads, sequence, _ = query.shape
+    query, key, value, mask = b.lower(query, key, value, mask)
+    with b.no_autocast():
+        if mask.dtype == "bool":
+            mask = b.op("bias_of_mask", mask, dtype=query.dtype)
+        if any(stride % 8 for stride in mask.spec.strides[:-1]):
+            mask = b.op("pad", mask, to=sequence + 8 - sequence % 8)
+            mask = b.op("slice", mask, length=sequence)
+        mask = b.op("expand", mask, shape=(batch, heads, sequence, sequence))
+        out = b.op("efficient_attention", query, key, value, mask, p=p)
+        del mask
+    return out
 
 
 def padded_flash(b: Builder, query: Tensor, key: Tensor, value: Tensor, p: float) -> Tensor:

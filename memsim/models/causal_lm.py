@@ -150,6 +150,7 @@ def boolean_mask(b: Builder, settings: Settings, window: int | None, padding: Te
         mask = and_padding(b, settings, window)
     else:
         mask = F.create(b, "causal", square, "bool") if window is None else windowed_mask(b, sequence)
+        mask = b.op("expand", mask, shape=(settings.batch, *square[1:]))
     del batch_arange
     del head_arange
     del q_arange

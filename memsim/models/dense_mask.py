@@ -12,7 +12,7 @@ from memsim.models.model import Settings
 
 
 def dense_mask(b: Builder, config: DecoderConfig, settings: Settings, dtype: str) -> Tensor | None:
-    """_update_causal_mask: [1, 1, S, S + 1] in `dtype`, which is expanded over the batch.
+    """_update_causal_mask: [B, 1, S, S + 1] in `dtype`, one that is expanded over the batch (a view).
 
     Nothing for sdpa, which is told is_causal, unless the sequence reaches the window.
     """
@@ -20,9 +20,8 @@ def dense_mask(b: Builder, config: DecoderConfig, settings: Settings, dtype: str
     if settings.attention == "sdpa" and (sequence == 1 or window is None or sequence < window):
         return None
     with b.module("causal_mask"), b.no_grad():
-        if config.model_type in WINDOWED:
-            return windowed(b, sequence, dtype, window)
-        return triangular(b, sequence, dtype)
+        mask = windowed(b, sequence, dtype, window) if config.model_type in WINDOWED else triangular(b, sequence, dtype)
+        return b.op("expand", mask, shape=(settings.batch, 1, sequence, sequence + 1))
 
 
 WINDOWED = ("mistral", "phi3")  # the families whose mask knows of windows

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from memsim.dtypes import ITEMSIZE
 from memsim.graph import TensorSpec
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
@@ -105,9 +104,7 @@ class FlashAttention(Attention):
 class EfficientAttention(Attention):
     """The memory-efficient kernel (ATen/native/transformers/cuda/attention.cu, attention_backward.cu), which fp32 and masks need.
 
-    Keeps q, k, v, the result, the log-sum-exp padded to 32 queries, and a seed and offset. A boolean mask, the fourth input, is turned into
-    zeros and minus infinity and padded to a multiple of 8 columns at every call, and kept as well (transformers/attention.cpp). A mask of numbers
-    is padded, by up to 8 columns, where the strides of its rows are no multiples of 8.
+    Keeps q, k, v, the result, the log-sum-exp padded to 32 queries, a seed and offset, and the bias [B, H, S, S], where there is one: the fourth input.
     """
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
@@ -115,38 +112,17 @@ class EfficientAttention(Attention):
         b, h, s, d = q.shape
         lse = (b, h, _round(s, 32) if any(spec.requires_grad for spec in inputs) else 0)  # should_compute_logsumexp
         scalar = Inferred((), (), "int64", differentiable=False)
-        kept = (Inferred(q.shape, (s * h * d, d, h * d, 1), q.dtype), Inferred(lse, like(lse), "fp32", differentiable=False), scalar, scalar)
-        if len(inputs) == 3:
-            return kept
-        mask = inputs[3]
-        if mask.dtype != "bool" and all(stride % 8 == 0 for stride in mask.strides[:-1]):
-            return kept
-        padded = (b, 1, s, _round(s, 8) if mask.dtype == "bool" else s + 8 - s % 8)
-        return (*kept, Inferred(padded, like(padded), q.dtype, differentiable=False))
+        return (Inferred(q.shape, (s * h * d, d, h * d, 1), q.dtype), Inferred(lse, like(lse), "fp32", differentiable=False), scalar, scalar)
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
-        q, k, v = inputs[:3]
-        out, lse, seed, offset = outputs[:4]
-        bias = tuple(spec.storage for spec in outputs[4:] or inputs[3:])
-        return (*bias, k.storage, q.storage, v.storage, lse.storage, out.storage, offset.storage, seed.storage)
+        q, k, v, *bias = inputs
+        out, lse, seed, offset = outputs
+        return (*(x.storage for x in bias), k.storage, q.storage, v.storage, lse.storage, out.storage, offset.storage, seed.storage)
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
-        bias = []
-        if len(inputs) == 4 and inputs[3].dtype != "bool":
-            bias = [m.alloc(spec.nbytes) for spec in outputs[4:]]
-        elif len(inputs) == 4:
-            q = inputs[0]
-            item = ITEMSIZE[q.dtype]
-            zero, minimum = m.alloc(item), m.alloc(item)
-            converted = m.alloc(item * q.shape[0] * q.shape[2] * q.shape[2])
-            m.release(minimum, zero)
-            bias = [converted]
-            if outputs[4].shape[-1] != q.shape[2]:
-                bias = [m.alloc(outputs[4].nbytes)]
-                m.release(converted)
         size = 0 if m.stack.software.attention_seeds_on_host or attrs.get("p") else 8  # with dropout they come from the host
         seed, offset = m.alloc(size), m.alloc(size)
-        into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes), seed, offset, *bias]
+        into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes), seed, offset]
         if inputs[0].shape[-1] > 128 and inputs[0].dtype != "fp32":  # kNeedsOutputAccumulatorBuffer
             m.scratch(4 * outputs[0].elements)
 

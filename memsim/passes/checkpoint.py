@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from memsim.errors import InputError, Unsupported
@@ -15,7 +15,7 @@ NONE, FULL = Checkpoint(), Checkpoint(how="full")
 # What `save` may name, and the kinds of operators whose results it keeps: those that execute these operators of torch.ops.aten
 # (traces/record/checkpointing.py has the list). matmul and attention are the list of torchtitan and PyTorch's tutorials.
 SAVED: Mapping[str, frozenset[str]] = {
-    "matmul": frozenset({"linear", "matmul", "mm", "baddbmm", "conv1d", "linear4bit"}),  # mm, addmm, bmm, baddbmm
+    "matmul": frozenset({"linear", "matmul", "mm", "baddbmm", "conv1d"}),  # mm, addmm, bmm, baddbmm
     "attention": frozenset({"flash_attention", "efficient_attention"}),  # _scaled_dot_product_{flash,efficient}_attention
     "add": frozenset({"add", "add_scalar"}),  # add.Tensor
     "cast": frozenset({"cast"}),  # _to_copy
@@ -50,20 +50,13 @@ def require_input_grads(model: Model) -> Model:
     return replace(model, inputs_require_grad=True)
 
 
-def selective(model: Model, names: Collection[str]) -> Checkpoint:
+def selective(model: Model, names: Iterable[str]) -> Checkpoint:
     """A layer of which the results of these operators are kept (torch.utils.checkpoint.create_selective_checkpoint_contexts)."""
     known = operators_of(model)
     for name in names:
         if name not in known:
             raise InputError(f"checkpointing.save: {name!r} is no operator of this model's layers; there are {', '.join(known)}")
-    if "attention" in names and reads_mask(model):
-        raise Unsupported("checkpointing: saving attention that reads a mask (padding, a window) is not supported yet; full and {save: [matmul]} are")
     return Checkpoint(how="selective", saves=frozenset().union(*(SAVED[name] for name in names)))
-
-
-def reads_mask(model: Model) -> bool:
-    """Whether a kernel of attention reads a mask, which PyTorch converts for it outside of the operator that selective checkpointing would save."""
-    return any(op.kind == "efficient_attention" and len(op.inputs) > 3 for graph in model.layer_graphs for op in graph.operators)
 
 
 def operators_of(model: Model) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from memsim.graph import Operator, TensorSpec, contiguous
+from memsim.graph import Operator, TensorSpec, contiguous, is_contiguous
 from memsim.schedule.machine import Machine
 
 WEIGHT_TRANSPOSED = ("linear",)  # F.linear(x, w) saves w.t()
@@ -28,7 +28,7 @@ def to_host(machine: Machine, op: Operator, results: bool) -> None:
     made = {spec.storage for spec in op.outputs} - {spec.storage for spec in op.inputs}
     for spec in saved_tensors(op):
         if (spec.storage in made) == results:
-            if not is_contiguous(spec) or (op.kind in WEIGHT_TRANSPOSED and spec.storage == op.inputs[1].storage and 1 not in spec.shape):
+            if not is_contiguous(spec.shape, spec.strides) or (op.kind in WEIGHT_TRANSPOSED and spec.storage == op.inputs[1].storage and 1 not in spec.shape):
                 machine.scratch(spec.nbytes)
             machine.copied(spec.nbytes)
 
@@ -42,8 +42,3 @@ def from_host(machine: Machine, spec: TensorSpec) -> int:
 def laid_out(op: Operator, tensors: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     """The operator's tensors as they are after the journey: contiguous."""
     return tuple(replace(spec, strides=contiguous(spec.shape)) if spec.storage in op.saved else spec for spec in tensors)
-
-
-def is_contiguous(spec: TensorSpec) -> bool:
-    """Tensor.is_contiguous()."""
-    return all(size == 1 or have == want for size, have, want in zip(spec.shape, spec.strides, contiguous(spec.shape), strict=True))

@@ -59,7 +59,7 @@ class Frame:
             machine.release(*storages)
 
 
-SAME_FUNCTION = {"mul_scalar": "mul", "add_scalar": "add", "reshape": "clone", "pow": "square", "matmul": "bmm", "conv1d": "addmm", "linear4bit": "linear"}
+SAME_FUNCTION = {"mul_scalar": "mul", "add_scalar": "add", "reshape": "clone", "pow": "square", "matmul": "bmm", "conv1d": "addmm"}
 
 
 def function_of(op: Operator) -> str:
@@ -126,16 +126,16 @@ def _execute(machine: Machine, frame: Frame, again: Instance, op: Operator, node
     if key in frame.cached:
         for spec, storage in zip(results_kept(op), frame.cached.pop(key), strict=True):
             again.storages[spec] = storage
-        return
-    results: list[int] = []
-    KINDS[op.kind].forward(machine, op.inputs, op.outputs, op.attrs, results)
-    for out, storage in zip(op.outputs, results, strict=True):
-        if storage >= 0:
-            again.storages[out.storage] = storage
+    else:
+        results: list[int] = []
+        KINDS[op.kind].forward(machine, op.inputs, op.outputs, op.attrs, results)
+        for out, storage in zip(op.outputs, results, strict=True):
+            if storage >= 0:
+                again.storages[out.storage] = storage
+        machine.worked(op, RECOMPUTED)
     if nodes:
         for s in nodes.add(op, again.values, again.storages):
             machine.retain(s)
-    machine.worked(op, RECOMPUTED)
 
 
 def _keep(machine: Machine, frame: Frame, again: Instance, op: Operator) -> None:

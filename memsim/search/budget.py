@@ -17,7 +17,7 @@ import numpy as np
 from memsim.cost import Rates
 from memsim.errors import InputError, Unreachable
 from memsim.models.model import Checkpoint, Model
-from memsim.passes.checkpoint import checkpointed, reads_mask
+from memsim.passes.checkpoint import checkpointed
 from memsim.quantity import read_bytes
 from memsim.run import Run
 from memsim.schedule.machine import NO_LAYER
@@ -226,7 +226,7 @@ def _kept(search: Search, numbers: list[list[int]]) -> int:
 def _by_fixed(search: Search, best: Strategy | None) -> Strategy | None:
     """The best, or a fixed strategy that recomputes less and fits all the same."""
     n = len(search.model.pattern)
-    fixed: list[Strategy] = ["megatron", "full", *([] if reads_mask(search.model) else ["selective"])]
+    fixed: list[Strategy] = ["selective", "megatron", "full"]
     fixed += [{"every": k} for k in range(2, min(n, 5))]
     for strategy in sorted(fixed, key=search.seconds):
         if search.could_fit(strategy) and (best is None or search.seconds(strategy) < search.seconds(best)) and search.fits(strategy):

@@ -10,7 +10,7 @@ from memsim.cost import Rates
 from memsim.graph import LayerGraph, Operator
 from memsim.models.model import Checkpoint, Model
 from memsim.operators import KINDS
-from memsim.passes.checkpoint import SAVED, operators_of, reads_mask
+from memsim.passes.checkpoint import SAVED, operators_of
 from memsim.schedule.regions import results_kept
 from memsim.strategy import Strategy
 
@@ -35,7 +35,7 @@ def recomputation(operators: Iterable[Operator], rates: Rates) -> float:
 
 def choices(model: Model, rates: Rates) -> list[list[Choice]]:
     """For each kind of layer those that no other beats in both bytes and seconds, from the least recomputation on."""
-    names = [name for name in operators_of(model) if name not in SHARED and not (name == "attention" and reads_mask(model))]
+    names = [name for name in operators_of(model) if name not in SHARED]
     found = []
     for graph in model.layer_graphs:
         rows = [choice(graph, "none", Checkpoint(), rates), choice(graph, "full", Checkpoint(how="full"), rates)]
