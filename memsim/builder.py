@@ -228,7 +228,7 @@ class Builder:
                 return results
         if self.autocast is not None:
             dtype = target(kind, self.autocast)
-            if dtype is not None and not (kind == "softmax" and "dtype" in attrs):
+            if dtype is not None and not (kind in ("softmax", "log_softmax") and "dtype" in attrs):
                 order = ORDER.get(kind) or tuple(reversed(range(len(inputs))))
                 casts = self._casted(dtype, inputs, order)
                 self.temporaries = [casts[i] for i in reversed(order)]

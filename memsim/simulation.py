@@ -16,7 +16,7 @@ from memsim.builder import PLAIN, Technique
 from memsim.cost import Rates
 from memsim.efficiency import Efficiency
 from memsim.errors import InputError, Unsupported
-from memsim.models import build, is_assumed
+from memsim.models import build, is_assumed, saved_by_task
 from memsim.models.model import Model, Settings
 from memsim.optimizernames import OPTIMIZERS
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
@@ -50,7 +50,7 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     check_supported(run)
     method = run.method
     model_type = str(run.config.get("model_type"))
-    lora = lora_of(method, model_type) if method.kind in ADAPTERS else None
+    lora = lora_of(method, model_type, saved_by_task(run.config)) if method.kind in ADAPTERS else None
     packing = packing_of(method)
     loaded = WEIGHTS.get(run.precision, run.precision)
     precision = "amp-bf16" if packing else run.precision  # what is not quantized is cast to fp32, and runs under autocast

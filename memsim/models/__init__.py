@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from memsim.errors import Unsupported
-from memsim.models import gemma, gpt2, gpt_neox, granite, llama, mixtral, olmo2, phi3
+from memsim.models import bert, gemma, gpt2, gpt_neox, granite, llama, mixtral, olmo2, phi3
 from memsim.models.model import Model, Settings
 
 FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
@@ -18,6 +18,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "gemma2": gemma.build,
     "gemma3_text": gemma.build,
     "granite": granite.build,
+    "bert": bert.build,
     "gpt2": gpt2.build,
     "gpt_neox": gpt_neox.build,
     "mixtral": mixtral.build,
@@ -35,6 +36,11 @@ def is_assumed(fields: Mapping[str, object]) -> bool:
     given = [key for key, value in fields.items() if value]
     known = str(fields.get("model_type")) in FAMILIES
     return not known and all(key in given for key in NEEDED) and not any(word in key for key in given for word in OTHERWISE)
+
+
+def saved_by_task(fields: Mapping[str, object]) -> tuple[str, ...]:
+    """Modules that PEFT trains as a whole whatever a run says, as its task_type for the model's class does (PeftModelForSequenceClassification)."""
+    return bert.saved_by_task(fields) if fields.get("model_type") == "bert" else ()
 
 
 def build(fields: Mapping[str, object], settings: Settings, strict: bool = False) -> Model:

@@ -46,8 +46,10 @@ def lacks_wide_heads(sm: int) -> bool:
     return 86 <= sm <= 89 or sm in (120, 121)
 
 
-def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, p: float = 0.0) -> Tensor:
-    """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them. p: probability of dropout."""
+def sdpa(
+    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, p: float = 0.0, causal: bool = True
+) -> Tensor:
+    """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them. p: probability of dropout; causal: where no mask says otherwise."""
     sequence, joined = query.shape[2], query.shape[1]
     repeats = settings.stack.sdpa_repeats_heads or mask is not None or query.shape[-1] > 256  # use_gqa_in_sdpa
     if repeats and sequence == 1 and groups > 1 and not settings.stack.sdpa_repeats_heads:  # pack_gqa: a group's queries take the place of the sequence
@@ -58,18 +60,18 @@ def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tens
     if settings.stack.sdpa_repeats_heads:
         query, key, value = F.contiguous(b, query), F.contiguous(b, key), F.contiguous(b, value)
     if mask is not None:
-        mask = b.op("slice", mask, length=query.shape[2]) if mask.shape[-1] != query.shape[2] else mask
+        mask = b.op("slice", mask, length=key.shape[2]) if mask.shape[-1] != key.shape[2] else mask
     back_end = chosen(
         settings, b.autocast or query.dtype, query.shape[-1], mask is not None, b.grad_enabled and any(x.spec.requires_grad for x in (query, key, value))
     )
     if back_end == "math":
-        attn_output = math_attention(b, query, key, value, mask, mask is None and sequence > 1, p)
+        attn_output = math_attention(b, query, key, value, mask, causal and mask is None and sequence > 1, p)
     elif back_end == "flash" and query.shape[-1] % 8:
-        attn_output = padded_flash(b, query, key, value, p)
+        attn_output = padded_flash(b, query, key, value, p, causal)
     elif mask is not None:
-        attn_output = masked_efficient(b, query, key, value, mask, p)
+        attn_output = masked_efficient(b, query, key, value, mask, p, causal)
     else:
-        attn_output = b.op(f"{back_end}_attention", query, key, value, p=p)
+        attn_output = b.op(f"{back_end}_attention", query, key, value, p=p, causal=causal)
     if attn_output.shape[2] != sequence:
         attn_output = F.reshape(b, attn_output, attn_output.shape[0], joined, sequence, attn_output.shape[-1])
     attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
@@ -86,23 +88,24 @@ def chosen(settings: Settings, dtype: str, dim: int, masked: bool, requires_grad
     return "math" if dim % alignment or (dtype == "bf16" and sm < 80) else "efficient"
 
 
-def masked_efficient(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, p: float) -> Tensor:
+def masked_efficient(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, p: float, causal: bool = True) -> Tensor:
     """The memory-efficient kernel, which reads numbers in rows that begin at multiples of 8 (attention.cpp, convert_boolean_attn_mask, preprocess_mask)."""
     batch, heads, sequence, _ = query.shape
+    keys = key.shape[2]
     query, key, value, mask = b.lower(query, key, value, mask)
     with b.no_autocast():
         if mask.dtype == "bool":
             mask = b.op("bias_of_mask", mask, dtype=query.dtype)
         if any(stride % 8 for stride in mask.spec.strides[:-1]):
-            mask = b.op("pad", mask, to=sequence + 8 - sequence % 8)
-            mask = b.op("slice", mask, length=sequence)
-        mask = b.op("expand", mask, shape=(batch, heads, sequence, sequence))
-        out = b.op("efficient_attention", query, key, value, mask, p=p)
+            mask = b.op("pad", mask, to=keys + 8 - keys % 8)
+            mask = b.op("slice", mask, length=keys)
+        mask = b.op("expand", mask, shape=(batch, heads, sequence, keys))
+        out = b.op("efficient_attention", query, key, value, mask, p=p, causal=causal)
         del mask
     return out
 
 
-def padded_flash(b: Builder, query: Tensor, key: Tensor, value: Tensor, p: float) -> Tensor:
+def padded_flash(b: Builder, query: Tensor, key: Tensor, value: Tensor, p: float, causal: bool = True) -> Tensor:
     """FlashAttention of heads padded to a multiple of 8 elements (attention.cpp, pad_last_dim and post_process_flash_output)."""
     dim = query.shape[-1]
     query, key, value = b.lower(query, key, value)
@@ -110,7 +113,7 @@ def padded_flash(b: Builder, query: Tensor, key: Tensor, value: Tensor, p: float
         query_padded = b.op("pad", query, to=-(-dim // 8) * 8)
         key_padded = b.op("pad", key, to=-(-dim // 8) * 8)
         value_padded = b.op("pad", value, to=-(-dim // 8) * 8)
-        out = b.op("slice", b.op("flash_attention", query_padded, key_padded, value_padded, p=p), length=dim)
+        out = b.op("slice", b.op("flash_attention", query_padded, key_padded, value_padded, p=p, causal=causal), length=dim)
         del value_padded
         del key_padded
         del query_padded

@@ -213,8 +213,8 @@ def causal_lm_loss(b: Builder, settings: Settings, logits: Tensor, labels: Tenso
 
 
 def cross_entropy(b: Builder, source: Tensor, target: Tensor) -> Tensor:
-    """F.cross_entropy."""
-    return b.op("nll_loss", b.op("log_softmax", source), target)
+    """F.cross_entropy, whose softmax stays in the dtype of the logits under autocast, too (at::native::cross_entropy_loss gives it the dtype)."""
+    return b.op("nll_loss", b.op("log_softmax", source, dtype=source.dtype), target)
 
 
 @module_call

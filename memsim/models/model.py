@@ -91,6 +91,7 @@ class Model:
     checkpoints: tuple[Checkpoint, ...] = ()  # of all layers, in order; empty: none
     inputs_require_grad: bool = False
     hold_inputs: tuple[str, ...] = ()  # inputs of a layer that a checkpoint keeps, in the order in which it lets go of them
+    head: str = "lm_head"  # the module of the output embeddings; empty where there is none
     positional: int = 1  # of those at the end of hold_inputs that are no keyword arguments
 
     @property
@@ -102,6 +103,17 @@ class Model:
         """The checkpoint that each layer is in, and its place there."""
         rows = self.checkpoints or (Checkpoint(),) * len(self.pattern)
         return [(c, i) for c in rows for i in range(c.layers)]
+
+    def batch_bytes(self) -> dict[str, int]:
+        """The tensors of a batch in the order in which they are made: tokens or pixels, where there is padding a mask that tells it, and labels where
+        these are not the tokens themselves."""
+        sizes = {name: spec.nbytes for name, spec in self.outer.inputs.items()}
+        if self.settings.padded:
+            first, *rest = sizes
+            tokens = sizes[first]
+            mask = {"attention_mask": tokens}
+            return {first: tokens, **mask, **({name: sizes[name] for name in rest} or {"labels": tokens})}
+        return sizes
 
     def map_parameters(self, change: Callable[[Parameter], Parameter]) -> Model:
         """The model with every parameter replaced."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
-from memsim.operators.creation import BiasOfMask, Compare, CountTrue, Create, CumulativeSum, Tril
+from memsim.operators.creation import All, BiasOfMask, Compare, CountTrue, Create, CumulativeSum, Tril
 from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clone, Div, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Sub, Unary
 from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Dequantize4bit, Linear4bit, Recast
@@ -15,12 +15,13 @@ from memsim.operators.norm import Conv1D, LayerNorm
 from memsim.operators.packed4bit import Dequantize, LinearAwq
 from memsim.operators.reductions import LogSoftmax, MeanLast, RowNorm, SafeSoftmax, Softmax
 from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
-from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Pad, Reshape, Slice, Transpose, View
+from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Pad, Reshape, Select, Slice, Transpose, View
 
 KINDS: dict[str, Kind] = {
     "add": Add(),
     "add_": AddInPlace(),
     "add_scalar": AddScalar(),
+    "all": All(),
     "arange": Create(),
     "baddbmm": BatchedMultiplyAdd(),
     "cast": Cast(),
@@ -69,6 +70,7 @@ KINDS: dict[str, Kind] = {
     "rsqrt": Rsqrt(),
     "safe_softmax": SafeSoftmax(),
     "scan": Scan(),
+    "select": Select(),
     "sigmoid": SavesResult(),
     "silu": SavesInput(),
     "sin": SavesInput(),

@@ -52,7 +52,7 @@ class Attention(Kind):
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         b, h, s, d = inputs[0].shape
-        return 4.0 * b * h * s * inputs[1].shape[2] * d / 2  # causal: half of the products
+        return 4.0 * b * h * s * inputs[1].shape[2] * d / (2 if attrs.get("causal", True) else 1)  # causal: half of the products
 
     def backward_flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         """Five products where forward has two: the scores are computed again (Dao et al. 2022, FlashAttention, appendix B)."""

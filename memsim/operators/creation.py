@@ -40,6 +40,20 @@ class CountTrue(Kind):
         m.release(cast)
 
 
+class All(Kind):
+    """x.all() of a bool tensor: one bool."""
+
+    differentiable = False
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        return (Inferred((), (), "bool"),)
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        count = inputs[0].elements
+        into.append(m.alloc(outputs[0].nbytes))
+        m.reduction_scratch((count,), (1,), (0,), "bool", accumulate=1)
+
+
 class Compare(Kind):
     """a != b and the like: a bool tensor."""
 

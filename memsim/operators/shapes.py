@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memsim.graph import contiguous
+from memsim.graph import TensorSpec, contiguous, is_contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like, view_strides
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Machine
+    from memsim.schedule.machine import Grad, Machine
 
 
 class View(Kind):
@@ -91,6 +91,20 @@ class Slice(Kind):
         return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]
 
 
+class Select(Kind):
+    """x[:, 0], of the dimension `dim`: a view; select_backward makes zeros of x's shape and copies the gradient in."""
+
+    flops_per_element = 0.0
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (x,) = inputs
+        dim = int(attrs["dim"])  # type: ignore[call-overload]
+        return (Inferred((*x.shape[:dim], *x.shape[dim + 1 :]), (*x.strides[:dim], *x.strides[dim + 1 :]), x.dtype, alias=0),)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]
+
+
 class Pad(Kind):
     """F.pad(x, (0, to - D)): a larger copy; backward cuts the gradient, and copies it (ATen/native/PadNd.cpp, constant_pad_nd)."""
 
@@ -147,12 +161,24 @@ class Embedding(Kind):
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
         return (inputs[0].storage,)
 
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        ids = inputs[0]
+        flat = None if view_strides(ids.shape, ids.strides, (ids.elements,)) else m.alloc(ids.nbytes)  # indices.reshape(-1)
+        into.append(m.alloc(outputs[0].nbytes))
+        if flat is not None:
+            m.release(flat)
+
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         ids, weight = inputs
-        n = ids.elements
+        copied = [] if is_contiguous(ids.shape, ids.strides) else [m.alloc(ids.nbytes)]
+        edge = self._gradient(m, ids.elements, weight)
+        m.release(*copied)
+        return [(1, edge)]
+
+    def _gradient(self, m: Machine, n: int, weight: TensorSpec) -> Grad:
         temporary = m.stack.embedding_sort(n, *weight.shape)
         if temporary is None:
-            return [(1, m.grad(weight.shape, contiguous(weight.shape), weight.dtype, parameter=True))]
+            return m.grad(weight.shape, contiguous(weight.shape), weight.dtype, parameter=True)
         sorted_ids, original, positions = m.alloc(8 * n), m.alloc(8 * n), m.alloc(8 * n)
         m.scratch(temporary.sort)
         m.release(positions)
@@ -164,7 +190,7 @@ class Embedding(Kind):
         m.scratch(temporary.scan)
         m.scratch(8, temporary.partial, temporary.sums)
         m.release(starts, per_segment, count, offsets, original, sorted_ids)
-        return [(1, edge)]
+        return edge
 
 
 class Layers(Kind):

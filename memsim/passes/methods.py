@@ -14,7 +14,7 @@ from memsim.passes.int8 import Int8
 from memsim.passes.lora import Lora, with_adapters, wrapped
 from memsim.passes.lora_parameters import converted
 from memsim.passes.packed import Packed
-from memsim.passes.quantize import KEPT, Nf4, with_quantized
+from memsim.passes.quantize import Nf4, is_kept, with_quantized
 from memsim.passes.targets import Sites, by_name, sites, split
 from memsim.stacks import GOLDEN, Software
 
@@ -81,8 +81,8 @@ def packing_of(method: Method) -> Packing | None:
     return Int8(method.casts) if method.quantization == "int8" else Nf4(method.double_quant, method.casts)
 
 
-def lora_of(method: Method, model_type: str) -> Lora:
-    """The adapters' settings. Raises InputError."""
+def lora_of(method: Method, model_type: str, saved: tuple[str, ...] = ()) -> Lora:
+    """The adapters' settings; `saved` are modules that PEFT trains as a whole without being asked to. Raises InputError."""
     return converted(
         Lora(
             method.rank,
@@ -91,7 +91,7 @@ def lora_of(method: Method, model_type: str) -> Lora:
             dora=method.dora,
             bias=method.bias,
             layers=method.layers,
-            saved=method.modules_to_save,
+            saved=tuple(dict.fromkeys((*method.modules_to_save, *saved))),
         ),
         model_type,
     )
@@ -109,7 +109,7 @@ def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | 
     else:
         outer, of_layers = sites(plain := build(PLAIN), lora, model_type)
         if packing is not None and (module := next((m for of in (outer, *of_layers) for m in sorted(of.saved) if is_packed(plain, m)), None)):
-            raise InputError(f"method.modules_to_save: {module} is 4-bit under qlora, and cannot train; {', '.join(KEPT)}, embeddings and norms can")
+            raise InputError(f"method.modules_to_save: {module} is 4-bit under qlora, and cannot train; {plain.head or 'classifier'}, embeddings and norms can")
         model, of_kinds = split(plain, of_layers, lambda of: build(technique_of(replace(lora, sites=outer | of), packing, stack)))
         model = with_adapters(model, lora, outer, of_kinds)
     check_embeddings(model, model_type)
@@ -126,7 +126,7 @@ def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | 
 
 def is_packed(model: Model, module: str) -> bool:
     """Whether the module is a linear one that quantization takes."""
-    return module not in KEPT and any(p.module == "linear" and p.name == f"{module}.weight" for kind in model.layers for p in kind)
+    return not is_kept(module) and any(p.module == "linear" and p.name == f"{module}.weight" for kind in (model.before, *model.layers, model.after) for p in kind)
 
 
 def check_embeddings(model: Model, model_type: str) -> None:

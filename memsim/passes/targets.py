@@ -17,10 +17,12 @@ from memsim.graph import LayerGraph
 from memsim.models.model import Model, Parameter
 
 HEAD = "lm_head"
+HEADS = (HEAD, "cls.predictions.decoder")  # output embeddings, which "all-linear" leaves out
 LINEAR = ("linear", "conv1d")  # kinds of modules that PEFT's Linear takes
 WHOLE = (*LINEAR, "embedding", "norm")  # kinds of modules that can be trained as a whole
-OUTER = {"gpt2": "transformer", "gpt_neox": "gpt_neox"}  # model_type → the inner model's name, where it is not "model"
-LAYERS = {"gpt2": "h"}  # model_type → the list of layers, where it is not "layers"
+OUTER = {"gpt2": "transformer", "gpt_neox": "gpt_neox", "bert": "bert", "vit": "vit"}  # model_type → the inner model's name, where it is not "model"
+LAYERS = {"gpt2": "h", "bert": "encoder.layer"}  # model_type → the list of layers, where it is not "layers"
+TOP = (HEAD, "cls", "classifier")  # what is beside the inner model
 PLAIN_NAME = re.compile(r"[\w.]+")
 
 
@@ -62,7 +64,7 @@ def full_name(model_type: str, layer: int, module: str) -> str:
     outer = OUTER.get(model_type, "model")
     if layer >= 0:
         return f"{outer}.{LAYERS.get(model_type, 'layers')}.{layer}.{module}"
-    return module if module == HEAD else f"{outer}.{module}"
+    return module if module.partition(".")[0] in TOP else f"{outer}.{module}"
 
 
 def modules_of(parameters: Iterable[Parameter], kinds: Sequence[str]) -> list[str]:
@@ -73,7 +75,7 @@ def modules_of(parameters: Iterable[Parameter], kinds: Sequence[str]) -> list[st
 
 def is_tied(model: Model) -> bool:
     """Whether the head has no weight of its own."""
-    return not any(p.name == f"{HEAD}.weight" for p in model.after)
+    return model.head == HEAD and not any(p.name == f"{HEAD}.weight" for p in model.after)
 
 
 def places(model: Model, model_type: str, kinds: Sequence[str]) -> list[tuple[int, str, str]]:
@@ -88,7 +90,7 @@ def places(model: Model, model_type: str, kinds: Sequence[str]) -> list[tuple[in
 
 def sites(model: Model, method: Placing, model_type: str) -> tuple[Sites, tuple[Sites, ...]]:
     """Of everything outside the layers, and of each layer. Raises InputError for what matches nothing, or what PEFT does not take."""
-    adapted = places(model, model_type, (*LINEAR, "embedding"))
+    adapted = places(model, model_type, LINEAR if method.targets == "all-linear" else (*LINEAR, "embedding"))
     chosen = {(layer, module) for layer, module, name in adapted if is_target(method, layer, name) and not is_saved_for_adapters(method, name)}
     check_targets(model, method, model_type, adapted)
     if not chosen and method.targets:
@@ -105,7 +107,7 @@ def sites(model: Model, method: Placing, model_type: str) -> tuple[Sites, tuple[
 def is_target(method: Placing, layer: int, name: str) -> bool:
     """Whether the module with this full name is targeted."""
     if method.targets == "all-linear":
-        return layer >= 0
+        return name not in HEADS
     if isinstance(method.targets, str):
         return re.fullmatch(method.targets, name) is not None
     if name in method.targets:

@@ -164,16 +164,17 @@ class Training:
         machine.at("AccumulateGrad")
 
     def micro_batch(self, number: int) -> None:
-        """Token ids (with padding also a mask, and labels of their own), forward with labels, backward, and what the training loop lets go of."""
-        machine, settings = self.machine, self.model.settings
+        """The batch, forward with labels, backward, and what the training loop lets go of."""
+        machine = self.machine
         machine.layer = NO_LAYER
         machine.at("tokens")
-        tokens, *others = [machine.alloc(8 * settings.batch * settings.sequence, int(Category.INPUTS)) for _ in range(3 if settings.padded else 1)]
+        given = {name: machine.alloc(nbytes, int(Category.INPUTS)) for name, nbytes in self.model.batch_bytes().items()}
+        tokens, *others = given.values()
         self.begin_autocast()
         holding = Nodes(tensors=False) if any(map(holds_tensors, self.model.layer_graphs)) else None
         autograd = Autograd(machine, dict(self.leaves), holding=holding, hook=self.step_one if self.plan.in_backward else None)
         outer = self.model.outer
-        bound = dict.fromkeys(outer.inputs, (tokens, -(10**9)))
+        bound = {name: (given[name], -(10**9) - i) for i, name in enumerate(outer.inputs)}
         bound |= {name: self.parameters[-1, name] for name in outer.parameters}
         instance = autograd.instance(outer, bound, NO_LAYER, "")
         head, embedded = False, None
@@ -183,6 +184,8 @@ class Training:
                 machine.default_category = int(Category.ACTIVATIONS)
                 self.run_layers(autograd, instance.storages, instance.values, op)
                 head = True
+            elif op.kind == "recast":
+                self.recast_once(NO_LAYER, instance, op)
             else:
                 machine.default_category = int(category_of(op, head))
                 autograd.execute(instance, op)
@@ -277,6 +280,7 @@ class Training:
         given = {name: (storages[spec.storage], values[spec.value]) for name, spec in zip(names, op.inputs, strict=False)}
         hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad
         frame: Frame | None = None
+        moved = op.inputs[0].storage in op.drops and not op.attrs.get("held")  # nobody but the loop has a name for the hidden states
         for layer, (kind, (checkpoint, at)) in enumerate(zip(model.pattern, model.by_layer(), strict=True)):
             machine.layer = layer
             reentrant = checkpoint.how == "reentrant"
@@ -302,13 +306,13 @@ class Training:
                 autograd.checkpoint(instance, Reentrant(self.layer_graph(kind, True, True), bound), held, saved)
             self.casts.append(instance)
             out = graph.outputs[0]
-            if layer > 0 or op.inputs[0].storage in op.drops:
+            if layer > 0 or moved:
                 machine.release(hidden[0])
             hidden, requires_grad = (instance.storages[out.storage], instance.values[out.value]), out.requires_grad or reentrant
         machine.layer = NO_LAYER
         storages[op.outputs[0].storage], values[op.outputs[0].value] = hidden
         for storage in op.drops:
-            if storage != op.inputs[0].storage:
+            if storage != op.inputs[0].storage or not moved:
                 machine.release(storages[storage])
 
     def open(self, checkpoint: Checkpoint, bound: dict[str, tuple[int, int]]) -> Frame | None:

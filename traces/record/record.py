@@ -1,18 +1,18 @@
-"""Trains a Hugging Face causal LM for a few steps on the virtual GPU and writes what PyTorch's allocator did.
+"""Trains a Hugging Face model for a few steps on the virtual GPU and writes what PyTorch's allocator did.
 
     python record.py RUN.yaml OUT        one run
     OUT.json   the run, the versions, and per step: peaks, bytes held, retries
     OUT.npz    with --tape: every allocator event (action, address, bytes, stream) and the phase that it belongs to
 
 The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train, batch.padding, grad_scaler, optimizer_in_backward,
-those of method below (adapter_config) with quantization int8, torch's and bitsandbytes' other optimizers, and the strategies of checkpointing.py.
+those of method below (adapter_config) with quantization int8, torch's and bitsandbytes' other optimizers, the strategies of checkpointing.py, and models
+that are no decoders (tasks.py).
 The run's keys are in README.md beside that file. Real PyTorch, transformers, PEFT and bitsandbytes decide every
 allocation; only the kernels do nothing, so every value on the device reads as zero.
 """
 import argparse
 import importlib.util
 import json
-import math
 import os
 import pathlib
 import re
@@ -22,6 +22,7 @@ from importlib import metadata
 import yaml
 
 import checkpointing
+import tasks
 
 ACTIONS = ["alloc", "free_requested", "free_completed", "segment_alloc", "segment_free", "segment_map", "segment_unmap", "snapshot", "oom"]
 HERE = pathlib.Path(__file__).parent
@@ -81,7 +82,7 @@ def unpacked(padded):
 
 
 def build(run, torch):
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     if "libvgpu" in os.environ.get("LD_PRELOAD", ""):
         unpacked(bool(run["batch"].get("padding")))
@@ -92,7 +93,7 @@ def build(run, torch):
     weights = torch.float32 if run["precision"] in ("fp32", "amp-bf16", "amp-fp16") or run["fsdp"] > 1 else torch.float16 if run["precision"] == "fp16" else torch.bfloat16
     torch.set_default_dtype(weights)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = tasks.from_config(config, run["model_config"])
     torch.set_default_dtype(torch.float32)
     kind, quantize = run["method"]["kind"], None
     if kind == "qlora":
@@ -102,7 +103,7 @@ def build(run, torch):
 
         eight = run["method"].get("quantization", "nf4") == "int8"
         bits = BitsAndBytesConfig(load_in_8bit=True) if eight else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=run["method"].get("double_quant", True), bnb_4bit_compute_dtype=torch.bfloat16)
-        model = replace_with_bnb_linear(model, modules_to_not_convert=["lm_head"], quantization_config=bits)
+        model = replace_with_bnb_linear(model, modules_to_not_convert=tasks.not_quantized(model, run["model_config"]), quantization_config=bits)
         model.is_loaded_in_4bit, model.is_loaded_in_8bit = not eight, eight
 
         def quantize(child, key):
@@ -127,7 +128,7 @@ def build(run, torch):
     if kind in ("lora", "qlora", "ia3"):
         from peft import get_peft_model
 
-        model = get_peft_model(model, adapter_config(run["method"]))
+        model = get_peft_model(model, adapter_config(run["method"], tasks.peft_task(run["model_config"])))
     if checkpoint and kind != "qlora":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         if kind in ("lora", "ia3"):
@@ -137,24 +138,15 @@ def build(run, torch):
     return model.train()
 
 
-def padded_batch(batch, torch):
-    """`batch.padding: 0.1`: that share of every sequence, rounded up, is padding, as a data collator pads: a mask, and labels of their own."""
-    if not batch.get("padding"):
-        return {}
-    mask = torch.ones(batch["size"], batch["sequence"], dtype=torch.long)
-    mask[:, batch["sequence"] - math.ceil(batch["padding"] * batch["sequence"]):] = 0
-    return {"attention_mask": mask.to("cuda"), "labels": torch.full_like(mask, -100).to("cuda")}
-
-
-def adapter_config(method):
+def adapter_config(method, task):
     """PEFT's LoraConfig or IA3Config of the run's method."""
     from peft import IA3Config, LoraConfig
 
     saved = {"modules_to_save": method["modules_to_save"]} if method.get("modules_to_save") else {}
     if method["kind"] == "ia3":
-        return IA3Config(target_modules=method.get("targets"), feedforward_modules=method.get("feedforward"), task_type="CAUSAL_LM", **saved)
+        return IA3Config(target_modules=method.get("targets"), feedforward_modules=method.get("feedforward"), task_type=task, **saved)
     return LoraConfig(
-        r=method.get("rank", 8), lora_alpha=16, lora_dropout=method.get("dropout", 0.0), target_modules=method.get("targets", "all-linear"), task_type="CAUSAL_LM",
+        r=method.get("rank", 8), lora_alpha=16, lora_dropout=method.get("dropout", 0.0), target_modules=method.get("targets", "all-linear"), task_type=task,
         use_dora=method.get("dora", False), use_rslora=method.get("rslora", False), bias=method.get("bias", "none"), layers_to_transform=method.get("layers"), **saved,
     )
 
@@ -263,7 +255,6 @@ def main():
     in_backward = run.get("optimizer_in_backward", False)
     stepped = step_in_backward(run, model, trainable, torch) or [] if in_backward else optimizers(run, trainable, torch, hidden_ids(model))
     scaler = torch.amp.GradScaler("cuda") if run.get("grad_scaler") else None
-    size, sequence = run["batch"]["size"], run["batch"]["sequence"]
     steps, oom = [], None
     autocast = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}.get(run["precision"], torch.bfloat16 if run["method"]["kind"] == "qlora" else None)
     try:
@@ -272,14 +263,13 @@ def main():
             torch.cuda.reset_peak_memory_stats()
             for _ in range(run["batch"]["accumulation"]):
                 mark(f"{step}/forward")
-                tokens = torch.zeros(size, sequence, dtype=torch.long, device="cuda")
-                batch = {"input_ids": tokens, "labels": tokens, **padded_batch(run["batch"], torch)}
+                batch = tasks.batch_of(run["model_config"], run["batch"], torch)
                 with torch.autocast("cuda", autocast or torch.bfloat16, enabled=autocast is not None):
                     loss = model(**batch).loss
                 row["peak_after_forward"] = torch.cuda.max_memory_allocated()
                 mark(f"{step}/backward")
                 (scaler.scale(loss) if scaler else loss).backward()
-                del loss, tokens
+                del loss
                 batch.clear()
                 row["peak_after_backward"] = torch.cuda.max_memory_allocated()
             mark(f"{step}/optimizer")
