@@ -275,12 +275,13 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
     facts = (
         ("model", run.model_name),
         ("method", method),
-        ("batch", f"{run.batch.size} × {run.batch.sequence} tokens" + (f" × {run.batch.accumulation} micro-batches" if run.batch.accumulation > 1 else "")),
+        ("batch", f"{run.batch.size} × {model.settings.sequence} tokens" + (f" × {run.batch.accumulation} micro-batches" if run.batch.accumulation > 1 else "")),
         ("precision", run.precision + (" with GradScaler" if run.grad_scaler else "")),
         ("checkpointing", in_words(run.checkpointing)),
         ("optimizer", run.optimizer + (", in backward" if run.optimizer_in_backward else "")),
         *((("allocator", run.allocator),) if run.allocator else ()),
         *((("assumed", "simulated as Llama"),) if not strict and is_assumed(run.config) else ()),
+        *((("approximate", model.approximate),) if model.approximate else ()),
         *((("approximate", f"kernels of {packing.kind.upper()}, not held against recordings"),) if isinstance(packing, Packed) else ()),
     )
     catalogue = devices()
@@ -298,7 +299,7 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
         trainable_parameters=model.count(trainable=True),
         layers=len(model.pattern),
         devices=tuple((device.label, device.memory) for device in catalogue.values() if STACKS[run.stack].runs_on(device.sm or 0)),
-        tokens=run.batch.size * run.batch.sequence * run.batch.accumulation,
+        tokens=run.batch.size * model.settings.sequence * run.batch.accumulation,
         rates=rates_of(run),
         dtype=AUTOCAST.get(run.precision, WEIGHTS.get(run.precision, run.precision)) if run.method.kind != "qlora" else "bf16",
         versions={name: STACKS[run.stack].versions[name] for name in ("torch", "transformers", "peft")},

@@ -92,6 +92,7 @@ class Model:
     inputs_require_grad: bool = False
     hold_inputs: tuple[str, ...] = ()  # inputs of a layer that a checkpoint keeps, in the order in which it lets go of them
     head: str = "lm_head"  # the module of the output embeddings; empty where there is none
+    approximate: str = ""  # what of it is not held against recordings, in words
     positional: int = 1  # of those at the end of hold_inputs that are no keyword arguments
 
     @property

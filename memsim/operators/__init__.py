@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
+from memsim.operators.convolution import Conv2d
 from memsim.operators.creation import All, BiasOfMask, Compare, CountTrue, Create, CumulativeSum, Tril
 from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clone, Div, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Sub, Unary
 from memsim.operators.grouped import GroupedLinear
@@ -31,6 +32,7 @@ KINDS: dict[str, Kind] = {
     "clone": Clone(),
     "compare": Compare(),
     "conv1d": Conv1D(),
+    "conv2d": Conv2d(),
     "count_true": CountTrue(),
     "cos": SavesInput(),
     "create": Create(),

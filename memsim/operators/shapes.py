@@ -118,12 +118,14 @@ class Pad(Kind):
 
 
 class Cat(Kind):
-    """torch.cat along the last dimension; the gradients are views of the incoming one."""
+    """torch.cat along the last dimension, or `dim`; the gradients are views of the incoming one."""
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x = inputs[0]
-        shape = (*x.shape[:-1], sum(spec.shape[-1] for spec in inputs))
-        return (Inferred(shape, contiguous(shape), x.dtype),)
+        shape = list(x.shape)
+        dim = int(attrs.get("dim", -1))  # type: ignore[call-overload]
+        shape[dim] = sum(spec.shape[dim] for spec in inputs)
+        return (Inferred(tuple(shape), contiguous(tuple(shape)), x.dtype),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(i, m.view(grads[0], spec.shape, grads[0].strides)) for i, spec in enumerate(inputs) if spec.requires_grad]

@@ -236,6 +236,8 @@ def main():
     import transformers
 
     torch.backends.cuda.enable_cudnn_sdp(False)
+    if "libvgpu" in os.environ.get("LD_PRELOAD", ""):
+        torch.backends.cudnn.enabled = False  # which does not come up on the virtual GPU: convolutions are PyTorch's own
     if args.tape:
         torch.cuda.memory._record_memory_history(max_entries=20_000_000, context="all" if args.stacks else None, stacks="python")
     by_metadata = hasattr(torch._C, "_cuda_setMemoryMetadata")  # before torch 2.9 a snapshot, an event itself, marks the place
