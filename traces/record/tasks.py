@@ -18,10 +18,20 @@ def architecture(config):
 
 def from_config(config, fields):
     """The model with random weights; `fields` are those of the run."""
+    import torch
     import transformers
 
     name = architecture(fields)
-    return getattr(transformers, name)._from_config(config) if name else transformers.AutoModelForCausalLM.from_config(config)
+    if not name:
+        return transformers.AutoModelForCausalLM.from_config(config)
+    if name == "T5ForConditionalGeneration" and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = 0  # as every published config has it
+    model = getattr(transformers, name)._from_config(config)
+    if model.dtype == torch.float16:  # from_pretrained leaves some modules in fp32 then
+        for key, module in model.named_modules():
+            if key.rpartition(".")[2] in (model._keep_in_fp32_modules or ()):
+                module.float()
+    return model
 
 
 def peft_task(config):
