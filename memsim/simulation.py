@@ -16,7 +16,7 @@ from memsim.builder import PLAIN, Technique
 from memsim.cost import Rates
 from memsim.efficiency import Efficiency
 from memsim.errors import InputError, Unsupported
-from memsim.models import build, is_assumed, saved_by_task
+from memsim.models import build, is_assumed, saved_by_task, takes_tokens
 from memsim.models.model import Model, Settings
 from memsim.optimizernames import OPTIMIZERS
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
@@ -56,6 +56,8 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     precision = "amp-bf16" if packing else run.precision  # what is not quantized is cast to fp32, and runs under autocast
     software = STACKS[run.stack]
     tells = enables_input_grads(run.checkpointing)
+    if not takes_tokens(run.config) and method.kind not in ("lora", "ia3"):  # the switch tells inputs of tokens only, PEFT's preparation reentrant ones
+        tells = tells and method.kind == "qlora" and run.checkpointing == "reentrant"
     tells = tells and not (software.checkpoints_frozen_inputs and method.kind == "full") and not (packing and software.qlora_input_is_frozen)
     settings = Settings(
         batch=run.batch.size,

@@ -39,6 +39,11 @@ def is_assumed(fields: Mapping[str, object]) -> bool:
     return not known and all(key in given for key in NEEDED) and not any(word in key for key in given for word in OTHERWISE)
 
 
+def takes_tokens(fields: Mapping[str, object]) -> bool:
+    """Whether the model's main input is token ids (main_input_name)."""
+    return fields.get("model_type") != "vit"
+
+
 def saved_by_task(fields: Mapping[str, object]) -> tuple[str, ...]:
     """Modules that PEFT trains as a whole whatever a run says, as its task_type for the model's class does (PeftModelForSequenceClassification)."""
     return bert.saved_by_task(fields) if fields.get("model_type") == "bert" else ()

@@ -63,7 +63,7 @@ def embeddings(b: Builder, config: Vit, settings: Settings, pixel_values: Tensor
     """ViTEmbeddings.forward: [B, S, H]."""
     embeddings = patch_embeddings(b, config, settings, pixel_values)
     cls_token = b.parameter("embeddings.cls_token", (1, 1, config.hidden), settings.dtype, True)
-    cls_tokens = b.op("expand", cls_token, shape=(settings.batch, 1, config.hidden)) if settings.batch > 1 else cls_token
+    cls_tokens = b.op("expand", cls_token, shape=(settings.batch, 1, config.hidden))
     embeddings = b.op("cat", cls_tokens, embeddings, dim=1)
     positions = b.parameter("embeddings.position_embeddings", (1, config.tokens, config.hidden), settings.dtype, True)
     embeddings = b.op("add", embeddings, positions, label="embeddings.position_embeddings")

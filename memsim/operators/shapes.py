@@ -73,7 +73,9 @@ class Expand(Kind):
         return (Inferred(shape, strides, x.dtype, alias=0),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
-        return [(0, m.sum_to(m.same(grads[0]), inputs[0].shape))]
+        grad = m.sum_to(m.same(grads[0]), inputs[0].shape)
+        grad.alone = grads[0].alone
+        return [(0, grad)]
 
 
 class Slice(Kind):
@@ -196,10 +198,12 @@ class Embedding(Kind):
 
 
 class Layers(Kind):
-    """The stack of decoder layers, as one operator of the outer graph: hidden states in, hidden states out. The schedule executes it."""
+    """Layers one after the other, as one operator of the outer graph: hidden states in, hidden states out, and beside them what the first layer hands
+    on to the others (`carries`: names, and specs of the tensors). The schedule executes it."""
 
     flops_per_element = 0.0
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         hidden = inputs[0]
-        return (Inferred(hidden.shape, hidden.strides, hidden.dtype),)
+        carries: dict[str, TensorSpec] = attrs.get("carries", {})  # type: ignore[assignment]
+        return (Inferred(hidden.shape, hidden.strides, hidden.dtype), *(Inferred(spec.shape, spec.strides, spec.dtype) for spec in carries.values()))
