@@ -370,5 +370,6 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
                     env.pop(value, None)
     outputs = tuple(env[spec.value] for spec in graph.outputs)
     again = b.finish(*outputs)
+    again.results = graph.results
     again.cached = (*(moved[storage] for storage in graph.cached), *again.cached)
     return again

@@ -100,8 +100,9 @@ def with_adapters(model: Model, lora: Lora, outer: Sites | None = None, of_kinds
     outside = replace(lora, sites=outer)
     layers = tuple(tuple(_with_adapters(kind, own)) for kind, own in zip(model.layers, loras, strict=True))
     before, after = (tuple(_with_adapters(rows, outside)) for rows in (model.before, model.after))
+    towers = tuple(replace(tower, after=tuple(_with_adapters(tower.after, outside))) for tower in model.towers)
     after += tuple(_tied_head(model, outside)) if is_tied(model) else ()
-    return replace(model, before=before, layers=layers, after=after)
+    return replace(model, before=before, layers=layers, after=after, towers=towers)
 
 
 def _with_adapters(parameters: Sequence[Parameter], lora: Lora) -> list[Parameter]:

@@ -21,7 +21,7 @@ HEADS = (HEAD, "cls.predictions.decoder")  # output embeddings, which "all-linea
 LINEAR = ("linear", "conv1d")  # kinds of modules that PEFT's Linear takes
 WHOLE = (*LINEAR, "embedding", "norm")  # kinds of modules that can be trained as a whole
 OUTER = {"gpt2": "transformer", "gpt_neox": "gpt_neox", "bert": "bert", "vit": "vit"}  # model_type → the inner model's name, where it is not "model"
-LAYERS = {"gpt2": "h", "bert": "encoder.layer"}  # model_type → the list of layers, where it is not "layers"
+LAYERS = {"gpt2": "h", "bert": "encoder.layer", "t5": "block"}  # model_type → the list of layers, where it is not "layers"
 TOP = (HEAD, "cls", "classifier")  # what is beside the inner model
 PLAIN_NAME = re.compile(r"[\w.]+")
 
@@ -59,8 +59,11 @@ def by_name(method: Placing) -> bool:
     return is_pattern(method.targets) or method.layers is not None or bool(method.saved) or named
 
 
-def full_name(model_type: str, layer: int, module: str) -> str:
-    """The name of a module in transformers' model: "model.layers.3.mlp.up_proj", "lm_head"."""
+def full_name(model_type: str, layer: int, module: str, model: Model | None = None) -> str:
+    """The name of a module in transformers' model: "model.layers.3.mlp.up_proj", "lm_head", "encoder.block.3.layer.0.SelfAttention.q"."""
+    if model is not None and model.towers:
+        found = [(tower.name, layer - span.start) for tower, span in zip(model.towers, model.spans(), strict=True) if layer in span]
+        return f"{found[0][0]}.{LAYERS[model_type]}.{found[0][1]}.{module}" if found else module
     outer = OUTER.get(model_type, "model")
     if layer >= 0:
         return f"{outer}.{LAYERS.get(model_type, 'layers')}.{layer}.{module}"
@@ -83,9 +86,10 @@ def places(model: Model, model_type: str, kinds: Sequence[str]) -> list[tuple[in
     rows = [(-1, module) for module in modules_of(model.before, kinds)]
     for layer, kind in enumerate(model.pattern):
         rows += [(layer, module) for module in modules_of(model.layers[kind], kinds)]
+    rows += [(-1, module) for tower in model.towers for module in modules_of(tower.after, kinds)]
     rows += [(-1, module) for module in modules_of(model.after, kinds)]
     rows += [(-1, HEAD)] if is_tied(model) and "linear" in kinds else []
-    return [(layer, module, full_name(model_type, layer, module)) for layer, module in rows]
+    return [(layer, module, full_name(model_type, layer, module, model)) for layer, module in rows]
 
 
 def sites(model: Model, method: Placing, model_type: str) -> tuple[Sites, tuple[Sites, ...]]:

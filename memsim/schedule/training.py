@@ -274,17 +274,21 @@ class Training:
         return self.graphs[key]
 
     def run_layers(self, autograd: Autograd, storages: list[int], values: list[int], op: Operator) -> None:
-        """The loop over decoder layers: `hidden_states = decoder_layer(hidden_states, …)`."""
+        """The loop over the layers of a tower: `hidden_states = decoder_layer(hidden_states, …)`."""
         machine, model = self.machine, self.model
+        span = model.spans()[int(op.attrs.get("tower", 0))]  # type: ignore[call-overload]
+        by_layer = model.by_layer()
         names: tuple[str, ...] = op.attrs.get("names", LAYER_INPUTS)  # type: ignore[assignment]
         given = {name: (storages[spec.storage], values[spec.value]) for name, spec in zip(names, op.inputs, strict=False)}
         hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad
         frame: Frame | None = None
         moved = op.inputs[0].storage in op.drops and not op.attrs.get("held")  # nobody but the loop has a name for the hidden states
-        for layer, (kind, (checkpoint, at)) in enumerate(zip(model.pattern, model.by_layer(), strict=True)):
+        for layer in span:
+            kind, (checkpoint, at) = model.pattern[layer], by_layer[layer]
+            first = layer == span.start
             machine.layer = layer
             reentrant = checkpoint.how == "reentrant"
-            graph = self.layer_graph(kind, requires_grad, layer == 0 and op.inputs[0].leaf, grad=not reentrant)
+            graph = self.layer_graph(kind, requires_grad, first and op.inputs[0].leaf, grad=not reentrant)
             bound = {name: given[name] for name in graph.inputs}
             bound["hidden_states"] = hidden
             bound |= {name: self.parameters[layer, name] for name in graph.parameters}
@@ -306,11 +310,15 @@ class Training:
                 autograd.checkpoint(instance, Reentrant(self.layer_graph(kind, True, True), bound), held, saved)
             self.casts.append(instance)
             out = graph.outputs[0]
-            if layer > 0 or moved:
+            if not first or moved:
                 machine.release(hidden[0])
             hidden, requires_grad = (instance.storages[out.storage], instance.values[out.value]), out.requires_grad or reentrant
+            for name, spec in zip(graph.results[1:], graph.outputs[1:], strict=False):
+                given[name] = instance.storages[spec.storage], instance.values[spec.value]
         machine.layer = NO_LAYER
-        storages[op.outputs[0].storage], values[op.outputs[0].value] = hidden
+        carried = [given[name] for name in op.attrs.get("carries", ())]  # type: ignore[attr-defined]
+        for spec, (storage, value) in zip(op.outputs, (hidden, *carried), strict=True):
+            storages[spec.storage], values[spec.value] = storage, value
         for storage in op.drops:
             if storage != op.inputs[0].storage or not moved:
                 machine.release(storages[storage])
