@@ -114,6 +114,8 @@ class Builder:
     def input(self, name: str, like: TensorSpec) -> Tensor:
         """A tensor that another block made; the caller's code holds it while this block runs."""
         tensor = self._tensor(like.shape, like.dtype, like.requires_grad, name, leaf=like.leaf)
+        if 0 not in like.strides:  # permuted
+            object.__setattr__(tensor.spec, "strides", like.strides)
         self.graph.inputs[name] = tensor.spec
         return tensor
 
@@ -327,7 +329,7 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
 
     Autocast casts an input that is a leaf once, and keeps it, as it does with parameters.
     """
-    b = Builder(graph.name)
+    b = Builder(graph.name, Technique(inputs_require_grad=any(out.leaf for op in graph.operators for out in op.outputs)))
     env: dict[int, Tensor] = {}
     values_of: dict[int, list[int]] = {}
     moved: dict[int, int] = {}  # old storage → new

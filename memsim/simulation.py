@@ -62,6 +62,7 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     settings = Settings(
         batch=run.batch.size,
         sequence=run.batch.sequence,
+        target=run.batch.target or 0,
         dtype=loaded if packing and packing.casts == "none" else WEIGHTS.get(precision, precision),
         attention=run.attention,
         padded=run.batch.padding > 0,

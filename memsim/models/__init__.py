@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from memsim.errors import Unsupported
-from memsim.models import bert, gemma, gpt2, gpt_neox, granite, llama, mixtral, olmo2, phi3, vit
+from memsim.models import bert, gemma, gpt2, gpt_neox, granite, llama, mixtral, olmo2, phi3, t5, vit
 from memsim.models.model import Model, Settings
 
 FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
@@ -20,6 +20,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "granite": granite.build,
     "bert": bert.build,
     "vit": vit.build,
+    "t5": t5.build,
     "gpt2": gpt2.build,
     "gpt_neox": gpt_neox.build,
     "mixtral": mixtral.build,

@@ -93,6 +93,7 @@ def masked_efficient(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask
     batch, heads, sequence, _ = query.shape
     keys = key.shape[2]
     query, key, value, mask = b.lower(query, key, value, mask)
+    lowered = mask  # noqa: F841  which autocast holds until the call is over
     with b.no_autocast():
         if mask.dtype == "bool":
             mask = b.op("bias_of_mask", mask, dtype=query.dtype)

@@ -56,10 +56,16 @@ class Settings:
     sm: int = 80
     stack: Software = GOLDEN
     technique: Technique = PLAIN
+    target: int = 0  # tokens that a decoder beside an encoder gets; 0: as many as sequence
     padded: bool = False  # the batch comes with an attention mask that is not all ones, and labels of its own
     loaded: str = ""  # dtype in which the model is made, where it is cast afterwards
     routing: str | float = "balanced"  # of tokens to experts: see models/moe.py
     other_order: bool = False  # the other way round, where a Python set's order decides
+
+    @property
+    def targets(self) -> int:
+        """Tokens that a decoder beside an encoder gets."""
+        return self.target or self.sequence
 
     @property
     def created(self) -> str:

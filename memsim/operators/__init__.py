@@ -16,6 +16,7 @@ from memsim.operators.norm import Conv1D, LayerNorm
 from memsim.operators.packed4bit import Dequantize, LinearAwq
 from memsim.operators.reductions import LogSoftmax, MeanLast, RowNorm, SafeSoftmax, Softmax
 from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
+from memsim.operators.selection import AnyInfinite, Clamp, Where
 from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Pad, Reshape, Select, Slice, Transpose, View
 
 KINDS: dict[str, Kind] = {
@@ -23,12 +24,14 @@ KINDS: dict[str, Kind] = {
     "add_": AddInPlace(),
     "add_scalar": AddScalar(),
     "all": All(),
+    "any_infinite": AnyInfinite(),
     "arange": Create(),
     "baddbmm": BatchedMultiplyAdd(),
     "cast": Cast(),
     "cat": Cat(),
     "bias_of_mask": BiasOfMask(),
     "chunk": Chunk(),
+    "clamp": Clamp(),
     "clone": Clone(),
     "compare": Compare(),
     "conv1d": Conv1D(),
@@ -87,4 +90,5 @@ KINDS: dict[str, Kind] = {
     "tril": Tril(),
     "transpose": Transpose(),
     "view": View(),
+    "where": Where(),
 }

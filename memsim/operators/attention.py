@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from memsim.graph import TensorSpec
+from memsim.graph import TensorSpec, contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 from memsim.stacks import Software
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Machine
+    from memsim.schedule.machine import Grad, Machine
 
 
 def _round(n: int, multiple: int) -> int:
@@ -131,11 +131,20 @@ class EfficientAttention(Attention):
         b, h, s, d = q.shape
         dq, dk, dv = (m.grad(x.shape, (x.shape[2] * x.shape[1] * d, d, x.shape[1] * d, 1), x.dtype, view=True) for x in (q, k, v))
         expanded = [m.like(dq) for _ in range(2)] if k.shape[1] != h else []
+        of_bias = [self._of_bias(m, bias) for bias in inputs[3:] if bias.requires_grad]
         delta = self._delta(m, q)
-        workspace = m.alloc(backward_workspace(b * h, s, d, q.dtype, m.stack.large_shared_memory))
+        workspace = m.alloc(backward_workspace(b * h, s, k.shape[2], d, q.dtype, m.stack.large_shared_memory))
         m.release(delta, workspace)
         m.discard(*reversed(expanded))
-        return [(0, dq), (1, dk), (2, dv)]
+        return [(0, dq), (1, dk), (2, dv), *((3, grad) for grad in of_bias)]
+
+    def _of_bias(self, m: Machine, bias: TensorSpec) -> Grad:
+        """A gradient of rows that begin at multiples of 16 numbers, cut to the bias."""
+        rows = (*bias.shape[:-1], _round(bias.shape[-1], 16))
+        whole = m.grad(rows, contiguous(rows), bias.dtype)
+        cut = m.view(whole, bias.shape, whole.strides)
+        m.discard(whole)
+        return cut
 
     def _delta(self, m: Machine, q: TensorSpec) -> int:
         """(grad * out).sum(-1) of fp32, made by three operators where the kernel does not compute it itself: [B, H, S]."""
@@ -152,7 +161,7 @@ class EfficientAttention(Attention):
         return delta
 
 
-def backward_workspace(heads: int, s: int, d: int, dtype: str, large_shared_memory: bool = True) -> int:
+def backward_workspace(heads: int, s: int, keys: int, d: int, dtype: str, large_shared_memory: bool = True) -> int:
     """Bytes that the kernels compiled for sm80 and later ask for (mem_eff_attention/kernel_backward.h, workspace_size), for B·H heads.
 
     A tile of dq with its lock for each block of queries, and where dk and dv do not stay in registers their fp32 sums. The first kernel of
@@ -165,4 +174,4 @@ def backward_workspace(heads: int, s: int, d: int, dtype: str, large_shared_memo
         rows, columns = 128, 128 if half and large_shared_memory and d <= 128 else 64
     tiles = -(-s // rows) * -(-d // columns)
     sums = half and (d > 128 or (not large_shared_memory and d > 96))
-    return heads * (tiles * (rows * columns * 4 + 16) + (2 * _round(s, 64) * _round(d, 128) * 4 if sums else 0))
+    return heads * (tiles * (rows * columns * 4 + 16) + (2 * _round(keys, 64) * _round(d, 128) * 4 if sums else 0))

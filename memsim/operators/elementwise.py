@@ -88,7 +88,7 @@ class Add(Kind):
 
 
 class AddInPlace(Kind):
-    """x.add_(y) of a y that needs no gradient."""
+    """x.add_(y): both gradients are the incoming one."""
 
     in_place = True
 
@@ -97,7 +97,7 @@ class AddInPlace(Kind):
         return (Inferred(x.shape, x.strides, x.dtype, alias=0),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
-        return [(0, m.same(grads[0]))]
+        return [(i, m.same(grads[0])) for i, spec in enumerate(inputs) if spec.requires_grad]
 
 
 class Mul(Kind):

@@ -175,12 +175,13 @@ class Embedding(Kind):
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         ids, weight = inputs
         copied = [] if is_contiguous(ids.shape, ids.strides) else [m.alloc(ids.nbytes)]
+        copied += [] if is_contiguous(grads[0].shape, grads[0].strides) else [m.alloc(outputs[0].nbytes)]
         edge = self._gradient(m, ids.elements, weight)
         m.release(*copied)
         return [(1, edge)]
 
     def _gradient(self, m: Machine, n: int, weight: TensorSpec) -> Grad:
-        temporary = m.stack.embedding_sort(n, *weight.shape)
+        temporary = m.stack.embedding_sort(n, *weight.shape, half=weight.dtype != "fp32")
         if temporary is None:
             return m.grad(weight.shape, contiguous(weight.shape), weight.dtype, parameter=True)
         sorted_ids, original, positions = m.alloc(8 * n), m.alloc(8 * n), m.alloc(8 * n)
@@ -192,7 +193,7 @@ class Embedding(Kind):
         m.release(positions)
         per_segment, starts = m.alloc(temporary.segments), m.alloc(temporary.segments)
         m.scratch(temporary.scan)
-        m.scratch(8, temporary.partial, temporary.sums)
+        m.scratch(8, temporary.partial, *temporary.sums)
         m.release(starts, per_segment, count, offsets, original, sorted_ids)
         return edge
 
@@ -206,4 +207,4 @@ class Layers(Kind):
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         hidden = inputs[0]
         carries: dict[str, TensorSpec] = attrs.get("carries", {})  # type: ignore[assignment]
-        return (Inferred(hidden.shape, hidden.strides, hidden.dtype), *(Inferred(spec.shape, spec.strides, spec.dtype) for spec in carries.values()))
+        return (Inferred(hidden.shape, hidden.strides, str(attrs.get("dtype", hidden.dtype))), *(Inferred(spec.shape, spec.strides, spec.dtype) for spec in carries.values()))

@@ -90,7 +90,7 @@ def with_quantized(model: Model, packed: str, casts: str) -> Model:
             return p  # biases of the new modules are made in fp32
         if casts == "trl" and p.name in CAST_BACK:
             return replace(p, dtype=COMPUTE, created_dtype=COMPUTE, cast_twice=p.dtype)
-        return replace(p, created_dtype=model.settings.created)
+        return replace(p, created_dtype=p.created_dtype or model.settings.created)
 
     return model.map_parameters(change)
 

@@ -63,7 +63,7 @@ def full_name(model_type: str, layer: int, module: str, model: Model | None = No
     """The name of a module in transformers' model: "model.layers.3.mlp.up_proj", "lm_head", "encoder.block.3.layer.0.SelfAttention.q"."""
     if model is not None and model.towers:
         found = [(tower.name, layer - span.start) for tower, span in zip(model.towers, model.spans(), strict=True) if layer in span]
-        return f"{found[0][0]}.{LAYERS[model_type]}.{found[0][1]}.{module}" if found else module
+        return f"{found[0][0]}.{LAYERS.get(model_type, 'layers')}.{found[0][1]}.{module}" if found else module
     outer = OUTER.get(model_type, "model")
     if layer >= 0:
         return f"{outer}.{LAYERS.get(model_type, 'layers')}.{layer}.{module}"

@@ -60,6 +60,7 @@ class Training:
     asked: bool = False  # autocast has asked whether the device has bfloat16
     quantized: bool = False  # a weight was, so the map for scales is there
     recasts: set[tuple[int, str]] = field(default_factory=set)  # parameters that their modules have cast for good
+    told: list[tuple[Leaf, list[int]]] = field(default_factory=list)  # tensors told to require a gradient, and what of each its accumulator holds
     casts: list[Instance] = field(default_factory=list)  # of the layers in this forward pass
     scaler: GradScaler = field(init=False)
 
@@ -171,14 +172,15 @@ class Training:
         given = {name: machine.alloc(nbytes, int(Category.INPUTS)) for name, nbytes in self.model.batch_bytes().items()}
         tokens, *others = given.values()
         self.begin_autocast()
-        holding = Nodes(tensors=False) if any(map(holds_tensors, self.model.layer_graphs)) else None
+        several = bool(self.model.towers) and self.model.inputs_require_grad  # leaves that the graph lets go of, in its own order
+        holding = Nodes(tensors=False) if several or any(map(holds_tensors, self.model.layer_graphs)) else None
         autograd = Autograd(machine, dict(self.leaves), holding=holding, hook=self.step_one if self.plan.in_backward else None)
         outer = self.model.outer
         bound = {name: (given[name], -(10**9) - i) for i, name in enumerate(outer.inputs)}
         bound |= {name: self.parameters[-1, name] for name in outer.parameters}
         instance = autograd.instance(outer, bound, NO_LAYER, "")
-        head, embedded = False, None
-        held: list[int] = []  # by the gradient accumulator of the embeddings
+        head = False
+        self.told.clear()
         for op in outer.operators:
             if op.kind == "layers":
                 machine.default_category = int(Category.ACTIVATIONS)
@@ -189,12 +191,8 @@ class Training:
             else:
                 machine.default_category = int(category_of(op, head))
                 autograd.execute(instance, op)
-                out = op.outputs[0] if op.outputs else None
-                if out is not None and out.leaf:
-                    embedded = Leaf(instance.storages[out.storage], out)
-                    machine.retain(embedded.storage)  # by its AccumulateGrad, which the graph keeps
-                    autograd.leaves[instance.values[out.value]] = embedded
-                    held = autograd.holding.leaf(instance.values[out.value]) if autograd.holding else []
+                if op.outputs and op.outputs[0].leaf:
+                    self.tell(autograd, instance, op.outputs[0])
         machine.default_category = int(Category.ACTIVATIONS)
         self.end_autocast(instance)
         loss = outer.outputs[0]
@@ -210,13 +208,24 @@ class Training:
         machine.at("loss.backward")
         machine.release(one.storage, *(() if scaled is None else (scaled,)))
         machine.at("del loss, tokens")
-        kept = [] if embedded is None else [*([embedded.grad.storage] if embedded.grad else []), embedded.storage]
+        kept: list[int] = []
+        for leaf, held in self.told:
+            own = [*([leaf.grad.storage] if leaf.grad else []), leaf.storage]
+            held += own
+            kept += own
         if autograd.holding:
-            held += kept
             before, after = autograd.holding.end(instance.values[loss.value])
         else:
             before, after = self.at_end(kept, autograd.attached)
         machine.release(*before, instance.storages[loss.storage], *after, tokens, *reversed(others))
+
+    def tell(self, autograd: Autograd, instance: Instance, out: TensorSpec) -> None:
+        """A tensor was told to require a gradient: its AccumulateGrad, which the graph keeps, has a hold of it."""
+        leaf = Leaf(instance.storages[out.storage], out)
+        self.machine.retain(leaf.storage)
+        value = instance.values[out.value]
+        autograd.leaves[value] = leaf
+        self.told.append((leaf, autograd.holding.leaf(value) if autograd.holding else []))
 
     def at_end(self, kept: list[int], attached: list[int]) -> tuple[list[int], list[int]]:
         """What the graph lets go of before the loss itself goes and after it: the embeddings' output, and what reentrant checkpoints hold."""
@@ -297,6 +306,7 @@ class Training:
                 frame = self.open(checkpoint, bound)
             if frame is not None:
                 frame.instances.append(instance)
+            made = leaves_made(graph)
             for inner in graph.operators:
                 if inner.kind == "recast":
                     self.recast_once(layer, instance, inner)
@@ -304,6 +314,8 @@ class Training:
                     if checkpoint.how == "megatron":
                         frame = self.core(instance, inner, frame, bound)
                     autograd.execute(instance, inner, frame, checkpoint.how == "offload")
+                    if inner.index in made:
+                        self.tell(autograd, instance, inner.outputs[0])
             if reentrant:
                 held = [bound[name][0] for name in model.hold_inputs[: -model.positional] if name in bound]
                 saved = [bound[name][0] for name in reversed(model.hold_inputs[-model.positional :]) if name in bound]
@@ -342,6 +354,12 @@ class Training:
         for storage in held:
             self.machine.retain(storage)
         return Frame(held, instances=[instance], operators=[op for op in instance.graph.operators if op.attrs.get("core")])
+
+
+@lru_cache(maxsize=256)
+def leaves_made(graph: LayerGraph) -> frozenset[int]:
+    """Operators of a layer whose result is told to require a gradient."""
+    return frozenset(op.index for op in graph.operators if op.outputs and op.outputs[0].leaf)
 
 
 @lru_cache(maxsize=64)

@@ -95,4 +95,4 @@ def test_flash_attention_splits_keys_only_where_blocks_are_few() -> None:
     ],
 )
 def test_workspace_of_the_memory_efficient_backward(heads: int, s: int, d: int, dtype: str, large: bool, expected: int) -> None:
-    assert backward_workspace(heads, s, d, dtype, large) == expected
+    assert backward_workspace(heads, s, s, d, dtype, large) == expected
