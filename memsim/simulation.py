@@ -16,7 +16,7 @@ from memsim.builder import PLAIN, Technique
 from memsim.cost import Rates
 from memsim.efficiency import Efficiency
 from memsim.errors import InputError, Unsupported
-from memsim.models import build, is_assumed, saved_by_task, takes_tokens
+from memsim.models import build, decodes_beside, is_assumed, saved_by_task, takes_tokens
 from memsim.models.model import Model, Settings
 from memsim.optimizernames import OPTIMIZERS
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
@@ -99,6 +99,22 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     return require_input_grads(model) if tells else model
 
 
+def check_towers(run: Run) -> None:
+    """Raises Unsupported for what is not modelled of an encoder with a decoder, InputError for what needs one."""
+    kind = run.config.get("model_type")
+    if not decodes_beside(run.config):
+        if run.batch.target is not None:
+            raise InputError(f"batch.target: {run.batch.target} tokens of a decoder go with an encoder-decoder (t5), not with model_type {kind}")
+        return
+    if not (run.checkpointing in ("none", "full", "selective") or (isinstance(run.checkpointing, dict) and "save" in run.checkpointing)):
+        raise Unsupported(f"checkpointing: {in_words(run.checkpointing)} with model_type {kind} is not supported yet; none, full and selective are")
+    if run.train.only or run.train.freeze:
+        raise Unsupported(f"train: with model_type {kind} it is not supported yet; method lora trains a part")
+    if run.method.kind == "ia3" or run.method.layers is not None:
+        key = "layers" if run.method.layers is not None else "kind"
+        raise Unsupported(f"method.{key}: {getattr(run.method, key)} with model_type {kind} is not supported yet; lora for all layers is")
+
+
 def check_supported(run: Run) -> None:
     """Raises Unsupported for a Run that is valid but not modelled yet, naming the key."""
     from memsim.catalog import devices
@@ -119,6 +135,7 @@ def check_supported(run: Run) -> None:
         raise Unsupported(f"device: {run.device} is not NVIDIA's, and its kernels are not modelled; device_memory_gib asks whether a run fits its memory")
     if run.optimizer_in_backward:
         check_in_backward(run)
+    check_towers(run)
     check_stack(run, STACKS[run.stack])
     check_method(run.method, str(run.config.get("model_type")), STACKS[run.stack])
 
@@ -267,6 +284,18 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+def tokens_of(model: Model) -> int:
+    """Tokens of one example: a sequence's, an image's, those of encoder and decoder."""
+    return model.settings.sequence + (model.settings.targets if model.towers else 0)
+
+
+def batch_words(run: Run, model: Model) -> str:
+    """The batch in words."""
+    settings = model.settings
+    tokens = f"{settings.sequence} + {settings.targets}" if model.towers else f"{settings.sequence}"
+    return f"{run.batch.size} × {tokens} tokens" + (f" × {run.batch.accumulation} micro-batches" if run.batch.accumulation > 1 else "")
+
+
 def about(run: Run, model: Model, strict: bool = False) -> About:
     """What the Timeline is of, for its reader; what is not exact in it, too."""
     from memsim.catalog import devices
@@ -278,7 +307,7 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
     facts = (
         ("model", run.model_name),
         ("method", method),
-        ("batch", f"{run.batch.size} × {model.settings.sequence} tokens" + (f" × {run.batch.accumulation} micro-batches" if run.batch.accumulation > 1 else "")),
+        ("batch", batch_words(run, model)),
         ("precision", run.precision + (" with GradScaler" if run.grad_scaler else "")),
         ("checkpointing", in_words(run.checkpointing)),
         ("optimizer", run.optimizer + (", in backward" if run.optimizer_in_backward else "")),
@@ -302,7 +331,7 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
         trainable_parameters=model.count(trainable=True),
         layers=len(model.pattern),
         devices=tuple((device.label, device.memory) for device in catalogue.values() if STACKS[run.stack].runs_on(device.sm or 0)),
-        tokens=run.batch.size * model.settings.sequence * run.batch.accumulation,
+        tokens=run.batch.size * tokens_of(model) * run.batch.accumulation,
         rates=rates_of(run),
         dtype=AUTOCAST.get(run.precision, WEIGHTS.get(run.precision, run.precision)) if run.method.kind != "qlora" else "bf16",
         versions={name: STACKS[run.stack].versions[name] for name in ("torch", "transformers", "peft")},

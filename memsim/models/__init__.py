@@ -45,6 +45,11 @@ def takes_tokens(fields: Mapping[str, object]) -> bool:
     return fields.get("model_type") != "vit"
 
 
+def decodes_beside(fields: Mapping[str, object]) -> bool:
+    """Whether the model has a decoder beside an encoder."""
+    return fields.get("model_type") == "t5"
+
+
 def saved_by_task(fields: Mapping[str, object]) -> tuple[str, ...]:
     """Modules that PEFT trains as a whole whatever a run says, as its task_type for the model's class does (PeftModelForSequenceClassification)."""
     return bert.saved_by_task(fields) if fields.get("model_type") == "bert" else ()

@@ -64,6 +64,8 @@ def sdpa(
     back_end = chosen(
         settings, b.autocast or query.dtype, query.shape[-1], mask is not None, b.grad_enabled and any(x.spec.requires_grad for x in (query, key, value))
     )
+    if mask is not None and mask.spec.strides[-1] != 1:  # check_last_dim_stride_equals_1_dense, even where there is one key
+        back_end = "math"
     if back_end == "math":
         attn_output = math_attention(b, query, key, value, mask, causal and mask is None and sequence > 1, p)
     elif back_end == "flash" and query.shape[-1] % 8:

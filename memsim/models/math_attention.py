@@ -12,7 +12,11 @@ def math_attention(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: 
 
     Autocast casts the arguments and then stays out. Locals die in C++'s order, the last declared first.
     """
-    query, key, value = b.lower(query, key, value)
+    if mask is None:
+        query, key, value = b.lower(query, key, value)
+    else:
+        query, key, value, mask = b.lower(query, key, value, mask)
+    lowered = mask if b.autocast else None  # noqa: F841  which autocast holds until the call is over
     origin = query.dtype
     mask = b.op("bias_of_mask", mask, dtype=origin) if mask is not None and mask.dtype == "bool" else mask
     with b.no_autocast():

@@ -140,7 +140,7 @@ def layer_graph(config: T5, settings: Settings, call: Operator, decodes: bool, f
     specs["hidden_states"] = replace(specs["hidden_states"], requires_grad=True, leaf=False)
     if first is not None:
         specs["hidden_states"] = replace(specs["hidden_states"], dtype=first.outputs[0].dtype)
-        specs |= {name: replace(spec, leaf=False) for name, spec in zip(first.results[1:], first.outputs[1:], strict=True)}
+        specs |= dict(zip(first.results[1:], first.outputs[1:], strict=True))
     given = {name: b.input(name, specs[name]) for name in ("hidden_states", "attention_mask", BIAS, ENCODED, ENCODED_MASK, CROSS_BIAS) if name in specs}
     hidden, bias, cross = block(b, config, settings, decodes, given)
     made = {BIAS: bias, CROSS_BIAS: cross} if first is None else {}

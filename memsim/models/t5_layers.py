@@ -148,7 +148,9 @@ def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
 
 
 @module_call
-def sdpa_with_bias(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor, p: float, causal: bool) -> Tensor:
+def sdpa_with_bias(
+    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor, p: float, causal: bool
+) -> Tensor:
     """sdpa_attention_forward with a position bias."""
     queries, keys = query.shape[2], key.shape[2]
     mask = position_mask(b, bias, mask, causal and queries > 1, queries, keys)
@@ -210,9 +212,7 @@ def attention_layer(
     """T5LayerSelfAttention.forward, T5LayerCrossAttention.forward."""
     with b.module(f"layer.{0 if key_value_states is None else 1}"):
         normed_hidden_states = layer_norm(b, hidden_states, ".".join([*b.path, "layer_norm"]), settings.dtype)
-        attention_output, position_bias, attn_weights = attention(
-            b, config, settings, normed_hidden_states, mask, key_value_states, position_bias, decodes
-        )
+        attention_output, position_bias, attn_weights = attention(b, config, settings, normed_hidden_states, mask, key_value_states, position_bias, decodes)
         layer_output = b.op("add", hidden_states, dropout(b, attention_output, config.p), label="residual")
         if key_value_states is None:  # there the sum takes the name of what attention gave
             del attention_output
@@ -246,10 +246,8 @@ def feed_forward(b: Builder, config: T5, settings: Settings, hidden_states: Tens
         return hidden_states
 
 
-def clamped(b: Builder, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Hidden states in fp16 are kept from infinity; the bound, a local of the caller's."""
-    if hidden_states.dtype != "fp16":
-        return hidden_states, None
+def bound(b: Builder, hidden_states: Tensor) -> Tensor:
+    """What hidden states in fp16 are kept within: the largest number, or less where one is infinite."""
     with b.module("clamp"), b.no_grad():
         infinite = b.op("any_infinite", hidden_states)
         less, most = F.create(b, "number", (), "fp32"), F.create(b, "number", (), "fp32")
@@ -257,27 +255,36 @@ def clamped(b: Builder, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
         del most
         del less
         del infinite
-        low = b.op("create", shape=(), dtype="fp32", label="neg")
-    return b.op("clamp", hidden_states, low, clamp_value, label="clamp"), clamp_value
+        return clamp_value
+
+
+def clamp(b: Builder, hidden_states: Tensor, clamp_value: Tensor) -> Tensor:
+    """torch.clamp(hidden_states, min=-clamp_value, max=clamp_value)."""
+    with b.no_grad():
+        low = F.create(b, "clamp.neg", (), "fp32")
+    return b.op("clamp", hidden_states, low, clamp_value)
 
 
 @module_call
 def block(b: Builder, config: T5, settings: Settings, decodes: bool, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
     """T5Block.forward: hidden states, and the position biases of both attentions."""
     hidden_states = given["hidden_states"]
-    hidden_states, self_attn_position_bias, _ = attention_layer(
-        b, config, settings, hidden_states, given.get("attention_mask"), None, given.get(BIAS), decodes
-    )
-    hidden_states, clamp_value = clamped(b, hidden_states)
+    hidden_states, self_attn_position_bias, _ = attention_layer(b, config, settings, hidden_states, given.get("attention_mask"), None, given.get(BIAS), decodes)
+    if hidden_states.dtype == "fp16":
+        clamp_value = bound(b, hidden_states)
+        hidden_states = clamp(b, hidden_states, clamp_value)
     cross_attn_position_bias = None
     if decodes:
         hidden_states, cross_attn_position_bias, _ = attention_layer(
             b, config, settings, hidden_states, given.get(ENCODED_MASK), given[ENCODED], given.get(CROSS_BIAS), decodes
         )
-        hidden_states, clamp_value = clamped(b, hidden_states)
+        if hidden_states.dtype == "fp16":
+            clamp_value = bound(b, hidden_states)
+            hidden_states = clamp(b, hidden_states, clamp_value)
     hidden_states = feed_forward(b, config, settings, hidden_states, decodes)
-    hidden_states, clamp_value = clamped(b, hidden_states)
-    del clamp_value
+    if hidden_states.dtype == "fp16":
+        clamp_value = bound(b, hidden_states)
+        hidden_states = clamp(b, hidden_states, clamp_value)
     return hidden_states, self_attn_position_bias, cross_attn_position_bias
 
 

@@ -181,7 +181,7 @@ class Embedding(Kind):
         return [(1, edge)]
 
     def _gradient(self, m: Machine, n: int, weight: TensorSpec) -> Grad:
-        temporary = m.stack.embedding_sort(n, *weight.shape, half=weight.dtype != "fp32")
+        temporary = m.stack.embedding_sort(n, weight.shape[0], weight.shape[1], weight.dtype != "fp32")
         if temporary is None:
             return m.grad(weight.shape, contiguous(weight.shape), weight.dtype, parameter=True)
         sorted_ids, original, positions = m.alloc(8 * n), m.alloc(8 * n), m.alloc(8 * n)
@@ -207,4 +207,5 @@ class Layers(Kind):
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         hidden = inputs[0]
         carries: dict[str, TensorSpec] = attrs.get("carries", {})  # type: ignore[assignment]
-        return (Inferred(hidden.shape, hidden.strides, str(attrs.get("dtype", hidden.dtype))), *(Inferred(spec.shape, spec.strides, spec.dtype) for spec in carries.values()))
+        result = Inferred(hidden.shape, hidden.strides, str(attrs.get("dtype", hidden.dtype)))
+        return (result, *(Inferred(spec.shape, spec.strides, spec.dtype) for spec in carries.values()))

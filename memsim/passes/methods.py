@@ -126,11 +126,14 @@ def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | 
 
 def is_packed(model: Model, module: str) -> bool:
     """Whether the module is a linear one that quantization takes."""
-    return not is_kept(module) and any(p.module == "linear" and p.name == f"{module}.weight" for kind in (model.before, *model.layers, model.after) for p in kind)
+    rows = (p for kind in (model.before, *model.layers, model.after) for p in kind)
+    return not is_kept(module) and any(p.module == "linear" and p.name == f"{module}.weight" for p in rows)
 
 
 def check_embeddings(model: Model, model_type: str) -> None:
     """Raises Unsupported for adapters on an embedding that are not modelled."""
+    if model.towers and any(p.module == "embedding adapter" for _, p in model.in_order()):
+        raise Unsupported(f"method.targets: embeddings of {model_type} are not supported yet; its linear modules are")
     found = next((p for p in model.before if p.module == "embedding adapter"), None)
     if found is not None and model_type.startswith("gemma"):
         raise Unsupported(f"method.targets: {found.name.partition('.')[0]} of {model_type}, which scales it, is not supported; method.modules_to_save of it is")

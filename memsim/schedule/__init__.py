@@ -50,5 +50,6 @@ def alike_layers(model: Model) -> tuple[list[Hashable], list[bool]]:
         rows.append((0 if same else kind, checkpoint, at))
         begins.append(at == 0)
     if model.towers:  # layers at a tower's ends have other neighbours; in the last two, sums of gradients for all layers begin
-        rows = [(row, number, min(i, 1), min(len(span) - i, 3)) for number, span in enumerate(model.spans()) for i, row in enumerate(rows[span.start : span.stop])]
+        ends = [(number, min(i - span.start, 1), min(span.stop - i, 3)) for number, span in enumerate(model.spans()) for i in span]
+        rows = list(zip(rows, ends, strict=True))
     return rows, begins

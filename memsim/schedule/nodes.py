@@ -84,6 +84,7 @@ class Nodes:
         before: list[int] = []
         after: list[int] = []
         self.released = before
+        self._forget(self.producer[value])
         self._die(self.producer[value])
         self.released = after
         self.depth = 1
@@ -95,6 +96,14 @@ class Nodes:
                 else:
                     self._die(node)
         return before, after
+
+    def _forget(self, root: int) -> None:
+        """Nodes whose results nobody used are long gone, and hold nothing."""
+        for node in range(len(self.references) - 1, -1, -1):
+            if self.references[node] == 0 and node != root:
+                self.released += self.held[node]
+                for edge in self.edges[node]:
+                    self.references[edge] -= 1
 
     def _let_go(self, node: int) -> None:
         self.references[node] -= 1

@@ -61,6 +61,7 @@ class Training:
     quantized: bool = False  # a weight was, so the map for scales is there
     recasts: set[tuple[int, str]] = field(default_factory=set)  # parameters that their modules have cast for good
     told: list[tuple[Leaf, list[int]]] = field(default_factory=list)  # tensors told to require a gradient, and what of each its accumulator holds
+    kept_casts: dict[int, tuple[Instance, TensorSpec]] = field(default_factory=dict)  # of leaves by value: where autocast cast them, and the result
     casts: list[Instance] = field(default_factory=list)  # of the layers in this forward pass
     scaler: GradScaler = field(init=False)
 
@@ -181,6 +182,7 @@ class Training:
         instance = autograd.instance(outer, bound, NO_LAYER, "")
         head = False
         self.told.clear()
+        self.kept_casts.clear()
         for op in outer.operators:
             if op.kind == "layers":
                 machine.default_category = int(Category.ACTIVATIONS)
@@ -306,10 +308,12 @@ class Training:
                 frame = self.open(checkpoint, bound)
             if frame is not None:
                 frame.instances.append(instance)
-            made = leaves_made(graph)
+            made, kept = leaves_made(graph), casts_of_leaves(graph)
             for inner in graph.operators:
                 if inner.kind == "recast":
                     self.recast_once(layer, instance, inner)
+                elif inner.index in kept and self.is_cast(instance, inner):
+                    machine.release(*(instance.storages[s] for s in inner.drops))
                 else:
                     if checkpoint.how == "megatron":
                         frame = self.core(instance, inner, frame, bound)
@@ -334,6 +338,16 @@ class Training:
         for storage in op.drops:
             if storage != op.inputs[0].storage or not moved:
                 machine.release(storages[storage])
+
+    def is_cast(self, instance: Instance, op: Operator) -> bool:
+        """Whether autocast has cast this leaf, which several layers read, before, and keeps the result; else it does now."""
+        (out,) = op.outputs
+        before = self.kept_casts.setdefault(instance.values[op.inputs[0].value], (instance, out))
+        if before[0] is instance:
+            return False
+        instance.storages[out.storage], instance.values[out.value] = before[0].storages[before[1].storage], before[0].values[before[1].value]
+        self.machine.retain(instance.storages[out.storage])
+        return True
 
     def open(self, checkpoint: Checkpoint, bound: dict[str, tuple[int, int]]) -> Frame | None:
         """A call of torch.utils.checkpoint.checkpoint, where there is one."""
@@ -360,6 +374,12 @@ class Training:
 def leaves_made(graph: LayerGraph) -> frozenset[int]:
     """Operators of a layer whose result is told to require a gradient."""
     return frozenset(op.index for op in graph.operators if op.outputs and op.outputs[0].leaf)
+
+
+@lru_cache(maxsize=256)
+def casts_of_leaves(graph: LayerGraph) -> frozenset[int]:
+    """Operators of a layer in which autocast casts a leaf that is no parameter, and keeps the result."""
+    return frozenset(op.index for op in graph.operators if op.attrs.get("autocast") and op.inputs[0].leaf and op.inputs[0].parameter is None)
 
 
 @lru_cache(maxsize=64)

@@ -157,11 +157,11 @@ def freeze(model, train):
     import re
 
     def matches(pattern, name):
-        pattern = re.sub(r"^(model|transformer|gpt_neox)\.", "", pattern)
+        pattern = re.sub(r"^(model|transformer|gpt_neox|bert|vit)\.", "", pattern)
         return fnmatch.fnmatchcase(name, pattern) if set(pattern) & set("*?[") else f".{pattern}." in f".{name}."
 
     for name, parameter in model.named_parameters():
-        name = re.sub(r"^h\.", "layers.", re.sub(r"^(model|transformer|gpt_neox)\.", "", name))
+        name = re.sub(r"^(h|encoder\.layer)\.", "layers.", re.sub(r"^(model|transformer|gpt_neox|bert|vit)\.", "", name))
         wanted = not train.get("only") or any(matches(pattern, name) for pattern in train["only"])
         if train and not (wanted and not any(matches(pattern, name) for pattern in train.get("freeze", []))):
             parameter.requires_grad_(False)
@@ -208,7 +208,7 @@ def make_optimizer(name, parameters, torch):
 
 def hidden_ids(model):
     """Ids of the parameters of the decoder layers, and of LoRA's matrices wherever they are."""
-    inside = re.compile(r"(^|\.)(layers|h)\.\d+\.|lora_")
+    inside = re.compile(r"(^|\.)(layers|h|encoder\.layer|block)\.\d+\.|lora_")
     return {id(p) for name, p in model.named_parameters() if inside.search(name)}
 
 
