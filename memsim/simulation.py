@@ -289,6 +289,11 @@ def tokens_of(model: Model) -> int:
     return model.settings.sequence + (model.settings.targets if model.towers else 0)
 
 
+def tower_words(model: Model) -> str:
+    """Which layers are whose: "encoder 0 to 11, decoder 12 to 23"."""
+    return ", ".join(f"{tower.name} {span.start} to {span.stop - 1}" for tower, span in zip(model.towers, model.spans(), strict=True))
+
+
 def batch_words(run: Run, model: Model) -> str:
     """The batch in words."""
     settings = model.settings
@@ -309,6 +314,7 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
         ("method", method),
         ("batch", batch_words(run, model)),
         ("precision", run.precision + (" with GradScaler" if run.grad_scaler else "")),
+        *((("layers", tower_words(model)),) if model.towers else ()),
         ("checkpointing", in_words(run.checkpointing)),
         ("optimizer", run.optimizer + (", in backward" if run.optimizer_in_backward else "")),
         *((("allocator", run.allocator),) if run.allocator else ()),

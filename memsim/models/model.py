@@ -129,13 +129,6 @@ class Model:
             at += count
         return spans
 
-    def layer_name(self, layer: int) -> str:
-        """What to call a layer: "layer 3", "decoder layer 3"."""
-        for tower, span in zip(self.towers, self.spans(), strict=False):
-            if layer in span:
-                return f"{tower.name} layer {layer - span.start}"
-        return f"layer {layer}"
-
     def only(self, kept: Sequence[int]) -> Model:
         """The model with only these layers, those that are checkpointed as one whole."""
         by_layer = self.by_layer()

@@ -134,7 +134,7 @@ def read_config(fields: Mapping[str, object], settings: Settings) -> T5:
 
 def layer_graph(config: T5, settings: Settings, call: Operator, decodes: bool, first: LayerGraph | None = None) -> LayerGraph:
     """The graph of a stack's first layer, or, with that, of the others, which get what it hands on."""
-    b = Builder(f"{'decoder' if decodes else 'encoder'} layer", settings.technique)
+    b = Builder(f"{'first ' if first is None else ''}{'decoder' if decodes else 'encoder'} layer", settings.technique)
     names: tuple[str, ...] = call.attrs["names"]  # type: ignore[assignment]
     specs = dict(zip(names, call.inputs, strict=True))
     specs["hidden_states"] = replace(specs["hidden_states"], requires_grad=True, leaf=False)

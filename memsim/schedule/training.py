@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 from memsim.builder import rewrite
 from memsim.cost import Rates
@@ -17,15 +16,15 @@ from memsim.operators.linear4bit import quantize
 from memsim.operators.linear8bit import quantize_rows
 from memsim.operators.packed4bit import packed_sizes
 from memsim.schedule.autograd import Autograd, Leaf, Reentrant
+from memsim.schedule.endings import at_end, casts_of_leaves, end_of_leaves, leaves_made
 from memsim.schedule.grad_scaler import GradScaler
 from memsim.schedule.machine import NO_LAYER, Machine
-from memsim.schedule.nodes import NESTED, PYTHON_FUNCTIONS, Nodes, holds_tensors
+from memsim.schedule.nodes import Nodes, holds_tensors
 from memsim.schedule.optimizers import FUSED, Optimizer
 from memsim.schedule.regions import Frame, Instance
 from memsim.tape import AUTOCAST_CACHE, Category
 
 LAYER_INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")  # of a layer, where the graph does not name them
-ARGUMENTS = 3  # what nests further in the arguments by name of a reentrant checkpoint: a dict, a tuple, a tensor
 CREATED = {"parameter adapter": 1, "copy": 2}  # the turn at which PEFT makes adapters: of modules, of parameters, then copies of modules
 
 
@@ -61,6 +60,7 @@ class Training:
     quantized: bool = False  # a weight was, so the map for scales is there
     recasts: set[tuple[int, str]] = field(default_factory=set)  # parameters that their modules have cast for good
     told: list[tuple[Leaf, list[int]]] = field(default_factory=list)  # tensors told to require a gradient, and what of each its accumulator holds
+    ending: tuple[list[int], list[int]] | None = None  # the order in which the graph lets go of those tensors: before the loss itself goes, and after
     kept_casts: dict[int, tuple[Instance, TensorSpec]] = field(default_factory=dict)  # of leaves by value: where autocast cast them, and the result
     casts: list[Instance] = field(default_factory=list)  # of the layers in this forward pass
     scaler: GradScaler = field(init=False)
@@ -173,8 +173,7 @@ class Training:
         given = {name: machine.alloc(nbytes, int(Category.INPUTS)) for name, nbytes in self.model.batch_bytes().items()}
         tokens, *others = given.values()
         self.begin_autocast()
-        several = bool(self.model.towers) and self.model.inputs_require_grad  # leaves that the graph lets go of, in its own order
-        holding = Nodes(tensors=False) if several or any(map(holds_tensors, self.model.layer_graphs)) else None
+        holding = Nodes(tensors=False) if any(map(holds_tensors, self.model.layer_graphs)) else None
         autograd = Autograd(machine, dict(self.leaves), holding=holding, hook=self.step_one if self.plan.in_backward else None)
         outer = self.model.outer
         bound = {name: (given[name], -(10**9) - i) for i, name in enumerate(outer.inputs)}
@@ -210,15 +209,16 @@ class Training:
         machine.at("loss.backward")
         machine.release(one.storage, *(() if scaled is None else (scaled,)))
         machine.at("del loss, tokens")
-        kept: list[int] = []
-        for leaf, held in self.told:
-            own = [*([leaf.grad.storage] if leaf.grad else []), leaf.storage]
-            held += own
-            kept += own
+        kept = [[*([leaf.grad.storage] if leaf.grad else []), leaf.storage] for leaf, _ in self.told]
         if autograd.holding:
+            for (_, held), own in zip(self.told, kept, strict=True):
+                held += own
             before, after = autograd.holding.end(instance.values[loss.value])
+        elif len(kept) > 1:
+            self.ending = self.ending or end_of_leaves(self.whole, self.layer_graph)
+            before, after = ([storage for i in part for storage in kept[i]] for part in self.ending)
         else:
-            before, after = self.at_end(kept, autograd.attached)
+            before, after = at_end(self.whole, [storage for own in kept for storage in own], autograd.attached)
         machine.release(*before, instance.storages[loss.storage], *after, tokens, *reversed(others))
 
     def tell(self, autograd: Autograd, instance: Instance, out: TensorSpec) -> None:
@@ -228,19 +228,6 @@ class Training:
         value = instance.values[out.value]
         autograd.leaves[value] = leaf
         self.told.append((leaf, autograd.holding.leaf(value) if autograd.holding else []))
-
-    def at_end(self, kept: list[int], attached: list[int]) -> tuple[list[int], list[int]]:
-        """What the graph lets go of before the loss itself goes and after it: the embeddings' output, and what reentrant checkpoints hold."""
-        nested, reentrant = self.nested(), any(c.how == "reentrant" for c in self.whole.checkpoints)
-        late = reentrant and nested >= NESTED - ARGUMENTS
-        before, after = ([], attached if nested < NESTED - 1 else attached[::-1]) if late else (attached[::-1], [])
-        return (before, kept + after) if nested >= NESTED else (before + kept, after)
-
-    def nested(self) -> int:
-        """How many nodes written in Python the graph nests. From NESTED on, CPython puts off the end of its deallocation until the loss itself is gone."""
-        whole = self.whole
-        rows = zip(whole.pattern, whole.by_layer(), strict=True)
-        return sum(1 if checkpoint.how == "reentrant" else nested_functions(whole.layer_graphs[kind]) for kind, (checkpoint, _) in rows)
 
     def recast_once(self, layer: int, instance: Instance, op: Operator) -> None:
         """A module that casts its parameter for good when it first runs."""
@@ -368,28 +355,6 @@ class Training:
         for storage in held:
             self.machine.retain(storage)
         return Frame(held, instances=[instance], operators=[op for op in instance.graph.operators if op.attrs.get("core")])
-
-
-@lru_cache(maxsize=256)
-def leaves_made(graph: LayerGraph) -> frozenset[int]:
-    """Operators of a layer whose result is told to require a gradient."""
-    return frozenset(op.index for op in graph.operators if op.outputs and op.outputs[0].leaf)
-
-
-@lru_cache(maxsize=256)
-def casts_of_leaves(graph: LayerGraph) -> frozenset[int]:
-    """Operators of a layer in which autocast casts a leaf that is no parameter, and keeps the result."""
-    return frozenset(op.index for op in graph.operators if op.attrs.get("autocast") and op.inputs[0].leaf and op.inputs[0].parameter is None)
-
-
-@lru_cache(maxsize=64)
-def nested_functions(graph: LayerGraph) -> int:
-    """The most autograd functions written in Python on a path through the graph."""
-    depth: dict[int, int] = {}
-    for op in graph.operators:
-        reached = max((depth.get(spec.value, 0) for spec in op.inputs), default=0) + (op.kind in PYTHON_FUNCTIONS)
-        depth.update((spec.value, reached) for spec in op.outputs)
-    return max(depth.values(), default=0)
 
 
 def category_of(op: Operator, head: bool) -> Category:
