@@ -96,6 +96,7 @@ class Builder:
         self.finished = False
         self.arguments: tuple[int, ...] = ()  # storages of those of the running core of attention
         self.unwind: tuple[int, ...] = ()  # storages of the running function's locals, in slot order
+        self.unwind_last: tuple[int, ...] = ()  # and of its caller's
 
     def let_go(self, storage: int) -> None:
         self.names[storage] -= 1
@@ -179,6 +180,14 @@ class Builder:
         del tensors
         yield
         self.unwind = before
+
+    @contextmanager
+    def callers(self, *tensors: Tensor) -> Iterator[None]:
+        """As `locals`, of the function that calls the running one: they die after all that inner functions hold."""
+        self.unwind_last = tuple(tensor.spec.storage for tensor in tensors)
+        del tensors
+        yield
+        self.unwind_last = ()
 
     def unkept(self, tensor: Tensor) -> None:
         """After the operator that ran last, only an autograd graph holds this tensor, one that dies before backward.
@@ -269,6 +278,8 @@ class Builder:
             attrs["no_grad"] = True
         if self.unwind:
             attrs["unwind"] = self.unwind
+        if self.unwind_last:
+            attrs["unwind_last"] = self.unwind_last
         if self.arguments:
             attrs["core"] = self.arguments
         grad = self.grad_enabled and semantics.differentiable and (bool(attrs.get("trains")) or any(spec.requires_grad for spec in specs))
@@ -350,6 +361,8 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
         b.grad_enabled = grad and not op.attrs.get("no_grad", False)
         unwind: tuple[int, ...] = op.attrs.get("unwind", ())  # type: ignore[assignment]
         b.unwind = tuple(moved[storage] for storage in unwind)
+        last: tuple[int, ...] = op.attrs.get("unwind_last", ())  # type: ignore[assignment]
+        b.unwind_last = tuple(moved[storage] for storage in last)
         core: tuple[int, ...] = op.attrs.get("core", ())  # type: ignore[assignment]
         b.arguments = tuple(moved[storage] for storage in core)
         arguments = tuple(env[spec.value] for spec in op.inputs)

@@ -90,6 +90,8 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
             return built(replace(PLAIN, trainable=lambda name: bool(trains(name))))
 
         model = frozen(model, Freeze(run.train.only, run.train.freeze), again)
+    if model.towers and not tells and not any(p.trainable for i in model.spans()[0] for p in model.layers[model.pattern[i]]):
+        raise Unsupported("method.targets: adapters in the decoder alone are not supported yet; in both it and the encoder, or in the encoder, they are")
     model = checkpointed(model, run.checkpointing)
     hows = {c.how for c in model.checkpoints}
     if lora is not None and lora.parameters and "offload" in hows:

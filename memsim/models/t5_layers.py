@@ -281,7 +281,8 @@ def block(b: Builder, config: T5, settings: Settings, decodes: bool, given: Mapp
         if hidden_states.dtype == "fp16":
             clamp_value = bound(b, hidden_states)
             hidden_states = clamp(b, hidden_states, clamp_value)
-    hidden_states = feed_forward(b, config, settings, hidden_states, decodes)
+    with b.callers(*(tensor for tensor in (self_attn_position_bias, _, cross_attn_position_bias) if tensor is not None)):
+        hidden_states = feed_forward(b, config, settings, hidden_states, decodes)
     if hidden_states.dtype == "fp16":
         clamp_value = bound(b, hidden_states)
         hidden_states = clamp(b, hidden_states, clamp_value)

@@ -44,7 +44,7 @@ def read_run(path):
     run = {**base, **run}
     run["batch"] = {"size": 1, "sequence": 512, "accumulation": 1, **run.get("batch", {})}
     if isinstance(run["model"], str):
-        run["model_config"] = json.loads((HERE.parents[2] / "shared" / "oracle" / "models.json").read_text())[run["model"]]
+        run["model_config"] = json.loads((HERE.parents[1] / "memsim" / "catalog" / "models.json").read_text())[run["model"]]
     else:
         run["model_config"] = run["model"]
     return run
