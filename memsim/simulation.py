@@ -86,8 +86,8 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         if method.kind != "full":
             raise InputError(f"train: goes with method.kind full; with {method.kind} the adapters train, and nothing else")
 
-        def again(trains: Callable[[str], bool | None]) -> Model:
-            return built(replace(PLAIN, trainable=lambda name: bool(trains(name))))
+        def again(trains: Callable[[str], bool | None], layers: bool) -> Model:
+            return built(replace(PLAIN, trainable=lambda name: bool(trains(name)), layers_train=layers))
 
         model = frozen(model, Freeze(run.train.only, run.train.freeze), again)
     if model.towers and not tells and not any(p.trainable for i in model.spans()[0] for p in model.layers[model.pattern[i]]):

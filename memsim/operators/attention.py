@@ -139,11 +139,12 @@ class EfficientAttention(Attention):
         return [(0, dq), (1, dk), (2, dv), *((3, grad) for grad in of_bias)]
 
     def _of_bias(self, m: Machine, bias: TensorSpec) -> Grad:
-        """A gradient of rows that begin at multiples of 16 numbers, cut to the bias."""
+        """A gradient of rows that begin at multiples of 16 numbers, cut to the bias; where nothing is cut off, sums may go in place."""
         rows = (*bias.shape[:-1], _round(bias.shape[-1], 16))
         whole = m.grad(rows, contiguous(rows), bias.dtype)
         cut = m.view(whole, bias.shape, whole.strides)
         m.discard(whole)
+        cut.view = rows != bias.shape
         return cut
 
     def _delta(self, m: Machine, q: TensorSpec) -> int:

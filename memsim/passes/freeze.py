@@ -36,8 +36,11 @@ def is_match(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern) if set(pattern) & set("*?[") else f".{pattern}." in f".{name}."
 
 
-def frozen(model: Model, freeze: Freeze, build: Callable[[Callable[[str], bool | None]], Model]) -> Model:
-    """The model with its parameters frozen; `build` makes it anew for what trains in the blocks. Raises InputError for a pattern without effect."""
+def frozen(model: Model, freeze: Freeze, build: Callable[[Callable[[str], bool | None], bool], Model]) -> Model:
+    """The model with its parameters frozen; `build` makes it anew for what trains in the blocks, and whether anything in the layers does.
+
+    Raises InputError for a pattern without effect.
+    """
     rows = [(layer, p) for layer, p in model.in_order() if not p.buffer]
     for key, patterns in (("only", freeze.only), ("freeze", freeze.freeze)):
         for pattern in patterns:
@@ -59,7 +62,7 @@ def frozen(model: Model, freeze: Freeze, build: Callable[[Callable[[str], bool |
     made = model
     for kind, flags in kinds:
         inner = {p.name: flag for p, flag in zip(model.layers[kind], flags, strict=True)}
-        made = build({**outer, **inner}.get)
+        made = build({**outer, **inner}.get, any(any(flags) for _, flags in kinds))
         layers.append(_flagged(model.layers[kind], inner))
         graphs.append(made.layer_graphs[kind])
     return replace(

@@ -316,6 +316,8 @@ class Training:
             if not first or moved:
                 machine.release(hidden[0])
             hidden, requires_grad = (instance.storages[out.storage], instance.values[out.value]), out.requires_grad or reentrant
+            if frame is not None and not frame.pending and at == checkpoint.layers - 1:  # nothing in it asks for its arguments
+                frame.close(machine)
             for name, spec in zip(graph.results[1:], graph.outputs[1:], strict=False):
                 given[name] = instance.storages[spec.storage], instance.values[spec.value]
         machine.layer = NO_LAYER
@@ -349,6 +351,8 @@ class Training:
         """The call of checkpoint that an operator of a layer is in, where only the core of attention is checkpointed."""
         arguments: tuple[int, ...] | None = op.attrs.get("core")  # type: ignore[assignment]
         if arguments is None or frame is not None:
+            if frame is not None and not arguments and not frame.pending:
+                frame.close(self.machine)
             return frame if arguments else None
         by_name = [bound[name][0] for name in ("position_ids",) if name in bound]
         held = (*by_name, *(instance.storages[s] for s in reversed(arguments)))  # a list goes from its end
