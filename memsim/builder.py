@@ -68,7 +68,7 @@ class Technique:
     autocast: str | None = None  # the lower precision that torch.autocast casts to
     inputs_require_grad: bool = False  # the embeddings of the input are told to, where they do not by themselves
     trainable: Callable[[str], bool] | None = None  # by name within the block; None: as the model's code says
-    layers_train: bool = True  # whether anything in the layers does
+    frozen_towers: frozenset[int] = frozenset()  # of whose layers nothing trains
     stored: Callable[[str, str], str] | None = None  # the dtype of a parameter, by its name and the dtype that the model's code asks for
     stands_for: Callable[[str], str] | None = None  # the name of the parameter that a module gets for a name
     fold: Fold | None = None  # what stands for a parameter that belongs to no Linear, by name; None: itself
@@ -283,7 +283,8 @@ class Builder:
             attrs["unwind_last"] = self.unwind_last
         if self.arguments:
             attrs["core"] = self.arguments
-        grad = self.grad_enabled and semantics.differentiable and ((bool(attrs.get("trains")) and self.technique.layers_train) or any(spec.requires_grad for spec in specs))
+        trains = bool(attrs.get("trains")) and attrs.get("tower", 0) not in self.technique.frozen_towers
+        grad = self.grad_enabled and semantics.differentiable and (trains or any(spec.requires_grad for spec in specs))
         outputs = tuple(self._output(out, specs, grad) for out in semantics.infer(specs, attrs))
         if self.technique.inputs_require_grad and attrs.get("input_embeddings") and not grad:
             outputs = (replace(outputs[0], requires_grad=True, leaf=True), *outputs[1:])

@@ -86,12 +86,10 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         if method.kind != "full":
             raise InputError(f"train: goes with method.kind full; with {method.kind} the adapters train, and nothing else")
 
-        def again(trains: Callable[[str], bool | None], layers: bool) -> Model:
-            return built(replace(PLAIN, trainable=lambda name: bool(trains(name)), layers_train=layers))
+        def again(trains: Callable[[str], bool | None], towers: frozenset[int]) -> Model:
+            return built(replace(PLAIN, trainable=lambda name: bool(trains(name)), frozen_towers=towers))
 
         model = frozen(model, Freeze(run.train.only, run.train.freeze), again)
-    if model.towers and not tells and not any(p.trainable for i in model.spans()[0] for p in model.layers[model.pattern[i]]):
-        raise Unsupported("method.targets: adapters in the decoder alone are not supported yet; in both it and the encoder, or in the encoder, they are")
     model = checkpointed(model, run.checkpointing)
     hows = {c.how for c in model.checkpoints}
     if lora is not None and lora.parameters and "offload" in hows:
@@ -110,8 +108,6 @@ def check_towers(run: Run) -> None:
         return
     if not (run.checkpointing in ("none", "full", "selective") or (isinstance(run.checkpointing, dict) and "save" in run.checkpointing)):
         raise Unsupported(f"checkpointing: {in_words(run.checkpointing)} with model_type {kind} is not supported yet; none, full and selective are")
-    if run.train.only or run.train.freeze:
-        raise Unsupported(f"train: with model_type {kind} it is not supported yet; method lora trains a part")
     if run.method.kind == "ia3" or run.method.layers is not None:
         key = "layers" if run.method.layers is not None else "kind"
         raise Unsupported(f"method.{key}: {getattr(run.method, key)} with model_type {kind} is not supported yet; lora for all layers is")

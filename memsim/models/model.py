@@ -129,6 +129,11 @@ class Model:
             at += count
         return spans
 
+    def frozen_towers(self) -> frozenset[int]:
+        """Towers of whose layers nothing trains."""
+        trains = [any(p.trainable and not p.buffer for p in kind) for kind in self.layers]
+        return frozenset(number for number, span in enumerate(self.spans()) if not any(trains[self.pattern[i]] for i in span))
+
     def only(self, kept: Sequence[int]) -> Model:
         """The model with only these layers, those that are checkpointed as one whole."""
         by_layer = self.by_layer()

@@ -105,12 +105,20 @@ def technique_of(lora: Lora, packing: Packing | None, stack: Software) -> Techni
 def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | None, stack: Software, model_type: str) -> Model:
     """The model with adapters, and quantized. Raises InputError where a target matches nothing."""
     if not by_name(lora):
-        model = with_adapters(build(technique_of(lora, packing, stack)), lora)
+        technique = technique_of(lora, packing, stack)
+        model = with_adapters(build(technique), lora)
+        if still := model.frozen_towers():
+            model = with_adapters(build(replace(technique, frozen_towers=still)), lora)
     else:
         outer, of_layers = sites(plain := build(PLAIN), lora, model_type)
         if packing is not None and (module := next((m for of in (outer, *of_layers) for m in sorted(of.saved) if is_packed(plain, m)), None)):
             raise InputError(f"method.modules_to_save: {module} is 4-bit under qlora, and cannot train; {plain.head or 'classifier'}, embeddings and norms can")
-        model, of_kinds = split(plain, of_layers, lambda of: build(technique_of(replace(lora, sites=outer | of), packing, stack)))
+        still = frozenset(i for i, span in enumerate(plain.spans()) if lora.bias == "none" and not any(of_layers[k].targets | of_layers[k].saved for k in span))
+
+        def sited(of: Sites) -> Model:
+            return build(replace(technique_of(replace(lora, sites=outer | of), packing, stack), frozen_towers=still))
+
+        model, of_kinds = split(plain, of_layers, sited)
         model = with_adapters(model, lora, outer, of_kinds)
     check_embeddings(model, model_type)
     if packing is None:

@@ -161,6 +161,7 @@ def freeze(model, train):
         return fnmatch.fnmatchcase(name, pattern) if set(pattern) & set("*?[") else f".{pattern}." in f".{name}."
 
     for name, parameter in model.named_parameters():
+        name = re.sub(r"^((en|de)coder)\.block\.", r"\1.layers.", name)
         name = re.sub(r"^(h|encoder\.layer)\.", "layers.", re.sub(r"^(model|transformer|gpt_neox|bert|vit)\.", "", name))
         wanted = not train.get("only") or any(matches(pattern, name) for pattern in train["only"])
         if train and not (wanted and not any(matches(pattern, name) for pattern in train.get("freeze", []))):
