@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from memsim.dtypes import ITEMSIZE
+from memsim.graph import is_contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
@@ -45,7 +46,7 @@ class Conv2d(Kind):
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         x, weight, bias = inputs
         grad, shape = grads[0], outputs[0].shape
-        copied = [] if grad.strides == like(shape) else [m.alloc(outputs[0].nbytes)]
+        copied = [] if is_contiguous(shape, grad.strides) else [m.alloc(outputs[0].nbytes)]
         of_bias = of_weight = None
         if bias.requires_grad:
             of_bias = m.grad(bias.shape, (1,), bias.dtype, parameter=True)
