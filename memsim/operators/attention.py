@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from memsim.graph import TensorSpec
 from memsim.operators.base import Attrs, Inferred, Kind, like
+from memsim.operators.efficient_kernels import backward_workspace
 from memsim.operators.elementwise import Edges, Grads, Specs
 from memsim.stacks import Software
 
@@ -132,7 +133,7 @@ class EfficientAttention(Attention):
         dq, dk, dv = (m.grad(x.shape, (x.shape[2] * x.shape[1] * d, d, x.shape[1] * d, 1), x.dtype, view=True) for x in (q, k, v))
         expanded = [m.like(dq) for _ in range(2)] if k.shape[1] != h else []
         delta = self._delta(m, q)
-        workspace = m.alloc(backward_workspace(b * h, s, d, q.dtype, m.stack.large_shared_memory))
+        workspace = m.alloc(backward_workspace(b * h, s, d, q.dtype != "fp32", m.stack.sm, m.stack.large_shared_memory))
         m.release(delta, workspace)
         m.discard(*reversed(expanded))
         return [(0, dq), (1, dk), (2, dv)]
@@ -150,19 +151,3 @@ class EfficientAttention(Attention):
         delta = m.alloc(4 * b * h * s)
         m.release(summed, product)
         return delta
-
-
-def backward_workspace(heads: int, s: int, d: int, dtype: str, large_shared_memory: bool = True) -> int:
-    """Bytes that the kernels compiled for sm80 and later ask for (mem_eff_attention/kernel_backward.h, workspace_size), for B·H heads.
-
-    A tile of dq with its lock for each block of queries, and where dk and dv do not stay in registers their fp32 sums. The first kernel of
-    PyTorch's list that fits the device's shared memory is taken: 163 KiB and more a block, or 99 KiB on the smaller parts (sm86, 89, 120).
-    """
-    half = dtype != "fp32"
-    if d <= 64 or (not large_shared_memory and (not half or 96 < d <= 128)):
-        rows, columns = 64, 64
-    else:
-        rows, columns = 128, 128 if half and large_shared_memory and d <= 128 else 64
-    tiles = -(-s // rows) * -(-d // columns)
-    sums = half and (d > 128 or (not large_shared_memory and d > 96))
-    return heads * (tiles * (rows * columns * 4 + 16) + (2 * _round(s, 64) * _round(d, 128) * 4 if sums else 0))
