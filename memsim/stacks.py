@@ -26,15 +26,19 @@ class Software:
 
     # differences, by what they change: torch's operators, transformers' code around the layers, checkpoints, families
     keeps_cublas_workspaces: bool = False
+    keeps_cublaslt_workspaces: bool = False
     index_slices_whole_dimensions: bool = False
     attention_seeds_on_host: bool = False
+    efficient_attention_seeds_on_host: bool = False
     flash_pads_heads_to_32: bool = False
     flash_partials_reversed: bool = False
     norms_pad_chunks: bool = False
+    frees_nested_graphs_at_once: bool = False
     embedding_sorts_all_bits: bool = False
     unique_in_32_bits: bool = False
     cub_without_head: bool = False
     rotary_by_product: bool = False
+    rotary_scaled_after: bool = False
     inv_freq_once: bool = False
     takes_cache_position: bool = False
     dense_causal_mask: bool = False
@@ -69,15 +73,19 @@ class Software:
 # difference → what it is about, what a stack with it does, what one without it does
 MEANING: Mapping[str, tuple[str, str, str]] = {
     "keeps_cublas_workspaces": ("cuBLAS workspace", "one kept for each thread (forward's, backward's)", "lives for a call"),
+    "keeps_cublaslt_workspaces": ("cuBLASLt workspace", "kept as cuBLAS's is, which comes first", "lives for a call"),
     "index_slices_whole_dimensions": ("x[:, None]", "slices every `:`, which makes a tensor in backward", "a `:` does nothing"),
-    "attention_seeds_on_host": ("seeds of fused attention", "on the host", "on the device"),
+    "attention_seeds_on_host": ("FlashAttention: seeds", "on the host", "on the device"),
+    "efficient_attention_seeds_on_host": ("memory-efficient attention: seeds", "on the host", "on the device"),
     "flash_pads_heads_to_32": ("FlashAttention: head dimension", "padded to a multiple of 32", "above 128 to a multiple of 64"),
     "flash_partials_reversed": ("FlashAttention: split keys", "outputs are freed before log-sum-exps", "after them"),
+    "frees_nested_graphs_at_once": ("graph of many nodes written in Python", "ends at once", "its depth is put off until the loss is gone"),
     "norms_pad_chunks": ("clip_grad_norm: partial norms", "as many for each gradient as for the largest", "its own, and a table of offsets"),
     "embedding_sorts_all_bits": ("embedding's backward: ids sorted by", "all 64 bits", "the bits that the vocabulary needs"),
     "unique_in_32_bits": ("CUB's UniqueByKey: values, offsets", "4 bytes", "8 bytes"),
     "cub_without_head": ("CUB's scan and UniqueByKey: temporaries", "tile descriptors", "256 bytes, then tile descriptors"),
     "rotary_by_product": ("rotary angles", "by a matrix product", "by multiplication"),
+    "rotary_scaled_after": ("rotary tables: cosines", "scaled once the sines are made", "scaled at once"),
     "inv_freq_once": ("rotary frequencies", "once on the device", "twice"),
     "takes_cache_position": ("positions", "made once, held as cache_position", "made twice"),
     "dense_causal_mask": ("causal mask", "numbers, [S, S + 1]", "booleans, after a look for packed sequences"),
@@ -129,6 +137,7 @@ HF_4_48 = Software(
     keeps_cublas_workspaces=True,
     index_slices_whole_dimensions=True,
     attention_seeds_on_host=True,
+    efficient_attention_seeds_on_host=True,
     flash_pads_heads_to_32=True,
     flash_partials_reversed=True,
     norms_pad_chunks=True,
@@ -136,6 +145,7 @@ HF_4_48 = Software(
     unique_in_32_bits=True,
     cub_without_head=True,
     rotary_by_product=True,
+    rotary_scaled_after=True,
     inv_freq_once=True,
     takes_cache_position=True,
     dense_causal_mask=True,
@@ -151,6 +161,19 @@ HF_4_48 = Software(
     qlora_input_is_frozen=True,
     bnb_computes_in_inputs_dtype=True,
     bnb_always_dequantizes=True,
+)
+HF_5_17 = Software(
+    "hf-5.17",
+    torch="2.11.0",
+    transformers="5.17.0",
+    peft="0.21.0",
+    bitsandbytes="0.50.2",
+    keeps_cublas_workspaces=True,
+    keeps_cublaslt_workspaces=True,
+    efficient_attention_seeds_on_host=True,
+    norms_pad_chunks=True,
+    frees_nested_graphs_at_once=True,
+    rotary_by_product=True,
 )
 SAME = ("torch", "transformers", "peft")  # the packages by which a recording's stack is known
 
@@ -171,4 +194,4 @@ def differences(stack: Software) -> dict[str, tuple[str, str, str]]:
 TIES = {"address": "by address", "creation": "by the age of the block", "segment": "by the age of their segment"}  # the allocator knows versions itself
 
 
-STACKS: Mapping[str, Software] = {stack.name: stack for stack in (GOLDEN, HF_4_48)}
+STACKS: Mapping[str, Software] = {stack.name: stack for stack in (GOLDEN, HF_5_17, HF_4_48)}

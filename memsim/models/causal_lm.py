@@ -45,7 +45,7 @@ def rotary_embedding(b: Builder, settings: Settings, dtype: str, position_ids: T
     with b.module(SET_ORDER if buffer else "rotary_emb"), b.no_grad(), b.no_autocast():
         inv_freq = b.parameter(buffer or "rotary_emb.inv_freq", (head_dim // 2,), "fp32", False)
         if settings.stack.rotary_by_product:
-            return rotary_tables(b, dtype, position_ids, inv_freq)
+            return rotary_tables(b, settings, dtype, position_ids, inv_freq)
         shape = (*position_ids.shape, 1)
         freqs = b.op("mul", b.op("cast", b.op("view", position_ids, shape=shape), dtype="fp32"), inv_freq)
         emb = b.op("cat", freqs, freqs)
@@ -54,15 +54,19 @@ def rotary_embedding(b: Builder, settings: Settings, dtype: str, position_ids: T
         return F.to(b, cos, dtype), F.to(b, sin, dtype)
 
 
-def rotary_tables(b: Builder, dtype: str, position_ids: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+def rotary_tables(b: Builder, settings: Settings, dtype: str, position_ids: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
     """LlamaRotaryEmbedding.forward where the angles are a matrix product."""
     position_ids_expanded = b.op("cast", b.op("view", position_ids, shape=(1, *position_ids.shape)), dtype="fp32")
     freqs = F.transpose(b, b.op("matmul", b.op("view", inv_freq, shape=(1, *inv_freq.shape, 1)), position_ids_expanded), 1, 2)
     emb = b.op("cat", freqs, freqs)
-    cos = b.op("cos", emb)
-    sin = b.op("sin", emb)
-    cos = b.op("mul_scalar", cos)
-    sin = b.op("mul_scalar", sin)
+    if settings.stack.rotary_scaled_after:
+        cos = b.op("cos", emb)
+        sin = b.op("sin", emb)
+        cos = b.op("mul_scalar", cos)
+        sin = b.op("mul_scalar", sin)
+    else:
+        cos = b.op("mul_scalar", b.op("cos", emb))
+        sin = b.op("mul_scalar", b.op("sin", emb))
     return F.to(b, cos, dtype), F.to(b, sin, dtype)
 
 

@@ -121,7 +121,7 @@ class EfficientAttention(Attention):
         return (*(x.storage for x in bias), k.storage, q.storage, v.storage, lse.storage, out.storage, offset.storage, seed.storage)
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
-        size = 0 if m.stack.software.attention_seeds_on_host or attrs.get("p") else 8  # with dropout they come from the host
+        size = 0 if m.stack.software.efficient_attention_seeds_on_host or attrs.get("p") else 8  # with dropout they come from the host
         seed, offset = m.alloc(size), m.alloc(size)
         into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes), seed, offset]
         if inputs[0].shape[-1] > 128 and inputs[0].dtype != "fp32":  # kNeedsOutputAccumulatorBuffer

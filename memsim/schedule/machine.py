@@ -48,7 +48,7 @@ class Machine:
         self.default_category = int(Category.ACTIVATIONS)
         self.scratch_category = int(Category.SCRATCH)
         self.backward_thread = False  # whether autograd's own thread executes
-        self.workspaces: dict[bool, int] = {}  # kept ones of cuBLAS, by thread
+        self.workspaces: dict[tuple[str, bool], int] = {}  # kept ones of cuBLAS, by thread
         self.work: list[tuple[int, int, Operator | int, int]] = []  # (event before which it is done, layer, operator or bytes copied, FORWARD …)
 
     # context
@@ -162,13 +162,20 @@ class Machine:
 
     def workspace(self, lt: bool = False) -> None:
         """What a matrix product asks for besides its result: the workspace of cuBLAS, or of cuBLASLt."""
-        if not lt and self.stack.software.keeps_cublas_workspaces:
-            if self.backward_thread not in self.workspaces:
-                layer, self.layer = self.layer, NO_LAYER
-                self.workspaces[self.backward_thread] = self.alloc(self.stack.cublas_workspace, int(Category.SCRATCH))
-                self.layer = layer
+        software = self.stack.software
+        if software.keeps_cublas_workspaces and (not lt or software.keeps_cublaslt_workspaces):
+            self._keep("cublas", self.stack.cublas_workspace)
+            if lt:  # whose handle is cuBLAS's
+                self._keep("cublaslt", self.stack.cublaslt_workspace)
             return
         self.scratch(self.stack.cublaslt_workspace if lt else self.stack.cublas_workspace)
+
+    def _keep(self, library: str, nbytes: int) -> None:
+        """The workspace that a library keeps for the thread that runs."""
+        if (library, self.backward_thread) not in self.workspaces:
+            layer, self.layer = self.layer, NO_LAYER
+            self.workspaces[library, self.backward_thread] = self.alloc(nbytes, int(Category.SCRATCH))
+            self.layer = layer
 
     def reduction_scratch(self, shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], dtype: str, accumulate: int = 4) -> None:
         """The staging buffer and semaphores of a reduction that is split over thread blocks; `accumulate`: bytes of an accumulator."""

@@ -225,6 +225,8 @@ class Training:
     def nested(self) -> int:
         """How many nodes written in Python the graph nests. From NESTED on, CPython puts off the end of its deallocation until the loss itself is gone."""
         whole = self.whole
+        if self.machine.stack.software.frees_nested_graphs_at_once:
+            return 0
         rows = zip(whole.pattern, whole.by_layer(), strict=True)
         return sum(1 if checkpoint.how == "reentrant" else nested_functions(whole.layer_graphs[kind]) for kind, (checkpoint, _) in rows)
 
