@@ -216,6 +216,7 @@ class Run(Part):
     clip_grad_norm: Annotated[float, _number(lambda norm: norm > 0, "a positive number or null")] | None = None
     fsdp: Annotated[int, _whole(1, 2**16)] = 1
     allocator: Annotated[str, BeforeValidator(_text)] = ""
+    addresses: Literal["ascending", "linux"] = "ascending"  # the driver's (allocator/linux_addresses.py): they decide ties in PyTorch up to 2.12
     device: Annotated[str | None, BeforeValidator(_device)] = None  # a catalogue name: sets the next two where they are not given
     device_memory_gib: Annotated[float, BeforeValidator(_memory)] = 80.0
     sm: Annotated[int, _whole(30, 200)] = 80  # compute capability times ten

@@ -222,8 +222,9 @@ def simulate(run: Run, other_order: bool = False, strict: bool = False, measured
     with uncollected():
         model = model_of(run, other_order, strict)
         tape = tape_of_run(run, model)
-    answer = allocate(tape, settings, run.device_bytes)
-    unlimited = allocate(tape, settings, UNLIMITED) if answer.out_of_memory else None
+    linux = run.addresses == "linux"
+    answer = allocate(tape, settings, run.device_bytes, linux_addresses=linux)
+    unlimited = allocate(tape, settings, UNLIMITED, linux_addresses=linux) if answer.out_of_memory else None
     timeline = Timeline(tape, answer, about(run, model, strict), unlimited)
     return timeline if measured_step is None else calibrated(timeline, measured_step)
 

@@ -4,7 +4,7 @@
     OUT.json   the run, the versions, and per step: peaks, bytes held, retries
     OUT.npz    with --tape: every allocator event (action, address, bytes, stream) and the phase that it belongs to
 
-The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train, batch.padding, grad_scaler, optimizer_in_backward,
+The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train, batch.padding, addresses, grad_scaler, optimizer_in_backward,
 those of method below (adapter_config) with quantization int8, torch's and bitsandbytes' other optimizers, and the strategies of checkpointing.py.
 The run's keys are in README.md beside that file. Real PyTorch, transformers, PEFT and bitsandbytes decide every
 allocation; only the kernels do nothing, so every value on the device reads as zero.
@@ -238,6 +238,8 @@ def main():
     run = read_run(args.run)
     os.environ["PYTORCH_CUDA_ALLOC_CONF"] = os.environ["PYTORCH_ALLOC_CONF"] = run["allocator"]
     os.environ["VGPU_SM"] = str(run["sm"])
+    if run.get("addresses") == "linux":
+        os.environ["VGPU_VA"] = "linux"
     os.environ["VGPU_MEMORY"] = str(int(run["device_memory_gib"] * 2**30))
     started = time.time()
     import torch
