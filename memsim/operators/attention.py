@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from memsim.dtypes import ITEMSIZE
 from memsim.graph import TensorSpec
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.efficient_kernels import backward_workspace
@@ -130,12 +131,15 @@ class EfficientAttention(Attention):
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         q, k, v = inputs[:3]
         b, h, s, d = q.shape
+        aligned = 16 // ITEMSIZE[q.dtype]  # rows of the bias that came back from the host without their padding are copied
+        padded = [m.alloc(x.nbytes // s * _round(s, aligned)) for x in inputs[3:] if x.strides[-2] % aligned]
         dq, dk, dv = (m.grad(x.shape, (x.shape[2] * x.shape[1] * d, d, x.shape[1] * d, 1), x.dtype, view=True) for x in (q, k, v))
         expanded = [m.like(dq) for _ in range(2)] if k.shape[1] != h else []
         delta = self._delta(m, q)
         workspace = m.alloc(backward_workspace(b * h, s, d, q.dtype != "fp32", m.stack.sm, m.stack.large_shared_memory))
         m.release(delta, workspace)
         m.discard(*reversed(expanded))
+        m.release(*padded)
         return [(0, dq), (1, dk), (2, dv)]
 
     def _delta(self, m: Machine, q: TensorSpec) -> int:
