@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from memsim.errors import Unsupported
-from memsim.models import gemma, gpt2, gpt_neox, granite, llama, mixtral, olmo2, phi3
+from memsim.models import gemma, glm, gpt2, gpt_neox, gpt_oss, granite, llama, mixtral, olmo2, phi3
 from memsim.models.model import Model, Settings
 
 FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
@@ -17,9 +17,12 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "phi3": phi3.build,
     "gemma2": gemma.build,
     "gemma3_text": gemma.build,
+    "glm": glm.build,
+    "glm4": glm.build,
     "granite": granite.build,
     "gpt2": gpt2.build,
     "gpt_neox": gpt_neox.build,
+    "gpt_oss": gpt_oss.build,
     "mixtral": mixtral.build,
     "qwen2_moe": mixtral.build,
     "qwen3_moe": mixtral.build,

@@ -16,6 +16,9 @@ from memsim.models.model import Settings
 from memsim.tape import SET_ORDER
 
 
+Model = Callable[[Builder, DecoderConfig, Settings, Tensor, "Parts"], Tensor]  # input_ids [B, S] → last_hidden_state [B, S, H]
+
+
 @dataclass(frozen=True)
 class Parts:
     """What families of decoders do differently around the layers."""
@@ -25,6 +28,11 @@ class Parts:
     scaled: bool = False  # embeddings and logits are multiplied by constants
     rotary_in_fp32: bool = False  # the rotary tables stay in fp32
     unused_window: bool = False  # a mask of a window of nothing is made beside the one that layers read
+    model: Model | None = None  # the model's forward, where it is not LlamaModel's
+    told_positions: bool = True  # masks are made knowing the positions, which might be of packed sequences
+    logits_scaled: bool = False  # the logits are multiplied by a constant
+    rotary_dim: int | None = None  # elements of a head that turn, where it is not all of them
+    spread: str = "cat"  # how a frequency turns two elements: twice one after the other, "interleaved", or "once" where the tables are half as wide
 
 
 @module_call
@@ -40,18 +48,27 @@ def rms_norm(b: Builder, hidden_states: Tensor, name: str, dtype: str) -> Tensor
 
 
 @module_call
-def rotary_embedding(b: Builder, settings: Settings, dtype: str, position_ids: Tensor, head_dim: int, buffer: str = "") -> tuple[Tensor, Tensor]:
-    """LlamaRotaryEmbedding.forward: cos and sin of [1, S, D] in `dtype`. buffer: the frequencies' name, where it is not the usual one."""
+def rotary_embedding(
+    b: Builder, settings: Settings, dtype: str, position_ids: Tensor, head_dim: int, buffer: str = "", spread: str = "cat"
+) -> tuple[Tensor, Tensor]:
+    """LlamaRotaryEmbedding.forward: cos and sin of [1, S, D] in `dtype`. buffer: the frequencies' name, where it is not the usual one; spread: of Parts."""
     with b.module(SET_ORDER if buffer else "rotary_emb"), b.no_grad(), b.no_autocast():
         inv_freq = b.parameter(buffer or "rotary_emb.inv_freq", (head_dim // 2,), "fp32", False)
         if settings.stack.rotary_by_product:
             return rotary_tables(b, dtype, position_ids, inv_freq)
         shape = (*position_ids.shape, 1)
         freqs = b.op("mul", b.op("cast", b.op("view", position_ids, shape=shape), dtype="fp32"), inv_freq)
-        emb = b.op("cat", freqs, freqs)
+        emb = freqs if spread == "once" else repeat_interleave(b, freqs, 2) if spread == "interleaved" else b.op("cat", freqs, freqs)
         cos = b.op("mul_scalar", b.op("cos", emb))
         sin = b.op("mul_scalar", b.op("sin", emb))
         return F.to(b, cos, dtype), F.to(b, sin, dtype)
+
+
+def repeat_interleave(b: Builder, x: Tensor, times: int) -> Tensor:
+    """x.repeat_interleave(times, dim=-1): a contiguous copy."""
+    *lead, last = x.shape
+    x = b.op("expand", b.op("view", x, shape=(*lead, last, 1)), shape=(*lead, last, times))
+    return b.op("view", b.op("clone", x, contiguous=True), shape=(*lead, last * times))
 
 
 def rotary_tables(b: Builder, dtype: str, position_ids: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,8 +100,8 @@ def find_packed_sequence_indices(b: Builder, position_ids: Tensor) -> None:
     del packed_sequence_mask
 
 
-def causal_mask(b: Builder, settings: Settings, dtype: str, position_ids: Tensor, window: int | None = None) -> Tensor | None:
-    """masking_utils.create_causal_mask, or create_sliding_window_causal_mask with a `window` in tokens.
+def causal_mask(b: Builder, settings: Settings, dtype: str, position_ids: Tensor | None, window: int | None = None) -> Tensor | None:
+    """masking_utils.create_causal_mask, or create_sliding_window_causal_mask with a `window` in tokens; it may not be told the positions.
 
     Nothing for sdpa, which is told is_causal, unless the sequence reaches the window or is padded; [B, 1, S, S] in the model's dtype for eager.
     """
@@ -92,9 +109,10 @@ def causal_mask(b: Builder, settings: Settings, dtype: str, position_ids: Tensor
     with b.module("causal_mask"), b.no_grad():
         if settings.padded:
             return padded_mask(b, settings, dtype, window)
-        expanded = b.op("expand", position_ids, shape=(settings.batch, sequence)) if settings.batch > 1 else position_ids
-        find_packed_sequence_indices(b, expanded)
-        del expanded
+        if position_ids is not None:
+            expanded = b.op("expand", position_ids, shape=(settings.batch, sequence)) if settings.batch > 1 else position_ids
+            find_packed_sequence_indices(b, expanded)
+            del expanded
         windowed = window is not None and settings.sequence >= window
         if settings.attention == "eager":
             return eager_mask(b, settings, dtype, window)
@@ -234,7 +252,8 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
         mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids, config.sliding_window)
     unused = causal_mask(b, settings, inputs_embeds.dtype, position_ids, 0) if parts.unused_window else None
     hidden_states = inputs_embeds
-    position_embeddings = rotary_embedding(b, settings, "fp32" if parts.rotary_in_fp32 else hidden_states.dtype, position_ids, config.head_dim)
+    rotary_dtype, rotary_dim = "fp32" if parts.rotary_in_fp32 else hidden_states.dtype, parts.rotary_dim or config.head_dim
+    position_embeddings = rotary_embedding(b, settings, rotary_dtype, position_ids, rotary_dim, spread=parts.spread)
     hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True)
     layer_outputs = hidden_states if settings.stack.layers_return_tuples else None  # noqa: F841
     hidden_states = parts.norm(b, hidden_states, "norm")
@@ -254,14 +273,15 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
 @module_call
 def causal_lm(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, labels: Tensor, parts: Parts) -> Tensor:
     """LlamaForCausalLM.forward with labels; returns the loss."""
-    hidden_states = decoder_model(b, config, settings, input_ids, parts)
+    model = parts.model or decoder_model
+    hidden_states = model(b, config, settings, input_ids, parts)
     head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     weight = b.parameter(head, (config.vocab_size, config.hidden_size), settings.dtype, True)
     if settings.stack.index_slices_whole_dimensions:
         logits = b.op("linear", F.index(b, settings, hidden_states, 0, 1, 2), weight, label="lm_head", module="lm_head")  # [:, -0:, :]
     else:
         logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
-    if parts.scaled:
+    if parts.scaled or parts.logits_scaled:
         logits = b.op("mul_scalar", logits)
     loss = causal_lm_loss(b, settings, logits, labels)
     return loss
