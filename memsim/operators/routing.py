@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memsim.graph import contiguous
+from memsim.graph import contiguous, is_contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
@@ -79,7 +79,7 @@ class Index(Kind):
         x, ids = inputs
         n = ids.elements
         result = m.grad(x.shape, contiguous(x.shape), x.dtype)
-        value = m.reshape(grads[0], grads[0].shape)  # value.contiguous()
+        value = m.same(grads[0]) if is_contiguous(grads[0].shape, grads[0].strides) else m.grad(grads[0].shape, contiguous(grads[0].shape), x.dtype)
         wrapped = m.alloc(8 * n)
         linear = m.alloc(8 * n)  # ids times the stride of a row
         m.release(wrapped)

@@ -158,15 +158,16 @@ class Autograd:
             else:
                 edges = KINDS[op.kind].backward(machine, inputs, outputs, op.attrs, grads)
                 machine.worked(op, BACKWARD)
-            for i, grad in edges:  # kernels that make every gradient make those that nobody asked for, too
-                if not op.inputs[i].requires_grad:
-                    machine.release(grad.storage)
+            in_python = KINDS[op.kind].in_python(op.attrs)
+            unwanted = [grad.storage for i, grad in edges if not op.inputs[i].requires_grad]  # of what makes every gradient, whoever asks
+            if not in_python:  # in Python they are results like any other, until the node is done with
+                machine.release(*unwanted)
             edges = [(i, grad) for i, grad in edges if op.inputs[i].requires_grad]
             unpacked = back
             if frame is not None:
                 assert frame.saved is not None
                 unpacked = frame.saved.pop((node.instance.layer, op.index))
-            machine.release(*(unpacked if KINDS[op.kind].in_python(op.attrs) else reversed(unpacked)))
+            machine.release(*(unpacked if in_python else reversed(unpacked)))
             edges = [(i, machine.cast(machine.sum_to(grad, op.inputs[i].shape), op.inputs[i].dtype)) for i, grad in edges]
             machine.discard(*grads)
             if frame is None:
@@ -175,7 +176,7 @@ class Autograd:
                 frame.pending -= 1
                 if frame.pending == 0:
                     frame.close(machine)
-            ready, at_once = [], self.hook is None or KINDS[op.kind].one_by_one(op.inputs)
+            ready, at_once = [], KINDS[op.kind].one_by_one(op.inputs)
             for i, grad in edges:
                 value = values[op.inputs[i].value]
                 leaf = self.leaves.get(value)
@@ -186,6 +187,8 @@ class Autograd:
                         ready.append((leaf, grad))
                 else:
                     buffers[value] = self._accumulate(buffers.get(value), grad)
+            if in_python:
+                machine.release(*unwanted)
             for leaf, grad in ready:
                 self._arrive(leaf, grad)
         machine.default_category, machine.scratch_category, machine.backward_thread = before
