@@ -103,16 +103,22 @@ def apply_gate(b: Builder, gate_up: Tensor) -> Tensor:
 LAYOUT = Layout(apply_gate, transposed=True, bias=True)
 
 
-@module_call
 def router(b: Builder, hidden_states: Tensor, experts: int, top_k: int, dtype: str) -> tuple[Tensor, Tensor, Tensor]:
-    """GptOssTopKRouter.forward: logits [T, E], scores and indices of the chosen experts [T, k]."""
-    with b.module("router"):
-        weight = b.parameter("mlp.router.weight", (experts, hidden_states.shape[-1]), dtype, True)
-        bias = b.parameter("mlp.router.bias", (experts,), dtype, True)
-        router_logits = b.op("linear", hidden_states, weight, bias)
-        router_top_value, router_indices = b.run("topk", router_logits, k=top_k)
-        router_scores = b.op("softmax", router_top_value, dtype=router_top_value.dtype)
-        return router_logits, router_scores, router_indices
+    """GptOssTopKRouter: logits [T, E], scores and indices of the chosen experts [T, k]."""
+    name = "mlp.router.weight"
+    b.parameter(name, (experts, hidden_states.shape[-1]), dtype, True)
+    bias = b.parameter("mlp.router.bias", (experts,), dtype, True)
+    with b.module("router"), b.wrapped(name):
+        return router_forward(b, hidden_states, b.read(name), bias, top_k)
+
+
+@module_call
+def router_forward(b: Builder, hidden_states: Tensor, weight: Tensor, bias: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """GptOssTopKRouter.forward."""
+    router_logits = b.op("linear", hidden_states, weight, bias)
+    router_top_value, router_indices = b.run("topk", router_logits, k=top_k)
+    router_scores = b.op("softmax", router_top_value, dtype=router_top_value.dtype)
+    return router_logits, router_scores, router_indices
 
 
 @module_call
@@ -167,7 +173,7 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
         "experts.down_proj": (experts, inner, hidden),
         "experts.down_proj_bias": (experts, hidden),
     }
-    rows += [Parameter(f"mlp.{name}", shape, dtype) for name, shape in shapes.items()]
+    rows += [Parameter(f"mlp.{name}", shape, dtype, in_first=len(shape) == 3) for name, shape in shapes.items()]
     return tuple(rows + [Parameter(f"{name}.weight", (hidden,), dtype, module="norm") for name in ("input_layernorm", "post_attention_layernorm")])
 
 

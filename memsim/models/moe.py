@@ -63,6 +63,8 @@ def experts_of(
     check_alignment(settings, hidden, inner)
     for name, out, size in ((gate_up_proj, 2 * inner, hidden), (down_proj, hidden, inner)):
         b.parameter(name, (experts, size, out) if layout.transposed else (experts, out, size), dtype, True)
+        if layout.transposed:
+            b.in_first.add(name)
         if layout.bias:
             b.parameter(f"{name}_bias", (experts, out), dtype, True)
     with b.module("experts"), b.wrapped(down_proj, gate_up_proj):
