@@ -58,7 +58,7 @@ def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tens
     if settings.stack.sdpa_repeats_heads:
         query, key, value = F.contiguous(b, query), F.contiguous(b, key), F.contiguous(b, value)
     if mask is not None:
-        mask = b.op("slice", mask, length=query.shape[2]) if mask.shape[-1] != query.shape[2] else mask
+        mask = b.op("slice", mask, length=key.shape[2]) if mask.shape[-1] != key.shape[2] else mask
     back_end = chosen(
         settings, b.autocast or query.dtype, query.shape[-1], mask is not None, b.grad_enabled and any(x.spec.requires_grad for x in (query, key, value))
     )
