@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from memsim.errors import Unsupported
-from memsim.models import gemma, glm, gpt2, gpt_neox, gpt_oss, granite, llama, mixtral, olmo2, phi3
+from memsim.models import gemma, gemma1, glm, gpt2, gpt_neox, gpt_oss, granite, llama, mixtral, olmo2, phi, phi3, smollm3, starcoder2
 from memsim.models.model import Model, Settings
 
 FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
@@ -15,6 +15,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "qwen3": llama.build,
     "olmo2": olmo2.build,
     "phi3": phi3.build,
+    "gemma": gemma1.build,
     "gemma2": gemma.build,
     "gemma3_text": gemma.build,
     "glm": glm.build,
@@ -23,6 +24,9 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "gpt2": gpt2.build,
     "gpt_neox": gpt_neox.build,
     "gpt_oss": gpt_oss.build,
+    "phi": phi.build,
+    "smollm3": smollm3.build,
+    "starcoder2": starcoder2.build,
     "mixtral": mixtral.build,
     "qwen2_moe": mixtral.build,
     "qwen3_moe": mixtral.build,

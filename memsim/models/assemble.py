@@ -43,12 +43,16 @@ def assemble_kinds(
     graphs = tuple(layer_graph(config, settings, layer, call, masks[i] if masks else "attention_mask") for i, (layer, _) in enumerate(kinds))
     dtype, table = settings.dtype, (config.vocab_size, config.hidden_size)
     frequencies = ("inv_freq",) if settings.stack.inv_freq_once else ("inv_freq", "original_inv_freq")
-    tail = [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
-    tail += [Parameter(f"rotary_emb.{name}", ((parts.rotary_dim or config.head_dim) // 2,), "fp32", trainable=False, buffer=True) for name in frequencies]
+    norm = list(parts.final) or [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
+    rotary = [Parameter(f"rotary_emb.{name}", ((parts.rotary_dim or config.head_dim) // 2,), "fp32", trainable=False, buffer=True) for name in frequencies]
+    tail = rotary + norm if parts.rotary_first else norm + rotary
     if not config.tie_word_embeddings:
         tail.append(Parameter("lm_head.weight", table, dtype, module="linear"))
+    if parts.head_bias:
+        tail.append(Parameter("lm_head.bias", (config.vocab_size,), dtype, module="linear"))
+    scale = (Parameter("embed_tokens.embed_scale", (), settings.created, trainable=False, buffer=True),) if parts.embed_scale else ()
     return Model(
-        before=(Parameter("embed_tokens.weight", table, dtype, module="embedding"),),
+        before=(Parameter("embed_tokens.weight", table, dtype, module="embedding"), *scale),
         layers=tuple(parameters for _, parameters in kinds),
         after=tuple(tail),
         pattern=pattern,

@@ -12,11 +12,14 @@ from memsim.builder import Builder, Tensor, module_call
 from memsim.models import functional as F
 from memsim.models.config import DecoderConfig
 from memsim.models.dense_mask import dense_mask
-from memsim.models.model import Settings
+from memsim.models.model import Parameter, Settings
 from memsim.tape import SET_ORDER
 
 
 Model = Callable[[Builder, DecoderConfig, Settings, Tensor, "Parts"], Tensor]  # input_ids [B, S] → last_hidden_state [B, S, H]
+
+
+Embed = Callable[[Builder, DecoderConfig, Settings, Tensor], Tensor]  # input_ids [B, S] → inputs_embeds [B, S, H]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,13 @@ class Parts:
     rotary_in_fp32: bool = False  # the rotary tables stay in fp32
     unused_window: bool = False  # a mask of a window of nothing is made beside the one that layers read
     model: Model | None = None  # the model's forward, where it is not LlamaModel's
+    embed: Embed | None = None  # the embeddings of the input, where they are not nn.Embedding's
+    embed_scale: bool = False  # and hold a scale
+    dropout: float = 0.0  # probability of the hidden states' dropout ahead of the layers,
+    drops_embeddings: bool = False  # whose result takes the embeddings' own name
+    final: tuple[Parameter, ...] = ()  # parameters of the final norm, where it is not norm.weight
+    rotary_first: bool = False  # the rotary tables' module is ahead of the final norm
+    head_bias: bool = False
     told_positions: bool = True  # masks are made knowing the positions, which might be of packed sequences
     logits_scaled: bool = False  # the logits are multiplied by a constant
     rotary_dim: int | None = None  # elements of a head that turn, where it is not all of them
@@ -235,11 +245,18 @@ def cross_entropy(b: Builder, source: Tensor, target: Tensor) -> Tensor:
     return b.op("nll_loss", b.op("log_softmax", source), target)
 
 
+def embed_tokens(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, parts: Parts) -> Tensor:
+    """self.embed_tokens(input_ids)."""
+    if parts.embed:
+        return parts.embed(b, config, settings, input_ids)
+    weight = b.parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
+    return b.op("embedding", input_ids, weight, label="embed_tokens", input_embeddings=True)
+
+
 @module_call
 def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, parts: Parts) -> Tensor:
     """LlamaModel.forward; returns last_hidden_state [B, S, H]."""
-    weight = b.parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
-    inputs_embeds = b.op("embedding", input_ids, weight, label="embed_tokens", input_embeddings=True)
+    inputs_embeds = embed_tokens(b, config, settings, input_ids, parts)
     if parts.scaled:
         inputs_embeds = b.op("mul_scalar", inputs_embeds)
     position_ids = F.create(b, "arange", (settings.sequence,), "int64")
@@ -251,7 +268,11 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
     else:
         mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids, config.sliding_window)
     unused = causal_mask(b, settings, inputs_embeds.dtype, position_ids, 0) if parts.unused_window else None
+    if parts.dropout and parts.drops_embeddings:
+        inputs_embeds = b.op("dropout", inputs_embeds, p=parts.dropout)
     hidden_states = inputs_embeds
+    if parts.dropout and not parts.drops_embeddings:
+        hidden_states = b.op("dropout", hidden_states, p=parts.dropout)
     rotary_dtype, rotary_dim = "fp32" if parts.rotary_in_fp32 else hidden_states.dtype, parts.rotary_dim or config.head_dim
     position_embeddings = rotary_embedding(b, settings, rotary_dtype, position_ids, rotary_dim, spread=parts.spread)
     hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True)
@@ -276,11 +297,13 @@ def causal_lm(b: Builder, config: DecoderConfig, settings: Settings, input_ids: 
     model = parts.model or decoder_model
     hidden_states = model(b, config, settings, input_ids, parts)
     head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    weight = b.parameter(head, (config.vocab_size, config.hidden_size), settings.dtype, True)
+    weights = [b.parameter(head, (config.vocab_size, config.hidden_size), settings.dtype, True)]
+    if parts.head_bias:
+        weights.append(b.parameter("lm_head.bias", (config.vocab_size,), settings.dtype, True))
     if settings.stack.index_slices_whole_dimensions:
-        logits = b.op("linear", F.index(b, settings, hidden_states, 0, 1, 2), weight, label="lm_head", module="lm_head")  # [:, -0:, :]
+        logits = b.op("linear", F.index(b, settings, hidden_states, 0, 1, 2), *weights, label="lm_head", module="lm_head")  # [:, -0:, :]
     else:
-        logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
+        logits = b.op("linear", hidden_states, *weights, label="lm_head", module="lm_head")
     if parts.scaled or parts.logits_scaled:
         logits = b.op("mul_scalar", logits)
     loss = causal_lm_loss(b, settings, logits, labels)

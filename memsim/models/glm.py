@@ -114,6 +114,6 @@ def rotary_dim(config: DecoderConfig, default: float, key: str = "partial_rotary
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config = decoder_config(fields, **DEFAULTS)
-    check_supported(config)
+    check_supported(config, dropout=True)
     parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), rotary_dim=rotary_dim(config, 0.5))
     return assemble(config, settings, parts, LAYERS[config.model_type], layer_parameters(config, settings.dtype))

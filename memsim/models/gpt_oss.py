@@ -15,7 +15,7 @@ from memsim.models.mixtral import check_experts
 from memsim.models.model import Model, Parameter, Settings
 from memsim.models.moe import Layout, experts_of
 from memsim.models.olmo2 import rms_norm
-from memsim.models.typed import FULL, SLIDING, assemble_types, layer_types
+from memsim.models.typed import assemble_types, layer_types
 
 DEFAULTS: dict[str, object] = {
     "num_local_experts": 128,
@@ -45,7 +45,7 @@ def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Ten
 
 
 def eager_attention(
-    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, mask: Tensor, groups: int
+    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, mask: Tensor, groups: int, p: float
 ) -> tuple[Tensor, Tensor]:
     """eager_attention_forward: the softmax runs over the keys and one logit more, a sink for each head, in the logits' dtype."""
     batch, heads, sequence, _ = query.shape
@@ -58,6 +58,8 @@ def eager_attention(
     combined_logits = b.op("sub", combined_logits, b.op("max", combined_logits))
     probs = b.op("softmax", combined_logits, dtype=combined_logits.dtype)
     scores = b.op("slice", probs, length=sequence)
+    if p:
+        scores = b.op("dropout", scores, p=p)
     attn_weights = F.to(b, scores, value_states.dtype)
     attn_output = F.matmul(b, attn_weights, value_states)
     attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
@@ -83,7 +85,7 @@ def self_attention(
         value_states = heads("v_proj", config.num_key_value_heads)
         query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
         with b.core(query_states, key_states, value_states, mask):
-            attn_output, attn_weights = eager_attention(b, settings, query_states, key_states, value_states, sinks, mask, config.groups)
+            attn_output, attn_weights = eager_attention(b, settings, query_states, key_states, value_states, sinks, mask, config.groups, config.attention_dropout)
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, count * config.head_dim))
         attn_output = F.linear(b, attn_output, "o_proj", config.hidden_size, dtype, bias)
         return attn_output, attn_weights
@@ -183,10 +185,10 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     if "num_experts" in named:  # transformers takes either
         named.setdefault("num_local_experts", named.pop("num_experts"))
     config = decoder_config(named, **DEFAULTS)
-    check_supported(config)
+    check_supported(config, dropout=True)
     check_experts(config)
     if settings.attention != "eager":
         raise InputError(f"attention: {settings.attention} does not run with gpt_oss, whose softmax has a sink for each head; eager does")
     parts = Parts(lambda b, x, name: rms_norm(b, settings, x, name), told_positions=False, spread="once")
     types = layer_types(config, lambda layer: layer % 2 == 0)
-    return assemble_types(config, settings, parts, types, {SLIDING: decoder_layer, FULL: decoder_layer}, layer_parameters(config, settings.dtype))
+    return assemble_types(config, settings, parts, types, [decoder_layer] * len(types), layer_parameters(config, settings.dtype))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError
 from memsim.models import functional as F
 from memsim.models.assemble import assemble_kinds
-from memsim.models.causal_lm import Parts, causal_mask, rotary_embedding
+from memsim.models.causal_lm import Parts, causal_mask, embed_tokens, rotary_embedding
 from memsim.models.config import DecoderConfig
 from memsim.models.layers import Layer
 from memsim.models.model import Model, Parameter, Settings
@@ -36,8 +36,7 @@ def typed_model(masks: tuple[str, ...] = (FULL, SLIDING)) -> Callable[[Builder, 
 
     @module_call
     def model(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, parts: Parts) -> Tensor:
-        weight = b.parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
-        inputs_embeds = b.op("embedding", input_ids, weight, label="embed_tokens", input_embeddings=True)
+        inputs_embeds = embed_tokens(b, config, settings, input_ids, parts)
         position_ids = F.create(b, "arange", (settings.sequence,), "int64")
         position_ids = F.create(b, "positions", (settings.sequence,), "int64")
         position_ids = b.op("view", position_ids, shape=(1, settings.sequence))
@@ -71,16 +70,16 @@ def assemble_types(
     config: DecoderConfig,
     settings: Settings,
     parts: Parts,
-    types: tuple[str, ...],
-    layers: Mapping[str, Layer],
+    types: Sequence[str],
+    layers: Sequence[Layer],
     layer_parameters: tuple[Parameter, ...],
     hold: tuple[str, ...] = HOLD,
 ) -> Model:
-    """The Model of a decoder with layers of these types, which have the same parameters."""
-    kinds = tuple(dict.fromkeys(types))
+    """The Model of a decoder whose layers are of these types, a function each, with the same parameters."""
+    rows = tuple(zip(types, layers, strict=True))
+    kinds = tuple(dict.fromkeys(rows))
     parts = parts if parts.model else replace(parts, model=typed_model())
-    model = assemble_kinds(
-        config, settings, parts, tuple((layers[kind], layer_parameters) for kind in kinds), tuple(map(kinds.index, types)), hold, tuple(map(MASKS.get, kinds))
-    )
+    made = tuple((layer, layer_parameters) for _, layer in kinds)
+    model = assemble_kinds(config, settings, parts, made, tuple(map(kinds.index, rows)), hold, tuple(MASKS[kind] for kind, _ in kinds))
     alike = len({tuple((op.kind, tuple(spec.shape for spec in op.inputs)) for op in graph.operators) for graph in model.layer_graphs}) == 1
     return replace(model, alike=alike)
