@@ -68,6 +68,7 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         technique=replace(PLAIN, autocast=AUTOCAST.get(precision), inputs_require_grad=tells),
         loaded=loaded if packing else "",
         other_order=other_order,
+        watched=run.checkpointing == "selective" or (isinstance(run.checkpointing, dict) and "save" in run.checkpointing),
         routing=run.routing if isinstance(run.routing, str) else run.routing["imbalance"],
     )
 

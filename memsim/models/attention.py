@@ -72,7 +72,7 @@ def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tens
         settings, b.autocast or query.dtype, query.shape[-1], mask is not None, b.grad_enabled and any(x.spec.requires_grad for x in (query, key, value))
     )
     if back_end == "math":
-        attn_output = math_attention(b, query, key, value, mask, mask is None and sequence > 1, p)
+        attn_output = math_attention(b, query, key, value, mask, mask is None and sequence > 1, p, settings.watched)
     elif back_end == "flash" and query.shape[-1] % 8:
         attn_output = padded_flash(b, query, key, value, p)
     elif mask is not None:

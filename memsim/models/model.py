@@ -59,6 +59,7 @@ class Settings:
     technique: Technique = PLAIN
     padded: bool = False  # the batch comes with an attention mask that is not all ones, and labels of its own
     loaded: str = ""  # dtype in which the model is made, where it is cast afterwards
+    watched: bool = False  # layers run under a TorchDispatchMode, that of selective checkpointing
     routing: str | float = "balanced"  # of tokens to experts: see models/moe.py
     other_order: bool = False  # the other way round, where a Python set's order decides
 
