@@ -43,7 +43,7 @@ def assemble_kinds(
     graphs = tuple(layer_graph(config, settings, layer, call, masks[i] if masks else "attention_mask") for i, (layer, _) in enumerate(kinds))
     dtype, table = settings.dtype, (config.vocab_size, config.hidden_size)
     frequencies = ("inv_freq",) if settings.stack.inv_freq_once else ("inv_freq", "original_inv_freq")
-    norm = list(parts.final) or [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
+    norm = list(parts.final) if parts.final or parts.unweighted else [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
     rotary = [Parameter(f"rotary_emb.{name}", ((parts.rotary_dim or config.head_dim) // 2,), "fp32", trainable=False, buffer=True) for name in frequencies]
     tail = rotary + norm if parts.rotary_first else norm + rotary
     if not config.tie_word_embeddings:

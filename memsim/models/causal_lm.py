@@ -37,6 +37,7 @@ class Parts:
     dropout: float = 0.0  # probability of the hidden states' dropout ahead of the layers,
     drops_embeddings: bool = False  # whose result takes the embeddings' own name
     final: tuple[Parameter, ...] = ()  # parameters of the final norm, where it is not norm.weight
+    unweighted: bool = False  # it has no parameters
     rotary_first: bool = False  # the rotary tables' module is ahead of the final norm
     head_bias: bool = False
     told_positions: bool = True  # masks are made knowing the positions, which might be of packed sequences

@@ -54,7 +54,7 @@ def biases(config: DecoderConfig) -> tuple[bool, bool]:
     """Whether q, k, v and whether o has a bias."""
     if config.model_type in ("qwen2", "qwen2_moe"):
         return config.fields.get("qkv_bias") is not False or config.model_type == "qwen2", False
-    if config.model_type in ("mistral", "mixtral"):
+    if config.model_type in ("mistral", "mixtral", "ministral"):
         return False, False
     return config.attention_bias, config.attention_bias
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
 from memsim.operators.creation import BiasOfMask, Compare, CountTrue, Create, CumulativeSum, Tril
-from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clamp, Clone, Div, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Sub, Unary
+from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clamp, ClampInPlace, Clone, Div, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Sub, Unary
 from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Dequantize4bit, Linear4bit, Recast
 from memsim.operators.linear8bit import Linear8bit
@@ -28,6 +28,7 @@ KINDS: dict[str, Kind] = {
     "bias_of_mask": BiasOfMask(),
     "chunk": Chunk(),
     "clamp": Clamp(),
+    "clamp_": ClampInPlace(),
     "clone": Clone(),
     "compare": Compare(),
     "conv1d": Conv1D(),

@@ -90,6 +90,21 @@ class Clamp(SavesInput):
         return [(0, result)]
 
 
+class ClampInPlace(Clamp):
+    """x.clamp_(min, max): what x was is copied first, where it is asked for."""
+
+    in_place = True
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (x,) = inputs
+        result = Inferred(x.shape, x.strides, x.dtype, alias=0)
+        kept = x.requires_grad and not attrs.get("no_grad")
+        return (result, Inferred(x.shape, x.strides, x.dtype, differentiable=False)) if kept else (result,)
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        return tuple(spec.storage for spec in outputs[1:])
+
+
 class Add(Kind):
     """a + b: both gradients are the incoming one."""
 

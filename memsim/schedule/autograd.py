@@ -176,21 +176,25 @@ class Autograd:
                 frame.pending -= 1
                 if frame.pending == 0:
                     frame.close(machine)
-            ready, at_once = [], KINDS[op.kind].one_by_one(op.inputs)
+            ready: list[Leaf] = []
+            at_once = KINDS[op.kind].one_by_one(op.inputs)
             for i, grad in edges:
                 value = values[op.inputs[i].value]
                 leaf = self.leaves.get(value)
                 if leaf is not None:
-                    if at_once:
-                        self._arrive(leaf, grad)
-                    else:
-                        ready.append((leaf, grad))
+                    leaf.buffer = self._accumulate(leaf.buffer, grad)
+                    leaf.expected -= 1
+                    if leaf.expected == 0:
+                        if at_once:
+                            self._arrive(leaf)
+                        else:
+                            ready.append(leaf)
                 else:
                     buffers[value] = self._accumulate(buffers.get(value), grad)
             if in_python:
                 machine.release(*unwanted)
-            for leaf, grad in ready:
-                self._arrive(leaf, grad)
+            for leaf in ready:
+                self._arrive(leaf)
         machine.default_category, machine.scratch_category, machine.backward_thread = before
 
     def checkpoint(self, instance: Instance, region: Reentrant, held: Sequence[int], saved: Sequence[int]) -> None:
@@ -247,14 +251,11 @@ class Autograd:
         machine.release(held.storage, grad.storage)
         return total
 
-    def _arrive(self, leaf: Leaf, grad: Grad) -> None:
+    def _arrive(self, leaf: Leaf) -> None:
         """AccumulateGrad, once every gradient of the leaf is there: steal it, add it in place, or copy it."""
         machine = self.machine
-        leaf.buffer = self._accumulate(leaf.buffer, grad)
-        leaf.expected -= 1
-        if leaf.expected:
-            return
         total, leaf.buffer = leaf.buffer, None
+        assert total is not None
         held = total.storage  # AccumulateGrad's own reference lasts until it returns
         if leaf.grad is None:
             if machine.references[held] > 1 or not is_contiguous(total.shape, total.strides):  # as its leaf is (utils/grad_layout_contract.h)
