@@ -129,12 +129,14 @@ class EfficientAttention(Attention):
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         q, k, v = inputs[:3]
         b, h, s, d = q.shape
+        copies = [] if _is_sequence_first(grads[0].shape, grads[0].strides) else [m.alloc(outputs[0].nbytes)]  # grad_out.contiguous(), as [B, S, H, D]
         dq, dk, dv = (m.grad(x.shape, (x.shape[2] * x.shape[1] * d, d, x.shape[1] * d, 1), x.dtype, view=True) for x in (q, k, v))
         expanded = [m.like(dq) for _ in range(2)] if k.shape[1] != h else []
         delta = self._delta(m, q)
         workspace = m.alloc(backward_workspace(b * h, s, d, q.dtype, m.stack.large_shared_memory))
         m.release(delta, workspace)
         m.discard(*reversed(expanded))
+        m.release(*copies)
         return [(0, dq), (1, dk), (2, dv)]
 
     def _delta(self, m: Machine, q: TensorSpec) -> int:
