@@ -91,6 +91,7 @@ class Builder:
         self.weights: dict[str, Tensor] = {}
         self.folded: dict[str, Folded] = {}  # parameters that are computed while their module runs
         self.read_once: dict[str, Tensor] = {}  # and their values, torch.nn.utils.parametrize.cached()
+        self.in_first: set[str] = set()  # weights of stacked experts that are [E, in, out]
         self.path: list[str] = []
         self.grad_enabled = True
         self.finished = False

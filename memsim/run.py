@@ -69,7 +69,7 @@ def _targets(value: object) -> object:
             raise ValueError(f"{show(value)} is not a regular expression: {error}") from None
         return value
     names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) and name.strip() for name in names):
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
         raise ValueError(f"{show(value)} is not all-linear, a list of module names such as [q_proj, v_proj] or a pattern for whole names")
     return tuple(name.strip() for name in names)
 
@@ -160,6 +160,7 @@ class Method(Part):
     rslora: Annotated[bool, BeforeValidator(_flag)] = False  # another scaling; of the same size
     bias: Literal["none", "all", "lora_only"] = "none"  # which of the model's biases train beside the adapters
     layers: Annotated[tuple[int, ...] | None, BeforeValidator(_layers)] = None  # only these have adapters (PEFT's layers_to_transform)
+    target_parameters: Annotated[tuple[str, ...], BeforeValidator(_modules)] = ()  # ends of names of parameters with adapters of their own: experts, routers
     modules_to_save: Annotated[tuple[str, ...], BeforeValidator(_modules)] = ()  # ends of names of modules that train as a whole
     feedforward: Annotated[tuple[str, ...] | None, BeforeValidator(_modules)] = None  # ia3: targets whose input is scaled, not their output
     casts: Literal["peft", "trl", "none"] = "peft"  # qlora: who casts what is not quantized; TRL's trainer casts the head and embeddings back to bf16

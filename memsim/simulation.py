@@ -68,6 +68,7 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         technique=replace(PLAIN, autocast=AUTOCAST.get(precision), inputs_require_grad=tells),
         loaded=loaded if packing else "",
         other_order=other_order,
+        watched=run.checkpointing == "selective" or (isinstance(run.checkpointing, dict) and "save" in run.checkpointing),
         routing=run.routing if isinstance(run.routing, str) else run.routing["imbalance"],
     )
 
@@ -89,7 +90,7 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         model = frozen(model, Freeze(run.train.only, run.train.freeze), again)
     model = checkpointed(model, run.checkpointing)
     hows = {c.how for c in model.checkpoints}
-    if lora is not None and lora.parameters and "offload" in hows:
+    if lora is not None and (lora.parameters or lora.target_parameters) and "offload" in hows:
         raise Unsupported("checkpointing: offload with adapters on experts' parameters is not supported yet; full and selective are")
     if isinstance(packing, Int8) and "reentrant" in hows:
         raise Unsupported("checkpointing: reentrant with method.quantization int8 is not supported yet; full is")

@@ -5,7 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from memsim.errors import Unsupported
-from memsim.models import gemma, gpt2, gpt_neox, granite, llama, mixtral, olmo2, phi3
+from memsim.models import (
+    cohere,
+    gemma,
+    gemma1,
+    glm,
+    gpt2,
+    gpt_neox,
+    gpt_oss,
+    granite,
+    llama,
+    ministral,
+    mixtral,
+    olmo,
+    olmo2,
+    phi,
+    phi3,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from memsim.models.model import Model, Settings
 
 FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
@@ -15,11 +34,23 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "qwen3": llama.build,
     "olmo2": olmo2.build,
     "phi3": phi3.build,
+    "gemma": gemma1.build,
     "gemma2": gemma.build,
     "gemma3_text": gemma.build,
+    "glm": glm.build,
+    "glm4": glm.build,
     "granite": granite.build,
     "gpt2": gpt2.build,
     "gpt_neox": gpt_neox.build,
+    "gpt_oss": gpt_oss.build,
+    "phi": phi.build,
+    "cohere": cohere.build,
+    "cohere2": cohere.build,
+    "ministral": ministral.build,
+    "olmo": olmo.build,
+    "stablelm": stablelm.build,
+    "smollm3": smollm3.build,
+    "starcoder2": starcoder2.build,
     "mixtral": mixtral.build,
     "qwen2_moe": mixtral.build,
     "qwen3_moe": mixtral.build,

@@ -10,23 +10,32 @@ from memsim.models.model import Settings
 
 
 def attention(
-    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, softcap: bool = False
+    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, softcap: bool = False, p: float = 0.0
 ) -> tuple[Tensor, Tensor | None]:
-    """q [B, H, S, D], k and v [B, K, S, D] → [B, S, H, D], and the attention weights where they exist."""
+    """q [B, H, S, D], k and v [B, K, S, D] → [B, S, H, D], and the attention weights where they exist. p: probability of dropout."""
     with b.core(query, key, value, mask):
         if settings.attention == "eager":
-            return eager(b, settings, query, key, value, mask, groups, softcap)
-        return sdpa(b, settings, query, key, value, mask, groups), None
+            return eager(b, settings, query, key, value, mask, groups, softcap, p)
+        return sdpa(b, settings, query, key, value, mask, groups, p), None
 
 
 def attend(
-    b: Builder, config: DecoderConfig, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: bool, softcap: bool = False
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    bias: bool,
+    softcap: bool = False,
+    name: str = "o_proj",
 ) -> tuple[Tensor, Tensor | None]:
     """How every decoder's attention ends: attention, the heads joined, o_proj."""
     batch, heads, sequence, dim = query.shape
-    attn_output, attn_weights = attention(b, settings, query, key, value, mask, config.groups, softcap)
+    attn_output, attn_weights = attention(b, settings, query, key, value, mask, config.groups, softcap, config.attention_dropout)
     attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, heads * dim))
-    attn_output = F.linear(b, attn_output, "o_proj", config.hidden_size, settings.dtype, bias)
+    attn_output = F.linear(b, attn_output, name, config.hidden_size, settings.dtype, bias)
     return attn_output, attn_weights
 
 
@@ -63,7 +72,7 @@ def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tens
         settings, b.autocast or query.dtype, query.shape[-1], mask is not None, b.grad_enabled and any(x.spec.requires_grad for x in (query, key, value))
     )
     if back_end == "math":
-        attn_output = math_attention(b, query, key, value, mask, mask is None and sequence > 1, p)
+        attn_output = math_attention(b, query, key, value, mask, mask is None and sequence > 1, p, settings.watched)
     elif back_end == "flash" and query.shape[-1] % 8:
         attn_output = padded_flash(b, query, key, value, p)
     elif mask is not None:
@@ -118,7 +127,7 @@ def padded_flash(b: Builder, query: Tensor, key: Tensor, value: Tensor, p: float
 
 
 def eager(
-    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, softcap: bool = False
+    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, softcap: bool = False, p: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """eager_attention_forward."""
     key_states = repeat_kv(b, settings, key, groups)
@@ -132,6 +141,8 @@ def eager(
         mask = b.op("slice", mask, length=key_states.shape[2]) if mask.shape[-1] != key_states.shape[2] else mask
         attn_weights = b.op("add", attn_weights, mask)
     attn_weights = F.to(b, F.softmax(b, attn_weights, "fp32"), query.dtype)
+    if p:
+        attn_weights = b.op("dropout", attn_weights, p=p)
     attn_output = F.matmul(b, attn_weights, value_states)
     attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
     return attn_output, attn_weights

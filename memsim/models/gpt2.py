@@ -11,7 +11,7 @@ from memsim.models import functional as F
 from memsim.models.assemble import layer_inputs
 from memsim.models.attention import sdpa
 from memsim.models.causal_lm import causal_lm_loss, causal_mask
-from memsim.models.config import integer
+from memsim.models.config import integer, probability
 from memsim.models.model import Model, Parameter, Settings
 
 NAMES = ("hidden_states", "position_ids", "attention_mask")
@@ -220,14 +220,6 @@ def read_config(fields: Mapping[str, object]) -> Gpt2:
         residual_p=probability(given, "resid_pdrop", 0.1),
         tied=bool(given.get("tie_word_embeddings", True)),
     )
-
-
-def probability(fields: Mapping[str, object], key: str, default: float) -> float:
-    """A dropout's probability. Raises InputError."""
-    value = fields.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise InputError(f"model.{key}: {value!r} is not a probability from 0 to below 1")
-    return float(value)
 
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from memsim.builder import Builder, Tensor, module_call
@@ -36,11 +36,12 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     return replace(config, sliding_window=None)
 
 
-def check_supported(config: DecoderConfig) -> None:
-    """Raises Unsupported for config fields that change what executes in ways that are not modelled."""
-    if config.hidden_act not in ACTIVATIONS:
-        raise Unsupported(f"model.hidden_act: {config.hidden_act} is not supported yet; {', '.join(ACTIVATIONS)} are")
-    if config.fields.get("attention_dropout"):
+def check_supported(config: DecoderConfig, acts: Collection[str] | None = None, dropout: bool = False) -> None:
+    """Raises Unsupported for config fields that change what executes in ways that are not modelled; `dropout` of attention may be."""
+    acts = ACTIVATIONS if acts is None else acts
+    if config.hidden_act not in acts:
+        raise Unsupported(f"model.hidden_act: {config.hidden_act} is not supported yet; {', '.join(acts)} are")
+    if config.attention_dropout and not dropout:
         raise Unsupported(f"model.attention_dropout: {config.fields['attention_dropout']} is not supported yet; 0.0 is")
     for key in ("rope_scaling", "rope_parameters"):
         rope = config.fields.get(key)
@@ -53,7 +54,7 @@ def biases(config: DecoderConfig) -> tuple[bool, bool]:
     """Whether q, k, v and whether o has a bias."""
     if config.model_type in ("qwen2", "qwen2_moe"):
         return config.fields.get("qkv_bias") is not False or config.model_type == "qwen2", False
-    if config.model_type in ("mistral", "mixtral"):
+    if config.model_type in ("mistral", "mixtral", "ministral"):
         return False, False
     return config.attention_bias, config.attention_bias
 

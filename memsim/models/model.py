@@ -27,6 +27,7 @@ class Parameter:
         ""  # "nf4", "nf4-double" with quantized scales, "int8", "gptq:128" in groups: what is stored is packed, and this dtype that of the computation
     )
     cast_twice: str = ""  # the dtype to which it was cast first, before adapters were made, where it was cast back after
+    in_first: bool = False  # of stacked experts: [E, in, out]
     created_dtype: str = ""  # where it was made in another dtype and cast after the model was wrapped
 
     @property
@@ -58,6 +59,7 @@ class Settings:
     technique: Technique = PLAIN
     padded: bool = False  # the batch comes with an attention mask that is not all ones, and labels of its own
     loaded: str = ""  # dtype in which the model is made, where it is cast afterwards
+    watched: bool = False  # layers run under a TorchDispatchMode, that of selective checkpointing
     routing: str | float = "balanced"  # of tokens to experts: see models/moe.py
     other_order: bool = False  # the other way round, where a Python set's order decides
 

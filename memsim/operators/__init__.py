@@ -5,7 +5,24 @@ from __future__ import annotations
 from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
 from memsim.operators.creation import BiasOfMask, Compare, CountTrue, Create, CumulativeSum, Tril
-from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clone, Div, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Sub, Unary
+from memsim.operators.elementwise import (
+    Add,
+    AddInPlace,
+    AddScalar,
+    Cast,
+    Clamp,
+    ClampInPlace,
+    Clone,
+    Div,
+    Dropout,
+    Mul,
+    Rsqrt,
+    SavesInput,
+    SavesResult,
+    Square,
+    Sub,
+    Unary,
+)
 from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Dequantize4bit, Linear4bit, Recast
 from memsim.operators.linear8bit import Linear8bit
@@ -13,9 +30,9 @@ from memsim.operators.loss import NllLoss
 from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, Mm
 from memsim.operators.norm import Conv1D, LayerNorm
 from memsim.operators.packed4bit import Dequantize, LinearAwq
-from memsim.operators.reductions import LogSoftmax, MeanLast, RowNorm, SafeSoftmax, Softmax
+from memsim.operators.reductions import LogSoftmax, MaxLast, MeanLast, RowNorm, SafeSoftmax, Softmax
 from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
-from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Pad, Reshape, Slice, Transpose, View
+from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Pad, Reshape, Slice, Stack, Transpose, View
 
 KINDS: dict[str, Kind] = {
     "add": Add(),
@@ -27,6 +44,8 @@ KINDS: dict[str, Kind] = {
     "cat": Cat(),
     "bias_of_mask": BiasOfMask(),
     "chunk": Chunk(),
+    "clamp": Clamp(),
+    "clamp_": ClampInPlace(),
     "clone": Clone(),
     "compare": Compare(),
     "conv1d": Conv1D(),
@@ -54,6 +73,7 @@ KINDS: dict[str, Kind] = {
     "linear_awq": LinearAwq(),
     "log_softmax": LogSoftmax(),
     "matmul": BatchedMatmul(),
+    "max": MaxLast(),
     "mean": MeanLast(),
     "mm": Mm(),
     "mul": Mul(),
@@ -74,6 +94,7 @@ KINDS: dict[str, Kind] = {
     "sin": SavesInput(),
     "slice": Slice(),
     "softmax": Softmax(),
+    "stack": Stack(),
     "sort": Sort(),
     "square": Square(),
     "tanh": SavesResult(),

@@ -133,6 +133,7 @@ class EfficientAttention(Attention):
         b, h, s, d = q.shape
         aligned = 16 // ITEMSIZE[q.dtype]  # rows of the bias that came back from the host without their padding are copied
         padded = [m.alloc(x.nbytes // s * _round(s, aligned)) for x in inputs[3:] if x.strides[-2] % aligned]
+        copies = [] if _is_sequence_first(grads[0].shape, grads[0].strides) else [m.alloc(outputs[0].nbytes)]  # grad_out.contiguous(), as [B, S, H, D]
         dq, dk, dv = (m.grad(x.shape, (x.shape[2] * x.shape[1] * d, d, x.shape[1] * d, 1), x.dtype, view=True) for x in (q, k, v))
         expanded = [m.like(dq) for _ in range(2)] if k.shape[1] != h else []
         delta = self._delta(m, q)
@@ -140,6 +141,7 @@ class EfficientAttention(Attention):
         m.release(delta, workspace)
         m.discard(*reversed(expanded))
         m.release(*padded)
+        m.release(*copies)
         return [(0, dq), (1, dk), (2, dv)]
 
     def _delta(self, m: Machine, q: TensorSpec) -> int:

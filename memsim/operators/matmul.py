@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from memsim.graph import TensorSpec
-from memsim.operators.base import Attrs, Inferred, Kind, like
+from memsim.operators.base import Attrs, Inferred, Kind, like, view_strides
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Machine
+    from memsim.schedule.machine import Grad, Machine
+
+
+def flatten(m: Machine, grad: Grad) -> None:
+    """The gradient of a result [..., out] as the product's own, [rows, out]: a copy takes its place where no view will do (UnsafeViewBackward)."""
+    flat = (math.prod(grad.shape[:-1]), grad.shape[-1])
+    if view_strides(grad.shape, grad.strides, flat) is None:
+        copy = m.grad(grad.shape, like(grad.shape), grad.dtype, view=True)
+        m.release(grad.storage)
+        grad.storage, grad.strides, grad.view = copy.storage, copy.strides, True
 
 
 class Linear(Kind):
@@ -41,6 +51,8 @@ class Linear(Kind):
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         x, weight = inputs[:2]
+        if len(x.shape) > 2:
+            flatten(m, grads[0])
         of_x = of_weight = None
         biased = len(inputs) == 3
         if biased and x.requires_grad:

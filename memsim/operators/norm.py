@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from memsim.graph import is_contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
@@ -30,8 +31,17 @@ class LayerNorm(Kind):
         x, weight, bias = inputs
         return (bias.storage, x.storage, weight.storage, outputs[1].storage, outputs[2].storage)
 
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        x = inputs[0]
+        copies = [] if is_contiguous(x.shape, x.strides) else [m.alloc(x.nbytes, m.scratch_category)]
+        into += [m.alloc(out.nbytes) for out in outputs]
+        m.release(*copies)
+
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        x, whole = inputs[0], (grads[0], inputs[0])  # both are made contiguous
+        copies = [m.alloc(x.nbytes, m.scratch_category) for part in whole if not is_contiguous(part.shape, part.strides)]
         made = [m.grad(spec.shape, like(spec.shape), spec.dtype, parameter=i > 0) if spec.requires_grad else None for i, spec in enumerate(inputs)]
+        m.release(*reversed(copies))
         return [(i, grad) for i, grad in enumerate(made) if grad is not None]
 
 

@@ -77,15 +77,17 @@ class Expand(Kind):
 
 
 class Slice(Kind):
-    """x[..., start:stop]: a view; slice_backward makes zeros of x's shape and copies the gradient in."""
+    """x[..., start:stop:step]: a view; slice_backward makes zeros of x's shape and copies the gradient in."""
 
     flops_per_element = 0.0
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         (x,) = inputs
         shape = list(x.shape)
-        shape[int(attrs.get("dim", -1))] = int(attrs["length"])  # type: ignore[call-overload]
-        return (Inferred(tuple(shape), x.strides, x.dtype, alias=0),)
+        strides, dim = list(x.strides), int(attrs.get("dim", -1))  # type: ignore[call-overload]
+        shape[dim] = int(attrs["length"])  # type: ignore[call-overload]
+        strides[dim] *= int(attrs.get("step", 1))  # type: ignore[call-overload]
+        return (Inferred(tuple(shape), tuple(strides), x.dtype, alias=0),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]
@@ -113,6 +115,18 @@ class Cat(Kind):
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(i, m.view(grads[0], spec.shape, grads[0].strides)) for i, spec in enumerate(inputs) if spec.requires_grad]
+
+
+class Stack(Kind):
+    """torch.stack along a new last dimension; the gradients are views of the incoming one."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        x = inputs[0]
+        shape = (*x.shape, len(inputs))
+        return (Inferred(shape, contiguous(shape), x.dtype),)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(i, m.view(grads[0], spec.shape, grads[0].strides[:-1])) for i, spec in enumerate(inputs) if spec.requires_grad]
 
 
 class Chunk(Kind):

@@ -12,7 +12,7 @@ from memsim.models.model import Model
 from memsim.passes.ia3 import Ia3, ia3_of, scaled, with_vectors
 from memsim.passes.int8 import Int8
 from memsim.passes.lora import Lora, with_adapters, wrapped
-from memsim.passes.lora_parameters import converted
+from memsim.passes.lora_parameters import converted, with_parameters
 from memsim.passes.packed import Packed
 from memsim.passes.quantize import KEPT, Nf4, with_quantized
 from memsim.passes.targets import Sites, by_name, sites, split
@@ -28,6 +28,7 @@ KEYS: dict[str, tuple[str, ...]] = {  # key of a method → kinds that it goes w
     "rslora": ADAPTERS,
     "bias": ADAPTERS,
     "layers": ADAPTERS,
+    "target_parameters": ADAPTERS,
     "modules_to_save": (*ADAPTERS, "ia3"),
     "feedforward": ("ia3",),
 }
@@ -49,6 +50,8 @@ def check_method(method: Method, model_type: str, stack: Software) -> None:
         raise Unsupported(f"method.{key}: {getattr(method, key)} with stack {stack.name} is not supported yet; with stack golden it is")
     if method.layers is not None and isinstance(method.targets, str):
         raise InputError(f"method.layers: PEFT takes them with a list of targets, not with {method.targets!r}")
+    if method.targets == () and not method.target_parameters:
+        raise InputError("method.targets: [] adapts nothing; names of modules do, or method.target_parameters beside it")
     if method.kind == "qlora" and method.bias != "none":
         raise Unsupported(f"method.bias: {method.bias} with method qlora is not supported; with lora it is")
     if method.kind == "qlora" and method.modules_to_save and method.casts == "trl":
@@ -86,12 +89,13 @@ def lora_of(method: Method, model_type: str) -> Lora:
     return converted(
         Lora(
             method.rank,
-            method.targets or "all-linear",
+            "all-linear" if method.targets is None else method.targets,
             method.dropout,
             dora=method.dora,
             bias=method.bias,
             layers=method.layers,
             saved=method.modules_to_save,
+            target_parameters=method.target_parameters,
         ),
         model_type,
     )
@@ -104,10 +108,11 @@ def technique_of(lora: Lora, packing: Packing | None, stack: Software) -> Techni
 
 def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | None, stack: Software, model_type: str) -> Model:
     """The model with adapters, and quantized. Raises InputError where a target matches nothing."""
-    if not by_name(lora):
+    if not by_name(lora) and not lora.target_parameters:
         model = with_adapters(build(technique_of(lora, packing, stack)), lora)
     else:
         outer, of_layers = sites(plain := build(PLAIN), lora, model_type)
+        of_layers = with_parameters(plain, lora, model_type, of_layers)
         if packing is not None and (module := next((m for of in (outer, *of_layers) for m in sorted(of.saved) if is_packed(plain, m)), None)):
             raise InputError(f"method.modules_to_save: {module} is 4-bit under qlora, and cannot train; {', '.join(KEPT)}, embeddings and norms can")
         model, of_kinds = split(plain, of_layers, lambda of: build(technique_of(replace(lora, sites=outer | of), packing, stack)))

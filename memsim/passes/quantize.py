@@ -79,7 +79,7 @@ def with_quantized(model: Model, packed: str, casts: str) -> Model:
             return replace(p, created_dtype=COMPUTE if moved else "")  # PEFT moves adapters to the compute dtype, where there is one, before it casts them
         if is_quantized(p):
             return replace(p, quantized=packed)
-        if casts == "none" or p.buffer or (p.module == "linear" and p.name.endswith(".bias")):
+        if casts == "none" or p.buffer or (p.module == "linear" and p.name.endswith(".bias") and p.name.rpartition(".")[0] not in KEPT):
             return p  # biases of the new modules are made in fp32
         if casts == "trl" and p.name in CAST_BACK:
             return replace(p, dtype=COMPUTE, created_dtype=COMPUTE, cast_twice=p.dtype)

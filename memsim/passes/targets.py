@@ -26,13 +26,14 @@ PLAIN_NAME = re.compile(r"[\w.]+")
 
 @dataclass(frozen=True)
 class Sites:
-    """Paths of modules within their block: those with adapters, and those of which a copy trains."""
+    """Paths within their block: of modules with adapters, of those of which a copy trains, and of parameters with adapters of their own."""
 
     targets: frozenset[str] = frozenset()
     saved: frozenset[str] = frozenset()
+    parameters: frozenset[str] = frozenset()
 
     def __or__(self, other: Sites) -> Sites:
-        return Sites(self.targets | other.targets, self.saved | other.saved)
+        return Sites(self.targets | other.targets, self.saved | other.saved, self.parameters | other.parameters)
 
 
 class Placing(Protocol):

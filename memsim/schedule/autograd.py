@@ -158,15 +158,16 @@ class Autograd:
             else:
                 edges = KINDS[op.kind].backward(machine, inputs, outputs, op.attrs, grads)
                 machine.worked(op, BACKWARD)
-            for i, grad in edges:  # kernels that make every gradient make those that nobody asked for, too
-                if not op.inputs[i].requires_grad:
-                    machine.release(grad.storage)
+            in_python = KINDS[op.kind].in_python(op.attrs)
+            unwanted = [grad.storage for i, grad in edges if not op.inputs[i].requires_grad]  # of what makes every gradient, whoever asks
+            if not in_python:  # in Python they are results like any other, until the node is done with
+                machine.release(*unwanted)
             edges = [(i, grad) for i, grad in edges if op.inputs[i].requires_grad]
             unpacked = back
             if frame is not None:
                 assert frame.saved is not None
                 unpacked = frame.saved.pop((node.instance.layer, op.index))
-            machine.release(*(unpacked if KINDS[op.kind].in_python(op.attrs) else reversed(unpacked)))
+            machine.release(*(unpacked if in_python else reversed(unpacked)))
             edges = [(i, machine.cast(machine.sum_to(grad, op.inputs[i].shape), op.inputs[i].dtype)) for i, grad in edges]
             machine.discard(*grads)
             if frame is None:
@@ -175,19 +176,25 @@ class Autograd:
                 frame.pending -= 1
                 if frame.pending == 0:
                     frame.close(machine)
-            ready, at_once = [], self.hook is None or KINDS[op.kind].one_by_one(op.inputs)
+            ready: list[Leaf] = []
+            at_once = KINDS[op.kind].one_by_one(op.inputs)
             for i, grad in edges:
                 value = values[op.inputs[i].value]
                 leaf = self.leaves.get(value)
                 if leaf is not None:
-                    if at_once:
-                        self._arrive(leaf, grad)
-                    else:
-                        ready.append((leaf, grad))
+                    leaf.buffer = self._accumulate(leaf.buffer, grad)
+                    leaf.expected -= 1
+                    if leaf.expected == 0:
+                        if at_once:
+                            self._arrive(leaf)
+                        else:
+                            ready.append(leaf)
                 else:
                     buffers[value] = self._accumulate(buffers.get(value), grad)
-            for leaf, grad in ready:
-                self._arrive(leaf, grad)
+            if in_python:
+                machine.release(*unwanted)
+            for leaf in ready:
+                self._arrive(leaf)
         machine.default_category, machine.scratch_category, machine.backward_thread = before
 
     def checkpoint(self, instance: Instance, region: Reentrant, held: Sequence[int], saved: Sequence[int]) -> None:
@@ -244,14 +251,11 @@ class Autograd:
         machine.release(held.storage, grad.storage)
         return total
 
-    def _arrive(self, leaf: Leaf, grad: Grad) -> None:
+    def _arrive(self, leaf: Leaf) -> None:
         """AccumulateGrad, once every gradient of the leaf is there: steal it, add it in place, or copy it."""
         machine = self.machine
-        leaf.buffer = self._accumulate(leaf.buffer, grad)
-        leaf.expected -= 1
-        if leaf.expected:
-            return
         total, leaf.buffer = leaf.buffer, None
+        assert total is not None
         held = total.storage  # AccumulateGrad's own reference lasts until it returns
         if leaf.grad is None:
             if machine.references[held] > 1 or not is_contiguous(total.shape, total.strides):  # as its leaf is (utils/grad_layout_contract.h)

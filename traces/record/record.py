@@ -155,7 +155,7 @@ def adapter_config(method):
         return IA3Config(target_modules=method.get("targets"), feedforward_modules=method.get("feedforward"), task_type="CAUSAL_LM", **saved)
     return LoraConfig(
         r=method.get("rank", 8), lora_alpha=16, lora_dropout=method.get("dropout", 0.0), target_modules=method.get("targets", "all-linear"), task_type="CAUSAL_LM",
-        use_dora=method.get("dora", False), use_rslora=method.get("rslora", False), bias=method.get("bias", "none"), layers_to_transform=method.get("layers"), **saved,
+        use_dora=method.get("dora", False), use_rslora=method.get("rslora", False), bias=method.get("bias", "none"), target_parameters=method.get("target_parameters"), layers_to_transform=method.get("layers"), **saved,
     )
 
 
