@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from memsim.passes.lora import Lora
 
 MAGNITUDE = "magnitude"  # Parameter.module
+MAGNITUDE_NAME = "lora_magnitude_vector.weight"
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Base:
 
 
 def magnitude(module: str, p: Parameter, lora: Lora) -> Parameter:
-    """The magnitudes of the rows of the module with weight p."""
-    out = p.shape[1] if p.module == "conv1d" else p.shape[0]
-    return Parameter(f"{module}.lora_magnitude_vector.weight", (out,), lora.dtype, adapter=True, module=MAGNITUDE, created_dtype=p.dtype)
+    """The magnitudes of the rows of the module with weight p: a number for each of its output features."""
+    out = p.shape[1] if p.module in ("conv1d", "embedding") else p.shape[0]
+    return Parameter(f"{module}.{MAGNITUDE_NAME}", (out,), lora.dtype, adapter=True, module=MAGNITUDE, created_dtype=p.dtype)
 
 
 def dora_branch(b: Builder, base: Base, x: Tensor, result: Tensor, lora: Lora, *held: Tensor) -> Tensor:
@@ -60,11 +61,13 @@ def dora_linear(b: Builder, base: Base, x: Tensor, base_result: Tensor | None, l
     weight = base.weights[0]
     if base.kind == "linear4bit":
         weight = b.op("dequantize4bit", weight, double=base.double, dtype=base.dtype)
+    if base.kind == "linear8bit":
+        weight = b.op("dequantize8bit", weight)
     weight = F.to(b, weight, x.dtype)
     if base.kind == "conv1d":
         weight = F.transpose(b, weight, 0, 1)
     weight_norm = get_weight_norm(b, weight, lora_weight)
-    magnitude = b.parameter(f"{'.'.join(b.path)}.lora_magnitude_vector.weight", (out,), lora.dtype, True)
+    magnitude = b.parameter(f"{'.'.join(b.path)}.{MAGNITUDE_NAME}", (out,), lora.dtype, True)
     mag_norm_scale = b.op("view", b.op("div", magnitude, weight_norm), shape=(1, out))
     lora_result = F.linear(b, F.linear(b, x, "lora_A", lora.rank, lora.dtype), "lora_B", out, lora.dtype)
     if base_result is None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from memsim.builder import Builder, Technique, Tensor, module_call
+from memsim.passes.dora import Base, dora_branch
 from memsim.passes.lora import Lora, lora_branch, matches, run_adapted
 from memsim.passes.quantize import KEPT, packed_technique
 from memsim.stacks import Software
@@ -46,6 +47,8 @@ def linear8bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tupl
 def lora_linear8bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
     """Linear8bitLt.forward of PEFT (tuners/lora/bnb.py), under autocast."""
     result = linear8bit(b, attrs, x, weights)
+    if lora.dora:
+        return dora_branch(b, Base("linear8bit", weights), x, result, lora, result)
     with b.locals(result):
         output = b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora))
     result = b.op("add", result, output)

@@ -35,10 +35,6 @@ KEYS: dict[str, tuple[str, ...]] = {  # key of a method → kinds that it goes w
 
 def check_method(method: Method, model_type: str, stack: Software) -> None:
     """Raises InputError for keys of a method that do not go together, Unsupported for what is not modelled."""
-    if method.kind == "ia3":
-        raise Unsupported("method.kind: ia3 is not supported yet, as loading it does not agree with recordings; lora is")
-    if method.dora:
-        raise Unsupported("method.dora: true is not supported yet, as loading it does not agree with recordings; false is")
     plain = type(method)()
     given = [key for key in KEYS if getattr(method, key) != getattr(plain, key)]
     for key in given:
@@ -67,9 +63,10 @@ def check_quantization(method: Method) -> None:
         raise InputError(f"method.group_size: {method.group_size} goes with quantization gptq or awq; {name} has none")
     if name in ("gptq", "awq") and method.casts == "trl":
         raise Unsupported(f"method.casts: trl with quantization {name} is not supported; peft is")
-    if name != "nf4" and (method.dora or method.modules_to_save):
-        key = "dora: true" if method.dora else "modules_to_save"
-        raise Unsupported(f"method.{key} with quantization {name} is not supported yet; with nf4 it is")
+    if name in ("gptq", "awq") and method.dora:
+        raise Unsupported(f"method.dora: true with quantization {name} is not supported; with nf4 and int8 it is")
+    if name != "nf4" and method.modules_to_save:
+        raise Unsupported(f"method.modules_to_save with quantization {name} is not supported yet; with nf4 it is")
 
 
 def packing_of(method: Method) -> Packing | None:

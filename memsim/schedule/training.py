@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -16,7 +17,9 @@ from memsim.models.model import Checkpoint, Model, Parameter
 from memsim.operators.linear4bit import quantize
 from memsim.operators.linear8bit import quantize_rows
 from memsim.operators.packed4bit import packed_sizes
+from memsim.passes.dora import MAGNITUDE, MAGNITUDE_NAME
 from memsim.schedule.autograd import Autograd, Leaf, Reentrant
+from memsim.schedule.dora import first_magnitude
 from memsim.schedule.grad_scaler import GradScaler
 from memsim.schedule.machine import NO_LAYER, Machine
 from memsim.schedule.nodes import NESTED, PYTHON_FUNCTIONS, Nodes, holds_tensors
@@ -82,8 +85,12 @@ class Training:
             machine.layer = NO_LAYER
             machine.empty_cache()
         adapters = [(layer, p) for layer, p in rows if p.adapter]
+        named = {(layer, p.name): p for layer, p in rows}
         for layer, p in sorted(adapters, key=lambda row: CREATED.get(row[1].module, 0)):
-            self.place(layer, p, p.created_dtype or p.dtype)
+            if p.module == MAGNITUDE:
+                self.place_magnitude(layer, p, named)
+            else:
+                self.place(layer, p, p.created_dtype or p.dtype)
         for layer, p in adapters:  # PEFT's cast_adapter_dtype
             if p.created_dtype not in ("", p.dtype):
                 first, _ = self.parameters[layer, p.name]
@@ -123,6 +130,17 @@ class Training:
             self.quantized = True
         else:
             storage = machine.alloc(p.elements * ITEMSIZE[dtype], int(category))
+        self.parameters[layer, p.name] = storage, -1 - storage
+
+    def place_magnitude(self, layer: int, p: Parameter, named: Mapping[tuple[int, str], Parameter]) -> None:
+        """Allocates the magnitudes of a DoRA module, as PEFT finds the first ones."""
+        machine = self.machine
+        machine.layer = layer
+        machine.at(p.name)
+        module = p.name.removesuffix(f".{MAGNITUDE_NAME}")
+        weight = named.get((layer, f"{module}.weight")) or replace(self.model.before[0], module="linear")  # a tied head has the embedding's
+        adapter = next(named[layer, name] for name in (f"{module}.lora_A.weight", f"{module}.lora_embedding_A") if (layer, name) in named)
+        storage = first_magnitude(machine, weight, named.get((layer, f"{module}.bias")), adapter.shape[0], adapter.created_dtype or adapter.dtype)
         self.parameters[layer, p.name] = storage, -1 - storage
 
     def recast(self, layer: int, name: str, nbytes: int) -> None:
