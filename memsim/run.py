@@ -168,8 +168,8 @@ class Method(Part):
     @classmethod
     def _default_targets(cls, data: Any) -> Any:
         """All-linear, but for ia3, whose targets PEFT knows by model_type."""
-        if isinstance(data, Mapping) and data.get("kind") != "ia3" and data.get("targets") is None:
-            return {**data, "targets": "all-linear"}
+        if isinstance(data, Mapping) and data.get("targets") is None:
+            return {**data, "targets": None if data.get("kind") == "ia3" else "all-linear"}
         return data
 
 

@@ -18,6 +18,7 @@ KEY_VALUE = (("k_proj", "v_proj", "down_proj"), ("down_proj",))
 DEFAULTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "llama": KEY_VALUE,
     "mistral": KEY_VALUE,
+    "mixtral": (("k_proj", "v_proj"), ()),  # and w2, a module that is a parameter since transformers 5
     "qwen2": QUERY_VALUE,
     "qwen3": QUERY_VALUE,
     "gemma2": QUERY_VALUE,
