@@ -71,6 +71,7 @@ class Technique:
     stored: Callable[[str, str], str] | None = None  # the dtype of a parameter, by its name and the dtype that the model's code asks for
     stands_for: Callable[[str], str] | None = None  # the name of the parameter that a module gets for a name
     fold: Fold | None = None  # what stands for a parameter that belongs to no Linear, by name; None: itself
+    quantizes: bool = False  # modules of matrices are those of bitsandbytes, all of them linear: transformers transposes the weights of Conv1D
 
 
 PLAIN = Technique()

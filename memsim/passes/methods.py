@@ -104,7 +104,7 @@ def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | 
     if not by_name(lora):
         model = with_adapters(build(technique_of(lora, packing, stack)), lora)
     else:
-        outer, of_layers = sites(plain := build(PLAIN), lora, model_type)
+        outer, of_layers = sites(plain := build(replace(PLAIN, quantizes=packing is not None)), lora, model_type)
         if packing is not None and (module := next((m for of in (outer, *of_layers) for m in sorted(of.saved) if is_packed(plain, m)), None)):
             raise InputError(f"method.modules_to_save: {module} is 4-bit under qlora, and cannot train; {', '.join(KEPT)}, embeddings and norms can")
         model, of_kinds = split(plain, of_layers, lambda of: build(technique_of(replace(lora, sites=outer | of), packing, stack)))
@@ -112,10 +112,8 @@ def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | 
     check_embeddings(model, model_type)
     if packing is None:
         return model
-    if any(p.module == "conv1d" for kind in model.layers for p in kind):
-        raise Unsupported(
-            f"method.kind: qlora with model_type {model_type}, whose Conv1D modules are quantized in another layout, is not supported yet; lora is"
-        )
+    if isinstance(packing, Packed) and model_type == "gpt2":
+        raise Unsupported(f"method.quantization: {packing.kind} with model_type gpt2, whose Conv1D modules are packed in another layout, is not supported; nf4 is")
     if isinstance(packing, Packed):
         packing.check(model)
     return with_quantized(model, packing.packed, packing.casts)

@@ -65,7 +65,7 @@ def packed_technique(rule: Rule, casts: str, lora: Lora) -> Technique:
     def stored(name: str, dtype: str) -> str:
         return COMPUTE if name in CAST_BACK else dtype
 
-    return replace(technique(lora, rule), stored=stored if casts == "trl" else None)
+    return replace(technique(lora, rule), stored=stored if casts == "trl" else None, quantizes=True)
 
 
 def with_quantized(model: Model, packed: str, casts: str) -> Model:
@@ -94,9 +94,14 @@ def linear4bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tupl
     inp_dtype = x.dtype
     if not attrs["as_input"]:
         x = F.to(b, x, COMPUTE)
-    if len(weights) == 2 and weights[1].dtype != x.dtype:
-        b.run("recast", weights[1], dtype=x.dtype)
-    return F.to(b, b.run("linear4bit", x, *weights, **attrs)[0], inp_dtype)
+    return F.to(b, b.run("linear4bit", x, *recast_bias(b, x, weights), **attrs)[0], inp_dtype)
+
+
+def recast_bias(b: Builder, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Weight and bias of a quantized module as they are once it runs with x: the bias in its dtype."""
+    if len(weights) == 1 or weights[1].dtype == x.dtype:
+        return weights
+    return weights[0], b.run("recast", weights[1], dtype=x.dtype)[0]
 
 
 @module_call
@@ -105,7 +110,7 @@ def lora_linear4bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights:
     result = linear4bit(b, attrs, x, weights)
     result = b.op("clone", result)
     if lora.dora:
-        return dora_branch(b, Base("linear4bit", weights, bool(attrs["double"]), str(attrs["dtype"])), x, result, lora, result)
+        return dora_branch(b, Base("linear4bit", recast_bias(b, x, weights), bool(attrs["double"]), str(attrs["dtype"])), x, result, lora, result)
     with b.locals(result):
         output = b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora))
     result = b.op("add", result, output)
