@@ -360,12 +360,13 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
         else:
             results = b.run(op.kind, *arguments, **op.attrs)
         del arguments
-        b.graph.operators[-1].unkept.extend(moved[storage] for storage in op.unkept)
+        if grad:
+            b.graph.operators[-1].unkept.extend(moved[storage] for storage in op.unkept)
         for old, new in zip(op.outputs, results, strict=False):
             bind(old, new)
             del new
         del results
-        for storage in op.drops:
+        for storage in op.drops if grad else (*op.unkept, *op.drops):
             if storage not in keep:
                 for value in values_of.pop(storage, ()):
                     env.pop(value, None)

@@ -27,7 +27,8 @@ class LayerNorm(Kind):
         return (Inferred(x.shape, like(x.shape), x.dtype), statistic, statistic)
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
-        return (inputs[0].storage, outputs[1].storage, outputs[2].storage)
+        x, weight, bias = inputs
+        return (bias.storage, x.storage, weight.storage, outputs[1].storage, outputs[2].storage)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         made = [m.grad(spec.shape, like(spec.shape), spec.dtype, parameter=i > 0) if spec.requires_grad else None for i, spec in enumerate(inputs)]

@@ -18,6 +18,7 @@ from memsim.operators.linear4bit import quantize
 from memsim.operators.linear8bit import quantize_rows
 from memsim.operators.packed4bit import packed_sizes
 from memsim.passes.dora import MAGNITUDE, MAGNITUDE_NAME
+from memsim.passes.modules_to_save import COPY
 from memsim.schedule.autograd import Autograd, Leaf, Reentrant
 from memsim.schedule.dora import first_magnitude
 from memsim.schedule.grad_scaler import GradScaler
@@ -130,6 +131,8 @@ class Training:
             self.quantized = True
         else:
             storage = machine.alloc(p.elements * ITEMSIZE[dtype], int(category))
+            if p.module == COPY and p.buffer:  # deepcopy of a tensor that is no parameter also makes an empty one of an element
+                machine.scratch(ITEMSIZE[dtype])
         self.parameters[layer, p.name] = storage, -1 - storage
 
     def place_magnitude(self, layer: int, p: Parameter, named: Mapping[tuple[int, str], Parameter]) -> None:
