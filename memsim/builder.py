@@ -7,6 +7,7 @@ Python code, to the line, as long as our function has the same locals as theirs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -227,6 +228,8 @@ class Builder:
             self.replacing = False
             if results is not None:
                 return results
+        if kind == "conv1d" and len(inputs[0].shape) > 2:
+            return self._conv1d(inputs, attrs)
         if self.autocast is not None:
             dtype = target(kind, self.autocast)
             if dtype is not None and not (kind == "softmax" and "dtype" in attrs):
@@ -235,6 +238,14 @@ class Builder:
                 self.temporaries = [casts[i] for i in reversed(order)]
                 return self._execute(kind, tuple(casts), attrs)
         return self._execute(kind, inputs, attrs)
+
+    def _conv1d(self, inputs: tuple[Tensor, ...], attrs: dict[str, object]) -> tuple[Tensor, ...]:
+        """transformers' Conv1D: addmm of x.view(-1, in), which is made before autocast casts it, and so gets its gradient after what autocast cast."""
+        x, *weights = inputs
+        *size, inner = x.shape
+        x = self._execute("view", (x,), {"shape": (math.prod(size), inner)})[0]
+        x = self._run("conv1d", (x, *weights), attrs)[0]
+        return self._execute("view", (x,), {"shape": (*size, weights[0].shape[1])})
 
     def lower(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The tensors as autocast gives them to an operator of the lower precision."""

@@ -10,7 +10,7 @@ from memsim.models import functional as F
 from memsim.models.model import Model, Parameter
 from memsim.passes.dora import Base, dora_branch
 from memsim.passes.lora import Lora, lora_branch, matches, run_adapted, technique
-from memsim.passes.modules_to_save import COPY
+from memsim.passes.modules_to_save import BY_OPERATOR, COPY
 from memsim.stacks import Software
 
 COMPUTE = "bf16"  # bnb_4bit_compute_dtype
@@ -73,7 +73,7 @@ def with_quantized(model: Model, packed: str, casts: str) -> Model:
     moved = packed.startswith("nf4") and not model.settings.stack.qlora_adapters_in_fp32
 
     def change(p: Parameter) -> Parameter:
-        if p.module in CREATED_AS_BASE or (p.adapter and p.name.rpartition(".lora_")[0] in KEPT):
+        if p.module in CREATED_AS_BASE or (p.adapter and p.name.rpartition(".lora_")[0] in BY_OPERATOR):
             return p  # made in the dtype of its base, which is as it stays by then
         if p.adapter:
             return replace(p, created_dtype=COMPUTE if moved else "")  # PEFT moves adapters to the compute dtype, where there is one, before it casts them
