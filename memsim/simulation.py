@@ -91,8 +91,8 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     hows = {c.how for c in model.checkpoints}
     if lora is not None and lora.parameters and "offload" in hows:
         raise Unsupported("checkpointing: offload with adapters on experts' parameters is not supported yet; full and selective are")
-    if isinstance(packing, Int8) and "reentrant" in hows:
-        raise Unsupported("checkpointing: reentrant with method.quantization int8 is not supported yet; full is")
+    if isinstance(packing, Int8) and "reentrant" in hows and len(hows) > 1:
+        raise Unsupported("checkpointing: some layers reentrant with method.quantization int8 is not supported; all layers reentrant is")
     return require_input_grads(model) if tells else model
 
 

@@ -191,7 +191,8 @@ class Training:
         machine.at("tokens")
         tokens, *others = [machine.alloc(8 * settings.batch * settings.sequence, int(Category.INPUTS)) for _ in range(3 if settings.padded else 1)]
         self.begin_autocast()
-        holding = Nodes(tensors=False) if any(map(holds_tensors, self.model.layer_graphs)) else None
+        reentrant = bool(self.model.checkpoints) and all(c.how == "reentrant" for c in self.model.checkpoints)  # whose graphs are not in this one
+        holding = Nodes(tensors=False) if not reentrant and any(map(holds_tensors, self.model.layer_graphs)) else None
         autograd = Autograd(machine, dict(self.leaves), holding=holding, hook=self.step_one if self.plan.in_backward else None)
         outer = self.model.outer
         bound = dict.fromkeys(outer.inputs, (tokens, -(10**9)))
