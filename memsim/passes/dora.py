@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memsim.builder import Builder, Tensor, module_call
+from memsim.errors import Unsupported
 from memsim.models import functional as F
 from memsim.models.model import Parameter
 
@@ -63,6 +64,8 @@ def dora_linear(b: Builder, base: Base, x: Tensor, base_result: Tensor | None, l
         weight = b.op("dequantize4bit", weight, double=base.double, dtype=base.dtype)
     if base.kind == "linear8bit":
         weight = b.op("dequantize8bit", weight)
+    if base.kind == "conv1d" and lora.dropout and weight.dtype == x.dtype:  # peft/utils/other.py, transpose: what it makes of a parameter is one that trains
+        raise Unsupported("method.dropout: with method.dora and Conv1D modules of fp32 weights, PEFT has gradients of frozen weights made; 0.0 works, and bf16")
     weight = F.to(b, weight, x.dtype)
     if base.kind == "conv1d":
         weight = F.transpose(b, weight, 0, 1)

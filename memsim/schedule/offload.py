@@ -11,7 +11,7 @@ from dataclasses import replace
 from memsim.graph import Operator, TensorSpec, contiguous, is_contiguous
 from memsim.schedule.machine import Machine
 
-WEIGHT_TRANSPOSED = ("linear",)  # F.linear(x, w) saves w.t()
+WEIGHT_TRANSPOSED = ("linear", "grouped_linear")  # F.linear(x, w) saves w.t()
 
 
 def saved_tensors(op: Operator) -> tuple[TensorSpec, ...]:
