@@ -5,9 +5,11 @@ Sizes never depend on what the values are, so neither do these requests on how t
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
-from memsim.graph import contiguous
+from memsim.dtypes import ITEMSIZE
+from memsim.graph import contiguous, is_contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
@@ -79,13 +81,14 @@ class Index(Kind):
         x, ids = inputs
         n = ids.elements
         result = m.grad(x.shape, contiguous(x.shape), x.dtype)
-        value = m.reshape(grads[0], grads[0].shape)  # value.contiguous()
         wrapped = m.alloc(8 * n)
         linear = m.alloc(8 * n)  # ids times the stride of a row
         m.release(wrapped)
+        value = grads[0]
+        copied = [] if is_contiguous(value.shape, value.strides) else [m.alloc(ITEMSIZE[value.dtype] * math.prod(value.shape))]
         sorted_ids, original, order = m.alloc(8 * n), m.alloc(8 * n), m.alloc(8 * n)
         m.scratch(m.stack.sort_bytes(n, (x.shape[0] - 1).bit_length()))
-        m.release(order, original, sorted_ids, linear, value.storage)
+        m.release(order, original, sorted_ids, *copied, linear)
         return [(0, result)]
 
 

@@ -90,7 +90,10 @@ def dora_linear(b: Builder, base: Base, x: Tensor, base_result: Tensor | None, l
 
 
 def get_lora_weight(b: Builder, inputs: int, out: int, lora: Lora) -> tuple[Tensor, Tensor, Tensor]:
-    """DoraLinearLayer.get_lora_weight: lora_B(lora_A(unit matrix)).T, [out, in]. Also what its graph holds, in the order in which it lets go."""
+    """DoraLinearLayer.get_lora_weight: lora_B(lora_A(unit matrix)).T, [out, in]. Also what its graph holds, in the order in which it lets go.
+
+    `packs` are the operands that a node of that graph saves.
+    """
     path = ".".join(b.path)
     x_eye = F.create(b, "eye", (inputs, inputs), lora.dtype)
     (weight_a,) = b.lower(b.parameter(f"{path}.lora_A.weight", (lora.rank, inputs), lora.dtype, True))
@@ -98,12 +101,12 @@ def get_lora_weight(b: Builder, inputs: int, out: int, lora: Lora) -> tuple[Tens
     if b.autocast is not None and x_eye.dtype != b.autocast:
         eye = b.op("cast", x_eye, dtype=b.autocast)
     with b.no_grad():
-        product = b.op("linear", eye, weight_a)
+        product = b.op("linear", eye, weight_a, packs=(0,))
     if eye is not x_eye:
         b.unkept(eye)
     (weight_b,) = b.lower(b.parameter(f"{path}.lora_B.weight", (out, lora.rank), lora.dtype, True))
     with b.no_grad():
-        lora_weight = b.op("linear", product, weight_b)
+        lora_weight = b.op("linear", product, weight_b, packs=(1, 0))
         b.unkept(product)
         lora_weight = F.transpose(b, lora_weight, 0, 1)
     if eye is x_eye:
