@@ -36,8 +36,8 @@ def math_attention(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: 
         weights = F.to(b, attn, origin)
         result = F.to(b, F.matmul(b, attn, value_expanded), origin)
         del attn
+        del key_expanded  # a tuple goes from its beginning
         del value_expanded
-        del key_expanded
         del scaled
         del attn_mask
         del value_acc

@@ -10,8 +10,8 @@ from memsim.builder import Builder, Technique, Tensor, module_call
 from memsim.errors import InputError
 from memsim.models import functional as F
 from memsim.models.model import Model, Parameter
-from memsim.passes.modules_to_save import MARK, copies, run_copy, stands_for
 from memsim.passes.int8 import linear8bit
+from memsim.passes.modules_to_save import MARK, copies, run_copy, stands_for
 from memsim.passes.quantize import KEPT, Base, stored_packed
 from memsim.passes.targets import HEAD, LINEAR, Sites, is_tied
 from memsim.stacks import Software

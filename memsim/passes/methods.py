@@ -116,7 +116,7 @@ def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | 
     if packing is None:
         return model
     if isinstance(packing, Packed) and model_type == "gpt2":
-        raise Unsupported(f"method.quantization: {packing.kind} with model_type gpt2, whose Conv1D modules are packed in another layout, is not supported; nf4 is")
+        raise Unsupported(f"method.quantization: {packing.kind} with model_type gpt2, whose Conv1D is packed in another layout, is not supported; nf4 is")
     if isinstance(packing, Packed):
         packing.check(model)
     return with_quantized(model, packing.packed, packing.casts)

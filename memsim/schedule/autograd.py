@@ -159,9 +159,11 @@ class Autograd:
             else:
                 edges = KINDS[op.kind].backward(machine, inputs, outputs, op.attrs, grads)
                 machine.worked(op, BACKWARD)
-            for i, grad in edges:  # kernels that make every gradient make those that nobody asked for, too
-                if not op.inputs[i].requires_grad:
-                    machine.release(grad.storage)
+            # Kernels that make every gradient make those that nobody asked for, too. What a Python function returns is held until all are passed on.
+            unasked = [grad for i, grad in edges if not op.inputs[i].requires_grad]
+            if not KINDS[op.kind].in_python(op.attrs):
+                machine.discard(*unasked)
+                unasked = []
             edges = [(i, grad) for i, grad in edges if op.inputs[i].requires_grad]
             unpacked = back
             if frame is not None:
@@ -189,6 +191,7 @@ class Autograd:
                     buffers[value] = self._accumulate(buffers.get(value), grad)
             for leaf, grad in ready:
                 self._arrive(leaf, grad)
+            machine.discard(*unasked)
         machine.default_category, machine.scratch_category, machine.backward_thread = before
 
     def checkpoint(self, instance: Instance, region: Reentrant, held: Sequence[int], saved: Sequence[int]) -> None:
