@@ -7,6 +7,7 @@ Python code, to the line, as long as our function has the same locals as theirs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -71,6 +72,7 @@ class Technique:
     stored: Callable[[str, str], str] | None = None  # the dtype of a parameter, by its name and the dtype that the model's code asks for
     stands_for: Callable[[str], str] | None = None  # the name of the parameter that a module gets for a name
     fold: Fold | None = None  # what stands for a parameter that belongs to no Linear, by name; None: itself
+    quantizes: bool = False  # modules of matrices are those of bitsandbytes, all of them linear: transformers transposes the weights of Conv1D
 
 
 PLAIN = Technique()
@@ -227,6 +229,8 @@ class Builder:
             self.replacing = False
             if results is not None:
                 return results
+        if kind == "conv1d" and len(inputs[0].shape) > 2:
+            return self._conv1d(inputs, attrs)
         if self.autocast is not None:
             dtype = target(kind, self.autocast)
             if dtype is not None and not (kind == "softmax" and "dtype" in attrs):
@@ -235,6 +239,14 @@ class Builder:
                 self.temporaries = [casts[i] for i in reversed(order)]
                 return self._execute(kind, tuple(casts), attrs)
         return self._execute(kind, inputs, attrs)
+
+    def _conv1d(self, inputs: tuple[Tensor, ...], attrs: dict[str, object]) -> tuple[Tensor, ...]:
+        """transformers' Conv1D: addmm of x.view(-1, in), which is made before autocast casts it, and so gets its gradient after what autocast cast."""
+        x, *weights = inputs
+        *size, inner = x.shape
+        x = self._execute("view", (x,), {"shape": (math.prod(size), inner)})[0]
+        x = self._run("conv1d", (x, *weights), attrs)[0]
+        return self._execute("view", (x,), {"shape": (*size, weights[0].shape[1])})
 
     def lower(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The tensors as autocast gives them to an operator of the lower precision."""
@@ -360,12 +372,13 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
         else:
             results = b.run(op.kind, *arguments, **op.attrs)
         del arguments
-        b.graph.operators[-1].unkept.extend(moved[storage] for storage in op.unkept)
+        if grad:
+            b.graph.operators[-1].unkept.extend(moved[storage] for storage in op.unkept)
         for old, new in zip(op.outputs, results, strict=False):
             bind(old, new)
             del new
         del results
-        for storage in op.drops:
+        for storage in op.drops if grad else (*op.unkept, *op.drops):
             if storage not in keep:
                 for value in values_of.pop(storage, ()):
                     env.pop(value, None)

@@ -149,11 +149,11 @@ class Part(BaseModel):
 class Method(Part):
     """How the model is trained."""
 
-    kind: Literal["full", "lora", "qlora", "ia3"] = "full"
+    kind: Literal["full", "lora", "qlora", "ia3", "qia3"] = "full"
     rank: Annotated[int, _whole(1, 2**16)] = 8
-    targets: Annotated[str | tuple[str, ...] | None, BeforeValidator(_targets)] = "all-linear"  # or names of modules, or a pattern; null with ia3: PEFT's own
+    targets: Annotated[str | tuple[str, ...] | None, BeforeValidator(_targets)] = "all-linear"  # or names of modules, or a pattern; null: PEFT's own for (IA)³
     dropout: Annotated[float, _number(lambda p: 0 <= p < 1, "a probability from 0 to below 1")] = 0.0
-    quantization: Literal["nf4", "int8", "gptq", "awq"] = "nf4"  # qlora: how the frozen weights are stored
+    quantization: Literal["nf4", "int8", "gptq", "awq"] = "nf4"  # qlora, qia3: how the frozen weights are stored
     group_size: Annotated[int, _whole(1, 2**20)] = 128  # gptq, awq: input features that share a scale
     double_quant: Annotated[bool, BeforeValidator(_flag)] = True
     dora: Annotated[bool, BeforeValidator(_flag)] = False
@@ -162,15 +162,15 @@ class Method(Part):
     layers: Annotated[tuple[int, ...] | None, BeforeValidator(_layers)] = None  # only these have adapters (PEFT's layers_to_transform)
     target_parameters: Annotated[tuple[str, ...], BeforeValidator(_modules)] = ()  # ends of names of parameters with adapters of their own: experts, routers
     modules_to_save: Annotated[tuple[str, ...], BeforeValidator(_modules)] = ()  # ends of names of modules that train as a whole
-    feedforward: Annotated[tuple[str, ...] | None, BeforeValidator(_modules)] = None  # ia3: targets whose input is scaled, not their output
-    casts: Literal["peft", "trl", "none"] = "peft"  # qlora: who casts what is not quantized; TRL's trainer casts the head and embeddings back to bf16
+    feedforward: Annotated[tuple[str, ...] | None, BeforeValidator(_modules)] = None  # (IA)³: targets whose input is scaled, not their output
+    casts: Literal["peft", "trl", "none"] = "peft"  # qlora, qia3: who casts what is not quantized; TRL's trainer casts the head and embeddings back to bf16
 
     @model_validator(mode="before")
     @classmethod
     def _default_targets(cls, data: Any) -> Any:
-        """All-linear, but for ia3, whose targets PEFT knows by model_type."""
-        if isinstance(data, Mapping) and data.get("kind") != "ia3" and data.get("targets") is None:
-            return {**data, "targets": "all-linear"}
+        """All-linear, but for (IA)³, whose targets PEFT knows by model_type."""
+        if isinstance(data, Mapping) and data.get("targets") is None:
+            return {**data, "targets": None if data.get("kind") in ("ia3", "qia3") else "all-linear"}
         return data
 
 

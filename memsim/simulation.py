@@ -22,7 +22,7 @@ from memsim.optimizernames import OPTIMIZERS
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
 from memsim.passes.freeze import Freeze, frozen
 from memsim.passes.int8 import Int8
-from memsim.passes.methods import ADAPTERS, adapted, check_method, lora_of, packing_of, with_ia3
+from memsim.passes.methods import ADAPTERS, QUANTIZED, VECTORS, adapted, check_method, lora_of, packing_of, with_ia3
 from memsim.passes.packed import Packed
 from memsim.schedule import record
 from memsim.schedule.bitsandbytes import lacks_kernel
@@ -79,7 +79,7 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     if lora is not None:
         model = adapted(built, lora, packing, software, model_type)
     else:
-        model = with_ia3(built, method, model_type) if method.kind == "ia3" else built(PLAIN)
+        model = with_ia3(built, method, packing, software, model_type) if method.kind in VECTORS else built(PLAIN)  # type: ignore[arg-type]
     if run.train.only or run.train.freeze:
         if method.kind != "full":
             raise InputError(f"train: goes with method.kind full; with {method.kind} the adapters train, and nothing else")
@@ -92,8 +92,8 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     hows = {c.how for c in model.checkpoints}
     if lora is not None and (lora.parameters or lora.target_parameters) and "offload" in hows:
         raise Unsupported("checkpointing: offload with adapters on experts' parameters is not supported yet; full and selective are")
-    if isinstance(packing, Int8) and "reentrant" in hows:
-        raise Unsupported("checkpointing: reentrant with method.quantization int8 is not supported yet; full is")
+    if isinstance(packing, Int8) and "reentrant" in hows and len(hows) > 1:
+        raise Unsupported("checkpointing: some layers reentrant with method.quantization int8 is not supported; all layers reentrant is")
     return require_input_grads(model) if tells else model
 
 
@@ -104,9 +104,9 @@ def check_supported(run: Run) -> None:
     for key, value, known in (("precision", run.precision, PRECISIONS), ("optimizer", run.optimizer, OPTIMIZERS)):
         if value not in known:
             raise Unsupported(f"{key}: {value} is not supported yet; {', '.join(known)} are")
-    if run.method.kind == "qlora" and run.precision == "amp-fp16":
-        raise Unsupported("precision: amp-fp16 with method qlora, which computes in bf16, is not supported; bf16 is")
-    if run.method.kind == "qlora" and run.precision != "bf16" and run.method.casts != "peft":
+    if run.method.kind in QUANTIZED and run.precision == "amp-fp16":
+        raise Unsupported(f"precision: amp-fp16 with method {run.method.kind}, which computes in bf16, is not supported; bf16 is")
+    if run.method.kind in QUANTIZED and run.precision != "bf16" and run.method.casts != "peft":
         raise Unsupported(f"method.casts: {run.method.casts} with precision {run.precision} is not supported; with bf16 it is")
     check_grad_scaler(run)
     if run.batch.padding and run.stack != "golden":
@@ -272,7 +272,8 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
 
     packing = packing_of(run.method)
     dora, rank = "DoRA" if run.method.dora else "LoRA", f"rank {run.method.rank}"
-    methods = {"full": "full", "lora": f"{dora} {rank}", "qlora": f"Q{dora} {rank}, {PACKINGS[run.method.quantization]}", "ia3": "(IA)³"}
+    stored = PACKINGS[run.method.quantization]
+    methods = {"full": "full", "lora": f"{dora} {rank}", "qlora": f"Q{dora} {rank}, {stored}", "ia3": "(IA)³", "qia3": f"(IA)³, {stored}"}
     method = methods[run.method.kind]
     facts = (
         ("model", run.model_name),
@@ -302,6 +303,6 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
         devices=tuple((device.label, device.memory) for device in catalogue.values() if STACKS[run.stack].runs_on(device.sm or 0)),
         tokens=run.batch.size * run.batch.sequence * run.batch.accumulation,
         rates=rates_of(run),
-        dtype=AUTOCAST.get(run.precision, WEIGHTS.get(run.precision, run.precision)) if run.method.kind != "qlora" else "bf16",
+        dtype=AUTOCAST.get(run.precision, WEIGHTS.get(run.precision, run.precision)) if run.method.kind not in QUANTIZED else "bf16",
         versions={name: STACKS[run.stack].versions[name] for name in ("torch", "transformers", "peft")},
     )

@@ -132,8 +132,9 @@ def model(b: Builder, gemma: Gemma, settings: Settings, input_ids: Tensor) -> Te
     masks.clear()  # causal_mask_mapping dies before mask_kwargs, which holds the other two in its own order
     del inputs_embeds
     del position_ids
-    while position_embeddings:
-        position_embeddings.pop(next(iter(position_embeddings)))
+    for name in tables:  # a tuple for each type of layer, which goes from its end
+        del position_embeddings[name.replace("cos", "sin")]
+        del position_embeddings[name]
     return hidden_states
 
 

@@ -52,7 +52,9 @@ def layer_norm(b: Builder, x: Tensor, name: str, dtype: str) -> Tensor:
 
 @module_call
 def conv1d(b: Builder, x: Tensor, name: str, out_features: int, dtype: str) -> Tensor:
-    """Conv1D.forward."""
+    """Conv1D.forward, or that of the Linear that stands in its place where weights are quantized."""
+    if b.technique.quantizes:
+        return F.linear(b, x, name, out_features, dtype, bias=True)
     with b.module(name):
         path = ".".join(b.path)
         weight = b.parameter(f"{path}.weight", (x.shape[-1], out_features), dtype, True)
@@ -176,12 +178,13 @@ def norm_parameters(name: str, size: int, dtype: str) -> tuple[Parameter, Parame
     return Parameter(f"{name}.weight", (size,), dtype, module="norm"), Parameter(f"{name}.bias", (size,), dtype, module="norm")
 
 
-def layer_parameters(config: Gpt2, dtype: str) -> tuple[Parameter, ...]:
+def layer_parameters(config: Gpt2, dtype: str, quantizes: bool) -> tuple[Parameter, ...]:
     """A block's parameters in module order."""
-    h = config.hidden
+    h, kind = config.hidden, "linear" if quantizes else "conv1d"
 
     def conv(name: str, inputs: int, out: int) -> tuple[Parameter, Parameter]:
-        return Parameter(f"{name}.weight", (inputs, out), dtype, module="conv1d"), Parameter(f"{name}.bias", (out,), dtype, module="conv1d")
+        shape = (out, inputs) if quantizes else (inputs, out)
+        return Parameter(f"{name}.weight", shape, dtype, module=kind), Parameter(f"{name}.bias", (out,), dtype, module=kind)
 
     return (
         *norm_parameters("ln_1", h, dtype),
@@ -240,7 +243,7 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
             Parameter("wte.weight", table, dtype, module="embedding"),
             Parameter("wpe.weight", (config.positions, config.hidden), dtype, module="embedding"),
         ),
-        layers=(layer_parameters(config, dtype),),
+        layers=(layer_parameters(config, dtype, settings.technique.quantizes),),
         after=(*norm_parameters("ln_f", config.hidden, dtype), *(() if config.tied else (Parameter("lm_head.weight", table, dtype, module="linear"),))),
         pattern=(0,) * config.layers,
         outer=outer,

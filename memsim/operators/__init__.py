@@ -25,7 +25,7 @@ from memsim.operators.elementwise import (
 )
 from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Dequantize4bit, Linear4bit, Recast
-from memsim.operators.linear8bit import Linear8bit
+from memsim.operators.linear8bit import Dequantize8bit, Linear8bit
 from memsim.operators.loss import NllLoss
 from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, Mm
 from memsim.operators.norm import Conv1D, LayerNorm
@@ -55,6 +55,7 @@ KINDS: dict[str, Kind] = {
     "cumsum": CumulativeSum(),
     "dequantize": Dequantize(),
     "dequantize4bit": Dequantize4bit(),
+    "dequantize8bit": Dequantize8bit(),
     "div": Div(),
     "divide_": DivideInPlace(),
     "dropout": Dropout(),

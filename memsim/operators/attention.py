@@ -113,7 +113,8 @@ class EfficientAttention(Attention):
         q = inputs[0]
         b, h, s, d = q.shape
         lse = (b, h, _round(s, 32) if any(spec.requires_grad for spec in inputs) else 0)  # should_compute_logsumexp
-        scalar = Inferred((), (), "int64", differentiable=False)
+        shape = (0,) if attrs.get("p") else ()  # with dropout they are the host's
+        scalar = Inferred(shape, like(shape), "int64", differentiable=False)
         return (Inferred(q.shape, (s * h * d, d, h * d, 1), q.dtype), Inferred(lse, like(lse), "fp32", differentiable=False), scalar, scalar)
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
@@ -122,8 +123,7 @@ class EfficientAttention(Attention):
         return (*(x.storage for x in bias), k.storage, q.storage, v.storage, lse.storage, out.storage, offset.storage, seed.storage)
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
-        size = 0 if m.stack.software.efficient_attention_seeds_on_host or attrs.get("p") else 8  # with dropout they come from the host
-        seed, offset = m.alloc(size), m.alloc(size)
+        seed, offset = (m.alloc(0 if m.stack.software.efficient_attention_seeds_on_host else spec.nbytes) for spec in outputs[2:])
         into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes), seed, offset]
         if inputs[0].shape[-1] > 128 and inputs[0].dtype != "fp32":  # kNeedsOutputAccumulatorBuffer
             m.scratch(4 * outputs[0].elements)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from memsim.graph import is_contiguous
@@ -46,7 +45,7 @@ class LayerNorm(Kind):
 
 
 class Conv1D(Kind):
-    """transformers' Conv1D: addmm(bias, x.view(-1, in), weight), x [..., in], weight [in, out], bias [out] → [..., out]."""
+    """transformers' Conv1D: addmm(bias, x, weight), x [rows, in], weight [in, out], bias [out] → [rows, out]."""
 
     unit = "matmul"
 
@@ -65,20 +64,15 @@ class Conv1D(Kind):
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         x, weight, bias = inputs
-        rows = (math.prod(x.shape[:-1]), weight.shape[1])
-        flat = m.reshape(grads[0], rows)
         edges: Edges = []
-        of_weight = None
         if bias.requires_grad:
-            edges.append((2, m.same(flat)))
+            edges.append((2, m.same(grads[0])))
         if x.requires_grad:
-            edges.append((0, m.grad(x.shape, like(x.shape), x.dtype, view=True)))
+            edges.append((0, m.grad(x.shape, like(x.shape), x.dtype)))
             m.workspace()
         if weight.requires_grad:
-            of_weight = m.grad(weight.shape, weight.strides, weight.dtype, parameter=True)
+            edges.append((1, m.grad(weight.shape, weight.strides, weight.dtype, parameter=True)))
             m.workspace()
-            edges.append((1, of_weight))
-        m.discard(flat)
         return edges
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:

@@ -13,7 +13,7 @@ from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous, is_contig
 from memsim.operators import KINDS
 from memsim.schedule.machine import BACKWARD, FORWARD, NO_LAYER, RECOMPUTED, Grad, Machine
 from memsim.schedule.nodes import Nodes, holds_tensors
-from memsim.schedule.offload import from_host, laid_out, saved_tensors, to_host
+from memsim.schedule.offload import from_host, laid_out, saved_for_nothing, saved_tensors, to_host
 from memsim.schedule.regions import Frame, Instance, recompute, results_kept
 from memsim.tape import AUTOCAST_CACHE, Category
 
@@ -77,12 +77,13 @@ class Autograd:
         """Runs one operator forward, keeps what its backward needs, and lets go of the names that die after it."""
         machine, storages = self.machine, instance.storages
         hosted = saved_tensors(op) if offload and op.requires_grad else ()
-        if hosted:
+        packed = (hosted or saved_for_nothing(op)) if offload else ()
+        if packed:
             machine.at(instance.prefix + op.name)
-            to_host(machine, op, results=False)
+            to_host(machine, op, packed, results=False)
         self.compute(instance, op)
-        if hosted:
-            to_host(machine, op, results=True)
+        if packed:
+            to_host(machine, op, packed, results=True)
         if frame is not None and op.kind in frame.saves:
             frame.cached[instance.layer, op.index] = kept = [storages[s] for s in results_kept(op)]
             for storage in kept:
@@ -104,14 +105,14 @@ class Autograd:
                     leaf = self.leaves.get(instance.values[spec.value])
                     if leaf is not None:
                         leaf.expected += 1
-        if frame is not None:
-            self._drop_in_checkpoint(instance, op)
+        if frame is not None or offload:
+            self._drop_unkept(instance, op)
             return
         for storage in op.drops:
             machine.release(storages[storage])
 
-    def _drop_in_checkpoint(self, instance: Instance, op: Operator) -> None:
-        """Lets go of names in a checkpointed region's first run, and of what elsewhere a graph would hold."""
+    def _drop_unkept(self, instance: Instance, op: Operator) -> None:
+        """Lets go of names in a checkpointed region's first run, or where what is saved is on the host, and of what elsewhere a graph would hold."""
         for storage in (*op.unkept, *op.drops):
             if instance.storages[storage] >= 0:
                 self.machine.release(instance.storages[storage])
@@ -158,10 +159,12 @@ class Autograd:
             else:
                 edges = KINDS[op.kind].backward(machine, inputs, outputs, op.attrs, grads)
                 machine.worked(op, BACKWARD)
+            # Kernels that make every gradient make those that nobody asked for, too. What a function in Python returns is held until all are passed on.
+            unasked = [grad for i, grad in edges if not op.inputs[i].requires_grad]
             in_python = KINDS[op.kind].in_python(op.attrs)
-            unwanted = [grad.storage for i, grad in edges if not op.inputs[i].requires_grad]  # of what makes every gradient, whoever asks
-            if not in_python:  # in Python they are results like any other, until the node is done with
-                machine.release(*unwanted)
+            if not in_python:
+                machine.discard(*unasked)
+                unasked = []
             edges = [(i, grad) for i, grad in edges if op.inputs[i].requires_grad]
             unpacked = back
             if frame is not None:
@@ -191,8 +194,7 @@ class Autograd:
                             ready.append(leaf)
                 else:
                     buffers[value] = self._accumulate(buffers.get(value), grad)
-            if in_python:
-                machine.release(*unwanted)
+            machine.discard(*unasked)
             for leaf in ready:
                 self._arrive(leaf)
         machine.default_category, machine.scratch_category, machine.backward_thread = before

@@ -83,6 +83,7 @@ class Nodes:
         """The loss goes, and the whole graph with it: the storages that nodes let go of, in order, before the loss's own and after it."""
         before: list[int] = []
         after: list[int] = []
+        self._forget_unread(self.producer[value])
         self.released = before
         self._die(self.producer[value])
         self.released = after
@@ -95,6 +96,13 @@ class Nodes:
                 else:
                     self._die(node)
         return before, after
+
+    def _forget_unread(self, root: int) -> None:
+        """Nodes whose results nothing read died with those, long ago."""
+        for node in reversed(range(len(self.references))):
+            if self.references[node] == 0 and node != root:
+                for edge in self.edges[node]:
+                    self.references[edge] -= 1
 
     def _let_go(self, node: int) -> None:
         self.references[node] -= 1

@@ -11,7 +11,7 @@ from dataclasses import replace
 from memsim.graph import Operator, TensorSpec, contiguous, is_contiguous
 from memsim.schedule.machine import Machine
 
-WEIGHT_TRANSPOSED = ("linear",)  # F.linear(x, w) saves w.t()
+WEIGHT_TRANSPOSED = ("linear", "grouped_linear")  # F.linear(x, w) saves w.t()
 
 
 def saved_tensors(op: Operator) -> tuple[TensorSpec, ...]:
@@ -22,11 +22,17 @@ def saved_tensors(op: Operator) -> tuple[TensorSpec, ...]:
     return tuple(there[s].pop(0) if len(there[s]) > 1 else there[s][0] for s in op.saved)
 
 
-def to_host(machine: Machine, op: Operator, results: bool) -> None:
+def saved_for_nothing(op: Operator) -> tuple[TensorSpec, ...]:
+    """What an operator saves whose node nobody walks, and which the layer graph takes for one without a node."""
+    packs: tuple[int, ...] = op.attrs.get("packs", ())  # type: ignore[assignment]
+    return tuple(op.inputs[i] for i in packs)
+
+
+def to_host(machine: Machine, op: Operator, saved: Sequence[TensorSpec], results: bool) -> None:
     """packed.copy_(tensor) of the operands that are saved, before the operator runs, or of the results, after. What is not contiguous is made so on the
     device first (ATen/native/cuda/Copy.cu, copy_requires_temporaries)."""
     made = {spec.storage for spec in op.outputs} - {spec.storage for spec in op.inputs}
-    for spec in saved_tensors(op):
+    for spec in saved:
         if (spec.storage in made) == results:
             if not is_contiguous(spec.shape, spec.strides) or (op.kind in WEIGHT_TRANSPOSED and spec.storage == op.inputs[1].storage and 1 not in spec.shape):
                 machine.scratch(spec.nbytes)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -16,7 +17,10 @@ from memsim.models.model import Checkpoint, Model, Parameter
 from memsim.operators.linear4bit import quantize
 from memsim.operators.linear8bit import quantize_rows
 from memsim.operators.packed4bit import packed_sizes
+from memsim.passes.dora import MAGNITUDE, MAGNITUDE_NAME
+from memsim.passes.modules_to_save import COPY
 from memsim.schedule.autograd import Autograd, Leaf, Reentrant
+from memsim.schedule.dora import first_magnitude
 from memsim.schedule.grad_scaler import GradScaler
 from memsim.schedule.machine import NO_LAYER, Machine
 from memsim.schedule.nodes import NESTED, PYTHON_FUNCTIONS, Nodes, holds_tensors
@@ -82,8 +86,12 @@ class Training:
             machine.layer = NO_LAYER
             machine.empty_cache()
         adapters = [(layer, p) for layer, p in rows if p.adapter]
+        named = {(layer, p.name): p for layer, p in rows}
         for layer, p in sorted(adapters, key=lambda row: CREATED.get(row[1].module, 0)):
-            self.place(layer, p, p.created_dtype or p.dtype)
+            if p.module == MAGNITUDE:
+                self.place_magnitude(layer, p, named)
+            else:
+                self.place(layer, p, p.created_dtype or p.dtype)
         for layer, p in adapters:  # PEFT's cast_adapter_dtype
             if p.created_dtype not in ("", p.dtype):
                 first, _ = self.parameters[layer, p.name]
@@ -123,6 +131,19 @@ class Training:
             self.quantized = True
         else:
             storage = machine.alloc(p.elements * ITEMSIZE[dtype], int(category))
+            if p.module == COPY and p.buffer:  # deepcopy of a tensor that is no parameter also makes an empty one of an element
+                machine.scratch(ITEMSIZE[dtype])
+        self.parameters[layer, p.name] = storage, -1 - storage
+
+    def place_magnitude(self, layer: int, p: Parameter, named: Mapping[tuple[int, str], Parameter]) -> None:
+        """Allocates the magnitudes of a DoRA module, as PEFT finds the first ones."""
+        machine = self.machine
+        machine.layer = layer
+        machine.at(p.name)
+        module = p.name.removesuffix(f".{MAGNITUDE_NAME}")
+        weight = named.get((layer, f"{module}.weight")) or replace(self.model.before[0], module="linear")  # a tied head has the embedding's
+        adapter = next(named[layer, name] for name in (f"{module}.lora_A.weight", f"{module}.lora_embedding_A") if (layer, name) in named)
+        storage = first_magnitude(machine, weight, named.get((layer, f"{module}.bias")), adapter.shape[0], adapter.created_dtype or adapter.dtype)
         self.parameters[layer, p.name] = storage, -1 - storage
 
     def recast(self, layer: int, name: str, nbytes: int) -> None:
@@ -170,7 +191,8 @@ class Training:
         machine.at("tokens")
         tokens, *others = [machine.alloc(8 * settings.batch * settings.sequence, int(Category.INPUTS)) for _ in range(3 if settings.padded else 1)]
         self.begin_autocast()
-        holding = Nodes(tensors=False) if any(map(holds_tensors, self.model.layer_graphs)) else None
+        reentrant = bool(self.model.checkpoints) and all(c.how == "reentrant" for c in self.model.checkpoints)  # whose graphs are not in this one
+        holding = Nodes(tensors=False) if not reentrant and any(map(holds_tensors, self.model.layer_graphs)) else None
         autograd = Autograd(machine, dict(self.leaves), holding=holding, hook=self.step_one if self.plan.in_backward else None)
         outer = self.model.outer
         bound = dict.fromkeys(outer.inputs, (tokens, -(10**9)))

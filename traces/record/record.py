@@ -95,7 +95,8 @@ def build(run, torch):
         model = AutoModelForCausalLM.from_config(config)
     torch.set_default_dtype(torch.float32)
     kind, quantize = run["method"]["kind"], None
-    if kind == "qlora":
+    quantized = kind in ("qlora", "qia3")
+    if quantized:
         import bitsandbytes as bnb
         from transformers import BitsAndBytesConfig
         from transformers.integrations import replace_with_bnb_linear
@@ -120,15 +121,15 @@ def build(run, torch):
         materialize(model, torch, quantize)
     options = checkpointing.enabling(run["checkpointing"])
     checkpoint = options is not None
-    if kind == "qlora":
+    if quantized:
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpoint, gradient_checkpointing_kwargs=options)
-    if kind in ("lora", "qlora", "ia3"):
+    if kind != "full":
         from peft import get_peft_model
 
         model = get_peft_model(model, adapter_config(run["method"]))
-    if checkpoint and kind != "qlora":
+    if checkpoint and not quantized:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         if kind in ("lora", "ia3"):
             model.enable_input_require_grads()
@@ -151,7 +152,7 @@ def adapter_config(method):
     from peft import IA3Config, LoraConfig
 
     saved = {"modules_to_save": method["modules_to_save"]} if method.get("modules_to_save") else {}
-    if method["kind"] == "ia3":
+    if method["kind"] in ("ia3", "qia3"):
         return IA3Config(target_modules=method.get("targets"), feedforward_modules=method.get("feedforward"), task_type="CAUSAL_LM", **saved)
     return LoraConfig(
         r=method.get("rank", 8), lora_alpha=16, lora_dropout=method.get("dropout", 0.0), target_modules=method.get("targets", "all-linear"), task_type="CAUSAL_LM",
@@ -267,7 +268,7 @@ def main():
     scaler = torch.amp.GradScaler("cuda") if run.get("grad_scaler") else None
     size, sequence = run["batch"]["size"], run["batch"]["sequence"]
     steps, oom = [], None
-    autocast = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}.get(run["precision"], torch.bfloat16 if run["method"]["kind"] == "qlora" else None)
+    autocast = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}.get(run["precision"], torch.bfloat16 if run["method"]["kind"] in ("qlora", "qia3") else None)
     try:
         for step in range(run["steps"]):
             row = {"step": step}
