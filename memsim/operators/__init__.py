@@ -6,6 +6,7 @@ from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
 from memsim.operators.creation import BiasOfMask, Compare, CountTrue, Create, CumulativeSum, Tril
 from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clone, Div, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Sub, Unary
+from memsim.operators.flash_attn import FlashAttn, FlashAttnVarlen
 from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Dequantize4bit, Linear4bit, Recast
 from memsim.operators.linear8bit import Linear8bit
@@ -16,11 +17,13 @@ from memsim.operators.packed4bit import Dequantize, LinearAwq
 from memsim.operators.reductions import LogSoftmax, MeanLast, RowNorm, SafeSoftmax, Softmax
 from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
 from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Pad, Reshape, Slice, Transpose, View
+from memsim.operators.unpadding import CountRows, Nonzero, PutRows, ReduceAll
 
 KINDS: dict[str, Kind] = {
     "add": Add(),
     "add_": AddInPlace(),
     "add_scalar": AddScalar(),
+    "all": ReduceAll(),
     "arange": Create(),
     "baddbmm": BatchedMultiplyAdd(),
     "cast": Cast(),
@@ -30,6 +33,7 @@ KINDS: dict[str, Kind] = {
     "clone": Clone(),
     "compare": Compare(),
     "conv1d": Conv1D(),
+    "count_rows": CountRows(),
     "count_true": CountTrue(),
     "cos": SavesInput(),
     "create": Create(),
@@ -43,6 +47,8 @@ KINDS: dict[str, Kind] = {
     "embedding": Embedding(),
     "expand": Expand(),
     "flash_attention": FlashAttention(),
+    "flash_attn": FlashAttn(),
+    "flash_attn_varlen": FlashAttnVarlen(),
     "gelu": SavesInput(),
     "grouped_linear": GroupedLinear(),
     "index": Index(),
@@ -54,14 +60,17 @@ KINDS: dict[str, Kind] = {
     "linear_awq": LinearAwq(),
     "log_softmax": LogSoftmax(),
     "matmul": BatchedMatmul(),
+    "max": ReduceAll(),
     "mean": MeanLast(),
     "mm": Mm(),
     "mul": Mul(),
     "mul_scalar": Unary(),
     "neg": Unary(),
     "nll_loss": NllLoss(),
+    "nonzero": Nonzero(),
     "pad": Pad(),
     "pow": Square(),
+    "put_rows": PutRows(),
     "recast": Recast(),
     "relu": SavesResult(),
     "row_norm": RowNorm(),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memsim.graph import contiguous
+from memsim.graph import contiguous, is_contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
@@ -79,13 +79,14 @@ class Index(Kind):
         x, ids = inputs
         n = ids.elements
         result = m.grad(x.shape, contiguous(x.shape), x.dtype)
-        value = m.reshape(grads[0], grads[0].shape)  # value.contiguous()
         wrapped = m.alloc(8 * n)
         linear = m.alloc(8 * n)  # ids times the stride of a row
         m.release(wrapped)
+        copied = not is_contiguous(grads[0].shape, grads[0].strides)
+        value = m.grad(grads[0].shape, contiguous(grads[0].shape), grads[0].dtype) if copied else m.same(grads[0])  # value.contiguous()
         sorted_ids, original, order = m.alloc(8 * n), m.alloc(8 * n), m.alloc(8 * n)
         m.scratch(m.stack.sort_bytes(n, (x.shape[0] - 1).bit_length()))
-        m.release(order, original, sorted_ids, linear, value.storage)
+        m.release(order, original, sorted_ids, value.storage, linear)
         return [(0, result)]
 
 
