@@ -62,7 +62,7 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         sequence=run.batch.sequence,
         dtype=loaded if packing and packing.casts == "none" else WEIGHTS.get(precision, precision),
         attention=run.attention,
-        padded=run.batch.padding > 0,
+        padding=run.batch.padding,
         sm=run.sm,
         stack=STACKS[run.stack],
         technique=replace(PLAIN, autocast=AUTOCAST.get(precision), inputs_require_grad=tells),

@@ -1,10 +1,11 @@
-"""Attention as transformers calls it: sdpa (integrations/sdpa_attention.py) and eager (modeling_llama.eager_attention_forward)."""
+"""Attention as transformers calls it: sdpa (integrations/sdpa_attention.py), eager (modeling_llama.eager_attention_forward), flash_attention.py."""
 
 from __future__ import annotations
 
 from memsim.builder import Builder, Tensor
 from memsim.models import functional as F
 from memsim.models.config import DecoderConfig
+from memsim.models.flash_attention import flash_attention_forward
 from memsim.models.math_attention import math_attention
 from memsim.models.model import Settings
 
@@ -16,6 +17,8 @@ def attention(
     with b.core(query, key, value, mask):
         if settings.attention == "eager":
             return eager(b, settings, query, key, value, mask, groups, softcap, p)
+        if settings.attention == "flash_attention_2":
+            return flash_attention_forward(b, settings, query, key, value, mask, p), None
         return sdpa(b, settings, query, key, value, mask, groups, p), None
 
 

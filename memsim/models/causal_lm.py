@@ -127,6 +127,8 @@ def causal_mask(b: Builder, settings: Settings, dtype: str, position_ids: Tensor
             expanded = b.op("expand", position_ids, shape=(settings.batch, sequence)) if settings.batch > 1 else position_ids
             find_packed_sequence_indices(b, expanded)
             del expanded
+        if settings.attention == "flash_attention_2":
+            return None
         windowed = window is not None and settings.sequence >= window
         if settings.attention == "eager":
             return eager_mask(b, settings, dtype, window)
@@ -140,6 +142,10 @@ def padded_mask(b: Builder, settings: Settings, dtype: str, window: int | None) 
     if settings.attention == "eager":
         mask = eager_mask(b, settings, dtype, window, attention_mask)
         return mask
+    if settings.attention == "flash_attention_2":  # flash_attention_mask
+        every = b.op("all", attention_mask)
+        del every
+        return attention_mask
     if window is None or settings.sequence < window:
         fast_all(b, attention_mask)
         fast_all(b, attention_mask)

@@ -197,8 +197,8 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     gemma = read_config(fields)
     config, dtype = gemma.decoder, settings.dtype
-    if config.model_type == "gemma2" and settings.attention != "eager":
-        raise InputError(f"attention: {settings.attention} does not run with gemma2, whose logits are soft-capped; eager does")
+    if config.model_type == "gemma2" and settings.attention == "sdpa":
+        raise InputError("attention: sdpa does not run with gemma2, whose logits are soft-capped; eager and flash_attention_2 do")
     b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     outer = b.finish(causal_lm(b, gemma, settings, ids, ids))

@@ -12,6 +12,7 @@ from memsim.models.assemble import layer_inputs
 from memsim.models.attention import sdpa
 from memsim.models.causal_lm import causal_lm_loss, causal_mask
 from memsim.models.config import integer, probability
+from memsim.models.flash_attention import flash_attention_forward
 from memsim.models.model import Model, Parameter, Settings
 
 NAMES = ("hidden_states", "position_ids", "attention_mask")
@@ -96,11 +97,12 @@ def self_attention(b: Builder, config: Gpt2, settings: Settings, hidden_states: 
         value_states = F.transpose(b, b.op("view", value_states, shape=heads), 1, 2)
         query_states = F.transpose(b, b.op("view", query_states, shape=heads), 1, 2)
         attn_weights = None
-        if settings.attention == "eager":
-            with b.core(query_states, key_states, value_states, mask):
+        with b.core(query_states, key_states, value_states, mask):
+            if settings.attention == "eager":
                 attn_output, attn_weights = eager(b, query_states, key_states, value_states, mask, config.attention_p)
-        else:
-            with b.core(query_states, key_states, value_states, mask):
+            elif settings.attention == "flash_attention_2":
+                attn_output = flash_attention_forward(b, settings, query_states, key_states, value_states, mask, config.attention_p)
+            else:
                 attn_output = sdpa(b, settings, query_states, key_states, value_states, mask, 1, config.attention_p)
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, hidden))
         attn_output = conv1d(b, attn_output, "c_proj", hidden, settings.dtype)

@@ -57,11 +57,21 @@ class Settings:
     sm: int = 80
     stack: Software = GOLDEN
     technique: Technique = PLAIN
-    padded: bool = False  # the batch comes with an attention mask that is not all ones, and labels of its own
+    padding: float = 0.0  # share of each sequence that is padding; the batch then comes with an attention mask, and labels of its own
     loaded: str = ""  # dtype in which the model is made, where it is cast afterwards
     watched: bool = False  # layers run under a TorchDispatchMode, that of selective checkpointing
     routing: str | float = "balanced"  # of tokens to experts: see models/moe.py
     other_order: bool = False  # the other way round, where a Python set's order decides
+
+    @property
+    def padded(self) -> bool:
+        """Whether the batch comes with an attention mask that is not all ones."""
+        return self.padding > 0
+
+    @property
+    def real_tokens(self) -> int:
+        """Of each sequence, those that are no padding."""
+        return self.sequence - math.ceil(self.padding * self.sequence)
 
     @property
     def created(self) -> str:

@@ -23,6 +23,7 @@ from memsim.operators.elementwise import (
     Sub,
     Unary,
 )
+from memsim.operators.flash_attn import FlashAttn, FlashAttnVarlen
 from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Dequantize4bit, Linear4bit, Recast
 from memsim.operators.linear8bit import Dequantize8bit, Linear8bit
@@ -33,11 +34,13 @@ from memsim.operators.packed4bit import Dequantize, LinearAwq
 from memsim.operators.reductions import LogSoftmax, MaxLast, MeanLast, RowNorm, SafeSoftmax, Softmax
 from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
 from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Pad, Reshape, Slice, Stack, Transpose, View
+from memsim.operators.unpadding import CountRows, Nonzero, PutRows, ReduceAll
 
 KINDS: dict[str, Kind] = {
     "add": Add(),
     "add_": AddInPlace(),
     "add_scalar": AddScalar(),
+    "all": ReduceAll(),
     "arange": Create(),
     "baddbmm": BatchedMultiplyAdd(),
     "cast": Cast(),
@@ -49,6 +52,7 @@ KINDS: dict[str, Kind] = {
     "clone": Clone(),
     "compare": Compare(),
     "conv1d": Conv1D(),
+    "count_rows": CountRows(),
     "count_true": CountTrue(),
     "cos": SavesInput(),
     "create": Create(),
@@ -63,6 +67,8 @@ KINDS: dict[str, Kind] = {
     "embedding": Embedding(),
     "expand": Expand(),
     "flash_attention": FlashAttention(),
+    "flash_attn": FlashAttn(),
+    "flash_attn_varlen": FlashAttnVarlen(),
     "gelu": SavesInput(),
     "grouped_linear": GroupedLinear(),
     "index": Index(),
@@ -75,14 +81,17 @@ KINDS: dict[str, Kind] = {
     "log_softmax": LogSoftmax(),
     "matmul": BatchedMatmul(),
     "max": MaxLast(),
+    "reduce_all": ReduceAll(),
     "mean": MeanLast(),
     "mm": Mm(),
     "mul": Mul(),
     "mul_scalar": Unary(),
     "neg": Unary(),
     "nll_loss": NllLoss(),
+    "nonzero": Nonzero(),
     "pad": Pad(),
     "pow": Square(),
+    "put_rows": PutRows(),
     "recast": Recast(),
     "relu": SavesResult(),
     "row_norm": RowNorm(),

@@ -82,7 +82,8 @@ class Index(Kind):
         wrapped = m.alloc(8 * n)
         linear = m.alloc(8 * n)  # ids times the stride of a row
         m.release(wrapped)
-        value = m.same(grads[0]) if is_contiguous(grads[0].shape, grads[0].strides) else m.grad(grads[0].shape, contiguous(grads[0].shape), x.dtype)
+        copied = not is_contiguous(grads[0].shape, grads[0].strides)
+        value = m.grad(grads[0].shape, contiguous(grads[0].shape), grads[0].dtype) if copied else m.same(grads[0])  # value.contiguous()
         sorted_ids, original, order = m.alloc(8 * n), m.alloc(8 * n), m.alloc(8 * n)
         m.scratch(m.stack.sort_bytes(n, (x.shape[0] - 1).bit_length()))
         m.release(order, original, sorted_ids, value.storage, linear)

@@ -171,6 +171,7 @@ class Autograd:
                 assert frame.saved is not None
                 unpacked = frame.saved.pop((node.instance.layer, op.index))
             machine.release(*(unpacked if in_python else reversed(unpacked)))
+            machine.leave()
             edges = [(i, machine.cast(machine.sum_to(grad, op.inputs[i].shape), op.inputs[i].dtype)) for i, grad in edges]
             machine.discard(*grads)
             if frame is None:

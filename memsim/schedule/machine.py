@@ -48,6 +48,7 @@ class Machine:
         self.default_category = int(Category.ACTIVATIONS)
         self.scratch_category = int(Category.SCRATCH)
         self.backward_thread = False  # whether autograd's own thread executes
+        self.leftover: list[int] = []  # locals of a backward written in Python, which die after those that it unpacked
         self.workspaces: dict[tuple[str, bool], int] = {}  # kept ones of cuBLAS, by thread
         self.work: list[tuple[int, int, Operator | int, int]] = []  # (event before which it is done, layer, operator or bytes copied, FORWARD …)
 
@@ -97,6 +98,15 @@ class Machine:
                 if self.bytes[storage]:
                     self.actions.append(Action.FREE)
                     self.events.append(storage)
+
+    def at_return(self, storage: int) -> None:
+        """The running backward, a Python function, has a local that dies once what it unpacked has."""
+        self.leftover.append(storage)
+
+    def leave(self) -> None:
+        """It returns."""
+        self.release(*self.leftover)
+        self.leftover.clear()
 
     def empty_cache(self) -> None:
         """torch.cuda.empty_cache()."""

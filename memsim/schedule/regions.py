@@ -160,7 +160,7 @@ def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Se
     last = max(op.index for op in operators if op.saved)
     alive: dict[int, None] = {}
     for op in operators:
-        before_compute = op.index == last and not any(out.storage in op.saved for out in op.outputs)
+        before_compute = op.index == last and not any(out.storage in op.saved for out in op.outputs) and not KINDS[op.kind].in_python(op.attrs)
         if not before_compute:
             _execute(machine, frame, again, op, nodes)
             for out in op.outputs:

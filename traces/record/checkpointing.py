@@ -3,6 +3,7 @@
     {plan: [[8, full], [24, none]]} gives each its own; none | full | reentrant | sqrt | selective | megatron | offload | {every: k} | {first: k} | {segments: n} | {save: [matmul, attention, silu]}
 """
 import math
+import sys
 from functools import partial
 
 # what `save` may name → aten operators; matmul and attention are the list of torchtitan and of PyTorch's tutorials
@@ -51,6 +52,8 @@ def enabling(strategy):
             for text in SAVED[name]:
                 packet, _, overload = text.partition(".")
                 operators.append(getattr(getattr(torch.ops.aten, packet), overload or "default"))
+        if "attention" in saved(strategy) and "flash_attn" in sys.modules:
+            operators += [torch.ops.flash_attn._flash_attn_forward.default, torch.ops.flash_attn._flash_attn_varlen_forward.default]
         return {"use_reentrant": False, "context_fn": partial(create_selective_checkpoint_contexts, operators)}
     return {"use_reentrant": strategy == "reentrant"}
 
@@ -104,13 +107,12 @@ def offloaded(forward):
 
 def recompute_attention(model, which=None):
     """The attention function alone is checkpointed (Korthikanti et al. 2022, "selective activation recomputation")."""
-    import sys
-
-    from transformers.integrations import sdpa_attention
+    from transformers.integrations import flash_attention, sdpa_attention
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     layer = type(decoder_layers(model)[0])
-    functions = {"sdpa": sdpa_attention.sdpa_attention_forward, "eager": sys.modules[layer.__module__].eager_attention_forward}
+    eager = sys.modules[layer.__module__].eager_attention_forward
+    functions = {"sdpa": sdpa_attention.sdpa_attention_forward, "eager": eager, "flash_attention_2": flash_attention.flash_attention_forward}
     for name, function in functions.items():
         ALL_ATTENTION_FUNCTIONS[name] = recomputed(function, which)
 

@@ -10,18 +10,21 @@ The run's keys are in README.md beside that file. Real PyTorch, transformers, PE
 allocation; only the kernels do nothing, so every value on the device reads as zero.
 """
 import argparse
+import ctypes
 import importlib.util
 import json
 import math
 import os
 import pathlib
 import re
+import sys
 import time
 from importlib import metadata
 
 import yaml
 
 import checkpointing
+from flash2 import build as flash_build
 
 ACTIONS = ["alloc", "free_requested", "free_completed", "segment_alloc", "segment_free", "segment_map", "segment_unmap", "snapshot", "oom"]
 HERE = pathlib.Path(__file__).parent
@@ -80,11 +83,44 @@ def unpacked(padded):
         masking.fast_all = lambda values: (every(values), not padded)[1]
 
 
+def with_flash_attn(run):
+    """Puts flash-attn (flash2/build.py) where it can be imported. With padding, the process starts anew with told.c ahead of the virtual GPU."""
+    folder = flash_build.folder()
+    if not (folder / "flash_attn_2_cuda.so").exists():
+        sys.exit(f"flash_attention_2 needs flash-attn, which {flash_build.__file__} builds")
+    sys.path.insert(0, str(folder))
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    if run["batch"].get("padding") and "libvgpu" in preloaded and "libtold" not in preloaded:
+        os.environ["LD_PRELOAD"] = f"{folder / 'libtold.so'}:{preloaded}"
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def unpadded(batch):
+    """transformers reads from the device how many tokens are no padding, and the longest sequence's length: on the virtual GPU it is told."""
+    from transformers import modeling_flash_attention_utils as utils
+
+    asked, told, length = utils._get_unpad_data, ctypes.CDLL(None), real_tokens(batch)
+
+    def get_unpad_data(attention_mask):
+        for value in (length * batch["size"], length):
+            told.tell(ctypes.c_longlong(value))
+        return asked(attention_mask)
+
+    utils._get_unpad_data = get_unpad_data
+
+
+def real_tokens(batch):
+    """Tokens of a sequence that are no padding."""
+    return batch["sequence"] - math.ceil(batch["padding"] * batch["sequence"])
+
+
 def build(run, torch):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if "libvgpu" in os.environ.get("LD_PRELOAD", ""):
         unpacked(bool(run["batch"].get("padding")))
+        if run["attention"] == "flash_attention_2" and run["batch"].get("padding"):
+            unpadded(run["batch"])
     fields = dict(run["model_config"])
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     config._attn_implementation = run["attention"]
@@ -143,7 +179,7 @@ def padded_batch(batch, torch):
     if not batch.get("padding"):
         return {}
     mask = torch.ones(batch["size"], batch["sequence"], dtype=torch.long)
-    mask[:, batch["sequence"] - math.ceil(batch["padding"] * batch["sequence"]):] = 0
+    mask[:, real_tokens(batch):] = 0
     return {"attention_mask": mask.to("cuda"), "labels": torch.full_like(mask, -100).to("cuda")}
 
 
@@ -242,6 +278,8 @@ def main():
     if run.get("addresses") == "linux":
         os.environ["VGPU_VA"] = "linux"
     os.environ["VGPU_MEMORY"] = str(int(run["device_memory_gib"] * 2**30))
+    if run["attention"] == "flash_attention_2":
+        with_flash_attn(run)
     started = time.time()
     import torch
     import transformers
@@ -303,7 +341,7 @@ def main():
             steps.append(row)
     except torch.cuda.OutOfMemoryError as error:
         oom = str(error).splitlines()[0]
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft", "bitsandbytes") if importlib.util.find_spec(name)}
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "flash_attn") if importlib.util.find_spec(name)}
     result = {"run": {k: v for k, v in run.items() if k != "model_config"}, "model_config": run["model_config"], "versions": versions, "device": torch.cuda.get_device_name(),
               "parameters": sum(p.numel() for p in model.parameters()), "trainable_parameters": sum(p.numel() for p in trainable), "loaded_allocated": loaded,
               "steps": steps, "oom": oom, "seconds": round(time.time() - started, 1)}
