@@ -181,7 +181,7 @@ class Builder:
     def unkept(self, tensor: Tensor) -> None:
         """After the operator that ran last, only an autograd graph holds this tensor, one that dies before backward.
 
-        A checkpointed region's first run keeps nothing in its graph, so there the tensor dies now.
+        A checkpointed region's first run keeps nothing in its graph, so there the tensor dies now; so it does where a `dead` operator has no graph.
         """
         self.graph.operators[-1].unkept.append(tensor.spec.storage)
 
@@ -273,7 +273,7 @@ class Builder:
         outputs = tuple(self._output(out, specs, grad) for out in semantics.infer(specs, attrs))
         if self.technique.inputs_require_grad and attrs.get("input_embeddings") and not grad:
             outputs = (replace(outputs[0], requires_grad=True, leaf=True), *outputs[1:])
-        saved = semantics.saved(specs, outputs, attrs) if grad else ()
+        saved = semantics.saved(specs, outputs, attrs) if grad and "dead" not in attrs else ()
         name = ".".join([*self.path, str(attrs.get("label", kind))])
         graph.add_operator(Operator(len(graph.operators), kind, name, specs, outputs, attrs, saved))
         return tuple(Tensor(self, spec) for spec in outputs)

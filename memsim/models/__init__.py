@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from memsim.errors import Unsupported
-from memsim.models import gemma, gpt2, gpt_neox, granite, llama, mixtral, olmo2, phi3
+from memsim.models import deepseek, gemma, gpt2, gpt_neox, granite, llama, mixtral, olmo2, phi3
 from memsim.models.model import Model, Settings
 
 FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
@@ -20,6 +20,8 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "granite": granite.build,
     "gpt2": gpt2.build,
     "gpt_neox": gpt_neox.build,
+    "deepseek_v2": deepseek.build,
+    "deepseek_v3": deepseek.build,
     "mixtral": mixtral.build,
     "qwen2_moe": mixtral.build,
     "qwen3_moe": mixtral.build,

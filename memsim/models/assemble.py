@@ -61,8 +61,10 @@ def assemble_kinds(
 def layer_graph(config: DecoderConfig, settings: Settings, layer: Layer, call: Operator) -> LayerGraph:
     """The graph of a kind of layer, called with the inputs of the operator "layers"."""
     inner = Builder("decoder layer", settings.technique)
-    arguments = layer_inputs(inner, call, INPUTS)
-    hidden = layer(inner, config, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], arguments.get("attention_mask"))
+    names: tuple[str, ...] = call.attrs.get("names", INPUTS)  # type: ignore[assignment]
+    arguments = layer_inputs(inner, call, names)
+    cos = arguments["cos"]  # and sin, or complex numbers, which are both
+    hidden = layer(inner, config, settings, arguments["hidden_states"], cos, arguments.get("sin", cos), arguments.get("attention_mask"))
     return inner.finish(hidden)
 
 

@@ -16,6 +16,9 @@ from memsim.models.model import Settings
 from memsim.tape import SET_ORDER
 
 
+Rotary = Callable[[Builder, Settings, str, Tensor, int], tuple[Tensor, ...]]
+
+
 @dataclass(frozen=True)
 class Parts:
     """What families of decoders do differently around the layers."""
@@ -25,6 +28,7 @@ class Parts:
     scaled: bool = False  # embeddings and logits are multiplied by constants
     rotary_in_fp32: bool = False  # the rotary tables stay in fp32
     unused_window: bool = False  # a mask of a window of nothing is made beside the one that layers read
+    rotary: Rotary | None = None  # what makes the one rotary table, where it is not cos and sin
 
 
 @module_call
@@ -234,8 +238,10 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
         mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids, config.sliding_window)
     unused = causal_mask(b, settings, inputs_embeds.dtype, position_ids, 0) if parts.unused_window else None
     hidden_states = inputs_embeds
-    position_embeddings = rotary_embedding(b, settings, "fp32" if parts.rotary_in_fp32 else hidden_states.dtype, position_ids, config.head_dim)
-    hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True)
+    dtype = "fp32" if parts.rotary_in_fp32 else hidden_states.dtype
+    position_embeddings = (parts.rotary or rotary_embedding)(b, settings, dtype, position_ids, config.head_dim)
+    names = {} if parts.rotary is None else {"names": ("hidden_states", "cos", "position_ids", "attention_mask")}
+    hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True, **names)
     layer_outputs = hidden_states if settings.stack.layers_return_tuples else None  # noqa: F841
     hidden_states = parts.norm(b, hidden_states, "norm")
     if settings.stack.takes_cache_position:  # which holds the positions, an argument after inputs_embeds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
+from memsim.operators.complex import ComplexMul, ViewAsComplex, ViewAsReal
 from memsim.operators.creation import BiasOfMask, Compare, CountTrue, Create, CumulativeSum, Tril
 from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clone, Div, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Sub, Unary
 from memsim.operators.grouped import GroupedLinear
@@ -14,8 +15,8 @@ from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, M
 from memsim.operators.norm import Conv1D, LayerNorm
 from memsim.operators.packed4bit import Dequantize, LinearAwq
 from memsim.operators.reductions import LogSoftmax, MeanLast, RowNorm, SafeSoftmax, Softmax
-from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
-from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Pad, Reshape, Slice, Transpose, View
+from memsim.operators.routing import DivideInPlace, Gather, Index, LargestInGroup, MaskedFill, Scan, Sort, Sum, TopK
+from memsim.operators.shapes import Cat, Chunk, CopySlice, Embedding, Expand, Layers, Pad, Reshape, Slice, Split, Transpose, View
 
 KINDS: dict[str, Kind] = {
     "add": Add(),
@@ -29,7 +30,9 @@ KINDS: dict[str, Kind] = {
     "chunk": Chunk(),
     "clone": Clone(),
     "compare": Compare(),
+    "complex_mul": ComplexMul(),
     "conv1d": Conv1D(),
+    "copy_slice_": CopySlice(),
     "count_true": CountTrue(),
     "cos": SavesInput(),
     "create": Create(),
@@ -43,9 +46,11 @@ KINDS: dict[str, Kind] = {
     "embedding": Embedding(),
     "expand": Expand(),
     "flash_attention": FlashAttention(),
+    "gather": Gather(),
     "gelu": SavesInput(),
     "grouped_linear": GroupedLinear(),
     "index": Index(),
+    "largest_in_group": LargestInGroup(),
     "layer_norm": LayerNorm(),
     "layers": Layers(),
     "linear": Linear(),
@@ -53,6 +58,7 @@ KINDS: dict[str, Kind] = {
     "linear8bit": Linear8bit(),
     "linear_awq": LinearAwq(),
     "log_softmax": LogSoftmax(),
+    "masked_fill": MaskedFill(),
     "matmul": BatchedMatmul(),
     "mean": MeanLast(),
     "mm": Mm(),
@@ -75,6 +81,7 @@ KINDS: dict[str, Kind] = {
     "slice": Slice(),
     "softmax": Softmax(),
     "sort": Sort(),
+    "split": Split(),
     "square": Square(),
     "tanh": SavesResult(),
     "sub": Sub(),
@@ -83,4 +90,6 @@ KINDS: dict[str, Kind] = {
     "tril": Tril(),
     "transpose": Transpose(),
     "view": View(),
+    "view_as_complex": ViewAsComplex(),
+    "view_as_real": ViewAsReal(),
 }

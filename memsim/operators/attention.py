@@ -23,11 +23,15 @@ def _head(d: int, stack: Software) -> int:
     return _round(d, 32 if d <= 128 or stack.flash_pads_heads_to_32 else 64)
 
 
+def _sequence_first(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of [B, H, S, D] that lies as [B, S, H, D]."""
+    _, h, s, d = shape
+    return (s * h * d, d, h * d, 1)
+
+
 def _is_sequence_first(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether [B, H, S, D] is contiguous as [B, S, H, D]."""
-    _, h, s, d = shape
-    wanted = (s * h * d, d, h * d, 1)
-    return all(size == 1 or stride == want for size, stride, want in zip(shape, strides, wanted, strict=True))
+    return all(size == 1 or stride == want for size, stride, want in zip(shape, strides, _sequence_first(shape), strict=True))
 
 
 def key_splits(heads: int, queries: int, keys: int, d: int, processors: int) -> int:
@@ -52,7 +56,7 @@ class Attention(Kind):
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         b, h, s, d = inputs[0].shape
-        return 4.0 * b * h * s * inputs[1].shape[2] * d / 2  # causal: half of the products
+        return 2.0 * b * h * s * inputs[1].shape[2] * (d + inputs[2].shape[-1]) / 2  # causal: half of the products
 
     def backward_flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         """Five products where forward has two: the scores are computed again (Dao et al. 2022, FlashAttention, appendix B)."""
@@ -109,10 +113,11 @@ class EfficientAttention(Attention):
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         q = inputs[0]
-        b, h, s, d = q.shape
+        b, h, s, _ = q.shape
+        d = inputs[2].shape[-1]
         lse = (b, h, _round(s, 32) if any(spec.requires_grad for spec in inputs) else 0)  # should_compute_logsumexp
         scalar = Inferred((), (), "int64", differentiable=False)
-        return (Inferred(q.shape, (s * h * d, d, h * d, 1), q.dtype), Inferred(lse, like(lse), "fp32", differentiable=False), scalar, scalar)
+        return (Inferred((b, h, s, d), (s * h * d, d, h * d, 1), q.dtype), Inferred(lse, like(lse), "fp32", differentiable=False), scalar, scalar)
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
         q, k, v, *bias = inputs
@@ -123,16 +128,16 @@ class EfficientAttention(Attention):
         size = 0 if m.stack.software.attention_seeds_on_host or attrs.get("p") else 8  # with dropout they come from the host
         seed, offset = m.alloc(size), m.alloc(size)
         into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes), seed, offset]
-        if inputs[0].shape[-1] > 128 and inputs[0].dtype != "fp32":  # kNeedsOutputAccumulatorBuffer
+        if max(inputs[0].shape[-1], inputs[2].shape[-1]) > 128 and inputs[0].dtype != "fp32":  # kNeedsOutputAccumulatorBuffer
             m.scratch(4 * outputs[0].elements)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         q, k, v = inputs[:3]
-        b, h, s, d = q.shape
-        dq, dk, dv = (m.grad(x.shape, (x.shape[2] * x.shape[1] * d, d, x.shape[1] * d, 1), x.dtype, view=True) for x in (q, k, v))
+        b, h, s, _ = q.shape
+        dq, dk, dv = (m.grad(x.shape, _sequence_first(x.shape), x.dtype, view=True) for x in (q, k, v))
         expanded = [m.like(dq) for _ in range(2)] if k.shape[1] != h else []
-        delta = self._delta(m, q)
-        workspace = m.alloc(backward_workspace(b * h, s, d, q.dtype, m.stack.large_shared_memory))
+        delta = self._delta(m, outputs[0])
+        workspace = m.alloc(backward_workspace(b * h, s, q.shape[-1], v.shape[-1], q.dtype, m.stack.large_shared_memory))
         m.release(delta, workspace)
         m.discard(*reversed(expanded))
         return [(0, dq), (1, dk), (2, dv)]
@@ -152,17 +157,25 @@ class EfficientAttention(Attention):
         return delta
 
 
-def backward_workspace(heads: int, s: int, d: int, dtype: str, large_shared_memory: bool = True) -> int:
-    """Bytes that the kernels compiled for sm80 and later ask for (mem_eff_attention/kernel_backward.h, workspace_size), for B·H heads.
+def backward_workspace(heads: int, s: int, d: int, d_v: int, dtype: str, large_shared_memory: bool = True) -> int:
+    """Bytes that the kernels compiled for sm80 and later ask for (mem_eff_attention/kernel_backward.h, workspace_size), for B·H heads of d elements
+    whose values have d_v.
 
     A tile of dq with its lock for each block of queries, and where dk and dv do not stay in registers their fp32 sums. The first kernel of
     PyTorch's list that fits the device's shared memory is taken: 163 KiB and more a block, or 99 KiB on the smaller parts (sm86, 89, 120).
     """
-    half = dtype != "fp32"
-    if d <= 64 or (not large_shared_memory and (not half or 96 < d <= 128)):
+    half, widest = dtype != "fp32", max(d, d_v)
+    if widest <= 64 or (not large_shared_memory and (not half or 96 < widest <= 128)):
         rows, columns = 64, 64
     else:
-        rows, columns = 128, 128 if half and large_shared_memory and d <= 128 else 64
+        rows, columns = 128, 128 if half and large_shared_memory and widest <= 128 else 64
     tiles = -(-s // rows) * -(-d // columns)
-    sums = half and (d > 128 or (not large_shared_memory and d > 96))
-    return heads * (tiles * (rows * columns * 4 + 16) + (2 * _round(s, 64) * _round(d, 128) * 4 if sums else 0))
+    sums = half and (widest > 128 or (not large_shared_memory and widest > 96))
+    keys = columns * splits_of_keys(heads, s, columns)
+    return heads * (tiles * (rows * columns * 4 + 16) + (keys * (_round(d, rows) + _round(d_v, rows)) * 4 if sums else 0))
+
+
+def splits_of_keys(heads: int, keys: int, columns: int) -> int:
+    """Into how many parts the backward kernel splits the keys where it sums dk and dv in memory (attention_backward.cu, keys splitting heuristic)."""
+    splits = 1 if heads >= 256 and keys <= 2 * columns else -(-keys // columns)
+    return max(1, min(splits, 200 // heads))
