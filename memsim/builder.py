@@ -172,8 +172,9 @@ class Builder:
     @contextmanager
     def locals(self, *tensors: Tensor) -> Iterator[None]:
         """Operators inside run while these are the calling function's locals, in the order of their slots: should an exception end the
-        function there (a checkpoint's early stop), that is the order in which they die."""
-        before, self.unwind = self.unwind, tuple(tensor.spec.storage for tensor in tensors)
+        function there (a checkpoint's early stop), that is the order in which they die, before those of functions around it."""
+        before = self.unwind
+        self.unwind = (*(tensor.spec.storage for tensor in tensors), *before)
         del tensors
         yield
         self.unwind = before
@@ -359,10 +360,10 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
         else:
             results = b.run(op.kind, *arguments, **op.attrs)
         del arguments
-        b.graph.operators[-1].unkept.extend(moved[storage] for storage in op.unkept)
         for old, new in zip(op.outputs, results, strict=False):
             bind(old, new)
             del new
+        b.graph.operators[-1].unkept.extend(moved[storage] for storage in op.unkept)
         del results
         for storage in op.drops:
             if storage not in keep:

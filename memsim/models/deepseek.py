@@ -76,6 +76,8 @@ def check_attention(config: DecoderConfig) -> None:
             f"model.num_key_value_heads: {config.num_key_value_heads} with {config.num_attention_heads} attention heads cannot run, as every head has "
             f"keys and values of its own; {config.num_attention_heads} can"
         )
+    if config.model_type == "deepseek_v2" and config.hidden_size % config.num_attention_heads:
+        raise InputError(f"model.num_attention_heads: {config.num_attention_heads} does not divide the {config.hidden_size} of hidden_size")
     sizes = latent_of(config)
     if sizes.rope % 2:
         raise Unsupported(f"model.qk_rope_head_dim: {sizes.rope} is odd; it turns in pairs")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from memsim.builder import Builder, Tensor
-from memsim.dtypes import promote
 from memsim.models.model import Settings
 from memsim.operators.base import view_strides
 
@@ -64,12 +63,6 @@ def softmax(b: Builder, x: Tensor, dtype: str) -> Tensor:
     if x.dtype == "fp16" and dtype == "fp32":
         return b.op("softmax", x, dtype=dtype)
     return b.op("softmax", to(b, x, dtype))
-
-
-def cat(b: Builder, x: Tensor, y: Tensor) -> Tensor:
-    """torch.cat((x, y), -1); autocast casts what is not in the wider of their dtypes."""
-    wider = promote(x.dtype, y.dtype)
-    return b.op("cat", to(b, x, wider), to(b, y, wider))
 
 
 def matmul(b: Builder, x: Tensor, y: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ def self_attention(
         k_rot = b.op("view", k_rot, shape=(batch, 1, sequence, sizes.rope))
         turn = apply_rotary_pos_emb_interleave if config.fields.get("rope_interleave") else apply_rotary_pos_emb
         q_rot, k_rot = turn(b, q_rot, k_rot, cos, sin)
-        query_states = F.cat(b, q_pass, q_rot)
+        query_states = b.op("cat", q_pass, q_rot)
         key_states, value_states = expand_kv(b, config, settings, kv_nope, k_rot)
         return attend(b, config, settings, query_states, key_states, value_states, mask, config.attention_bias, offset=sizes.nope)
 
@@ -158,7 +158,7 @@ def complex_self_attention(
         k_nope = b.op("view", rms_norm(b, kv_nope, "kv_a_layernorm", settings.dtype), shape=(batch, 1, sequence, sizes.kv_rank))
         k_pe = b.op("view", k_pe, shape=(batch, 1, sequence, sizes.rope))
         q_pe, k_pe = apply_rotary_emb(b, q_pe, k_pe, freqs_cis)
-        query_states = F.cat(b, q_nope, q_pe)
+        query_states = b.op("cat", q_nope, q_pe)
         key_states, value_states = expand_kv(b, config, settings, k_nope, k_pe)
         return attend(b, config, settings, query_states, key_states, value_states, mask, config.attention_bias, offset=sizes.nope)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING
 
+from memsim.dtypes import promote
 from memsim.graph import contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like, view_strides
 from memsim.operators.elementwise import Edges, Grads, Specs
@@ -106,12 +108,12 @@ class Pad(Kind):
 
 
 class Cat(Kind):
-    """torch.cat along the last dimension; the gradients are views of the incoming one."""
+    """torch.cat along the last dimension, in the widest of the dtypes; the gradients are views of the incoming one."""
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x = inputs[0]
         shape = (*x.shape[:-1], sum(spec.shape[-1] for spec in inputs))
-        return (Inferred(shape, contiguous(shape), x.dtype),)
+        return (Inferred(shape, contiguous(shape), reduce(promote, (spec.dtype for spec in inputs))),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(i, m.view(grads[0], spec.shape, grads[0].strides)) for i, spec in enumerate(inputs) if spec.requires_grad]
