@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from memsim.autocast import FLOATING, ORDER, target
+from memsim.autocast import FLOATING, ORDER, SETS_DTYPE, target
 from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous
 from memsim.operators import KINDS
 from memsim.operators.base import Inferred
@@ -228,6 +228,8 @@ class Builder:
             if results is not None:
                 return results
         if self.autocast is not None:
+            if kind in SETS_DTYPE and inputs[0].dtype in FLOATING:
+                attrs["dtype"] = "fp32"
             dtype = target(kind, self.autocast)
             if dtype is not None and not (kind == "softmax" and "dtype" in attrs):
                 order = ORDER.get(kind) or tuple(reversed(range(len(inputs))))

@@ -130,13 +130,13 @@ class Index(Kind):
 
 
 class Sum(Kind):
-    """x.sum(dim), with `keepdim` or without: backward expands the gradient, a view."""
+    """x.sum(dim, dtype), with `keepdim` or without: backward expands the gradient, a view."""
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         (x,) = inputs
         dim = _dim(inputs, attrs)
         shape = (*x.shape[:dim], *((1,) if attrs.get("keepdim") else ()), *x.shape[dim + 1 :])
-        return (Inferred(shape, like(shape), x.dtype),)
+        return (Inferred(shape, like(shape), str(attrs.get("dtype", x.dtype))),)
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         (x,) = inputs
