@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memsim.graph import contiguous, is_contiguous
 from memsim.operators.base import Attrs, Inferred, Kind
 from memsim.operators.elementwise import Edges, Grads, Specs, pointwise
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Grad, Machine
+    from memsim.schedule.machine import Machine
 
 COMPLEX = "complex64"
 
@@ -24,7 +23,7 @@ class ViewAsComplex(Kind):
         return (Inferred(x.shape[:-1], tuple(stride // 2 for stride in x.strides[:-1]), COMPLEX, alias=0),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
-        whole = _contiguous(m, grads[0])
+        whole = m.contiguous(grads[0])
         pairs = m.view(whole, inputs[0].shape, (*(2 * stride for stride in whole.strides), 1))
         pairs.dtype = "fp32"
         m.discard(whole)
@@ -41,18 +40,11 @@ class ViewAsReal(Kind):
         return (Inferred((*x.shape, 2), (*(2 * stride for stride in x.strides), 1), "fp32", alias=0),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
-        whole = _contiguous(m, grads[0])
+        whole = m.contiguous(grads[0])
         numbers = m.view(whole, inputs[0].shape, tuple(stride // 2 for stride in whole.strides[:-1]))
         numbers.dtype = COMPLEX
         m.discard(whole)
         return [(0, numbers)]
-
-
-def _contiguous(m: Machine, grad: Grad) -> Grad:
-    """grad.contiguous()."""
-    if is_contiguous(grad.shape, grad.strides):
-        return m.same(grad)
-    return m.grad(grad.shape, contiguous(grad.shape), grad.dtype)
 
 
 class ComplexMul(Kind):

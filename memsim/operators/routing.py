@@ -119,13 +119,13 @@ class Index(Kind):
         x, ids = inputs
         n = ids.elements
         result = m.grad(x.shape, contiguous(x.shape), x.dtype)
-        value = m.reshape(grads[0], grads[0].shape)  # value.contiguous()
         wrapped = m.alloc(8 * n)
         linear = m.alloc(8 * n)  # ids times the stride of a row
         m.release(wrapped)
+        value = m.contiguous(grads[0])
         sorted_ids, original, order = m.alloc(8 * n), m.alloc(8 * n), m.alloc(8 * n)
         m.scratch(m.stack.sort_bytes(n, (x.shape[0] - 1).bit_length()))
-        m.release(order, original, sorted_ids, linear, value.storage)
+        m.release(order, original, sorted_ids, value.storage, linear)
         return [(0, result)]
 
 
@@ -178,8 +178,8 @@ class DivideInPlace(Kind):
         of_b = None
         if inputs[1].requires_grad:
             wider = promote(inputs[0].dtype, inputs[1].dtype)
-            negated, once, twice = m.like(grads[0]), m.like(grads[0], wider), m.like(grads[0], wider)
+            once, twice, negated = m.like(grads[0], wider), m.like(grads[0], wider), m.like(grads[0])
             of_b = m.like(grads[0], wider)
-            m.discard(twice, once, negated)
+            m.discard(negated, twice, once)
         of_a = m.like(grads[0], promote(grads[0].dtype, inputs[1].dtype))
         return [(0, of_a), *([(1, of_b)] if of_b else [])]
