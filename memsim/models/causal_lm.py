@@ -21,6 +21,9 @@ Model = Callable[[Builder, DecoderConfig, Settings, Tensor, "Parts"], Tensor]  #
 Embed = Callable[[Builder, DecoderConfig, Settings, Tensor], Tensor]  # input_ids [B, S] → inputs_embeds [B, S, H]
 
 
+Rotary = Callable[[Builder, Settings, str, Tensor, int], tuple[Tensor, ...]]
+
+
 @dataclass(frozen=True)
 class Parts:
     """What families of decoders do differently around the layers."""
@@ -43,6 +46,7 @@ class Parts:
     logits_scaled: bool = False  # the logits are multiplied by a constant
     rotary_dim: int | None = None  # elements of a head that turn, where it is not all of them
     spread: str = "cat"  # how a frequency turns two elements: twice one after the other, "interleaved", or "once" where the tables are half as wide
+    rotary: Rotary | None = None  # what makes the one rotary table, where it is not cos and sin
 
 
 @module_call
@@ -263,6 +267,14 @@ def embed_tokens(b: Builder, config: DecoderConfig, settings: Settings, input_id
     return b.op("embedding", input_ids, weight, label="embed_tokens", input_embeddings=True)
 
 
+def rotary_of(b: Builder, settings: Settings, parts: Parts, config: DecoderConfig, dtype: str, position_ids: Tensor) -> tuple[Tensor, ...]:
+    """The rotary tables of the family."""
+    dtype, dim = "fp32" if parts.rotary_in_fp32 else dtype, parts.rotary_dim or config.head_dim
+    if parts.rotary is not None:
+        return parts.rotary(b, settings, dtype, position_ids, dim)
+    return rotary_embedding(b, settings, dtype, position_ids, dim, spread=parts.spread)
+
+
 @module_call
 def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, parts: Parts) -> Tensor:
     """LlamaModel.forward; returns last_hidden_state [B, S, H]."""
@@ -283,9 +295,10 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
     hidden_states = inputs_embeds
     if parts.dropout and not parts.drops_embeddings:
         hidden_states = b.op("dropout", hidden_states, p=parts.dropout)
-    rotary_dtype, rotary_dim = "fp32" if parts.rotary_in_fp32 else hidden_states.dtype, parts.rotary_dim or config.head_dim
-    position_embeddings = rotary_embedding(b, settings, rotary_dtype, position_ids, rotary_dim, spread=parts.spread)
-    hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True)
+    position_embeddings = rotary_of(b, settings, parts, config, hidden_states.dtype, position_ids)
+    tables = ("cos", "sin")[: len(position_embeddings)]
+    names = ("hidden_states", *tables, "position_ids", "attention_mask")
+    hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True, names=names)
     layer_outputs = hidden_states if settings.stack.layers_return_tuples else None  # noqa: F841
     hidden_states = parts.norm(b, hidden_states, "norm")
     if settings.stack.takes_cache_position:  # which holds the positions, an argument after inputs_embeds
