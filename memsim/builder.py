@@ -99,6 +99,7 @@ class Builder:
         self.finished = False
         self.arguments: tuple[int, ...] = ()  # storages of those of the running core of attention
         self.unwind: tuple[int, ...] = ()  # storages of the running function's locals, in slot order
+        self.stack: tuple[int, ...] = ()  # of the running expression's temporaries
 
     def let_go(self, storage: int) -> None:
         self.names[storage] -= 1
@@ -173,14 +174,17 @@ class Builder:
         self.path.pop()
 
     @contextmanager
-    def locals(self, *tensors: Tensor) -> Iterator[None]:
+    def locals(self, *tensors: Tensor, stack: Tensor | None = None) -> Iterator[None]:
         """Operators inside run while these are the calling function's locals, in the order of their slots: should an exception end the
-        function there (a checkpoint's early stop), that is the order in which they die, before those of functions around it."""
-        before = self.unwind
-        self.unwind = (*(tensor.spec.storage for tensor in tensors), *before)
+        function there (a checkpoint's early stop), that is the order in which they die, before those of functions around it. `stack`: a temporary of the
+        running expression, which dies as soon as the exception leaves the function."""
+        before = self.unwind, self.stack
+        self.unwind = (*(tensor.spec.storage for tensor in tensors), *before[0])
+        self.stack = () if stack is None else (stack.spec.storage,)
         del tensors
+        del stack
         yield
-        self.unwind = before
+        self.unwind, self.stack = before
 
     def unkept(self, tensor: Tensor) -> None:
         """After the operator that ran last, only an autograd graph holds this tensor, one that dies before backward.
@@ -283,6 +287,8 @@ class Builder:
             attrs["no_grad"] = True
         if self.unwind:
             attrs["unwind"] = self.unwind
+        if self.stack:
+            attrs["stack"] = self.stack
         if self.arguments:
             attrs["core"] = self.arguments
         grad = self.grad_enabled and semantics.differentiable and (bool(attrs.get("trains")) or any(spec.requires_grad for spec in specs))
@@ -363,7 +369,8 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
         b.path = module.split(".") if module else []
         b.grad_enabled = grad and not op.attrs.get("no_grad", False)
         unwind: tuple[int, ...] = op.attrs.get("unwind", ())  # type: ignore[assignment]
-        b.unwind = tuple(moved[storage] for storage in unwind)
+        stack: tuple[int, ...] = op.attrs.get("stack", ())  # type: ignore[assignment]
+        b.unwind, b.stack = tuple(moved[storage] for storage in unwind), tuple(moved[storage] for storage in stack)
         core: tuple[int, ...] = op.attrs.get("core", ())  # type: ignore[assignment]
         b.arguments = tuple(moved[storage] for storage in core)
         arguments = tuple(env[spec.value] for spec in op.inputs)

@@ -90,8 +90,8 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         model = frozen(model, Freeze(run.train.only, run.train.freeze), again)
     model = checkpointed(model, run.checkpointing)
     hows = {c.how for c in model.checkpoints}
-    if lora is not None and (lora.parameters or lora.target_parameters) and "offload" in hows:
-        raise Unsupported("checkpointing: offload with adapters on experts' parameters is not supported yet; full and selective are")
+    if lora is not None and lora.target_parameters and "offload" in hows:
+        raise Unsupported("checkpointing: offload with method.target_parameters is not supported yet; full and selective are")
     if isinstance(packing, Int8) and "reentrant" in hows and len(hows) > 1:
         raise Unsupported("checkpointing: some layers reentrant with method.quantization int8 is not supported; all layers reentrant is")
     return require_input_grads(model) if tells else model

@@ -79,7 +79,7 @@ def dora_linear(b: Builder, base: Base, x: Tensor, base_result: Tensor | None, l
         base_result = b.op("sub", base_result, base.weights[1])
     own = (product, eye, lora_weight, weight, weight_norm, mag_norm_scale, lora_result)
     scaled = b.op("mul", b.op("add_scalar", mag_norm_scale), base_result)
-    with b.locals(scaled, base_result, *own, *held):
+    with b.locals(base_result, *own, *held, stack=scaled):
         del own
         result_dora = b.op("mul", mag_norm_scale, lora_result)
     result_dora = b.op("mul_scalar", result_dora)

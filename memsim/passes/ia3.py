@@ -130,7 +130,8 @@ def ia3_linear(b: Builder, kind: str, attrs: Mapping[str, object], x: Tensor, we
     if is_feedforward(ia3, str(attrs["module"])):
         x = F.to(b, x, ia3.dtype)
         interm = F.to(b, b.op("mul", x, ia3_scaling, label="ia3"), previous_dtype)
-        result = b.run(kind, interm, *weights, **attrs)[0]
+        with b.locals(x, interm):
+            result = b.run(kind, interm, *weights, **attrs)[0]
     else:
         result = b.run(kind, x, *weights, **attrs)[0]
         result_dtype = result.dtype

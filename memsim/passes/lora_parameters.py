@@ -176,4 +176,4 @@ class Factors(Folded):
 
     def read(self) -> Tensor:
         with self.b.no_autocast():
-            return self.b.op("baddbmm", self.weight, self.held[0], self.held[1], alpha=self.scaling)
+            return self.b.op("baddbmm", self.weight, self.held[0], self.held[1], alpha=self.scaling, packs=(1, 2))

