@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from memsim.errors import Unsupported
-from memsim.models import cohere, gemma, gemma1, glm, gpt2, gpt_neox, gpt_oss, granite, llama, ministral, mixtral, olmo, olmo2, phi, phi3, smollm3, stablelm, starcoder2
+from memsim.models import cohere, gemma, gemma1, glm, gpt2, gpt_neox, gpt_oss, granite, llama, ministral, mixtral, olmo, olmo2, opt, phi, phi3, smollm3, stablelm, starcoder2
 from memsim.models.model import Model, Settings
 
 FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
@@ -29,6 +29,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "cohere2": cohere.build,
     "ministral": ministral.build,
     "olmo": olmo.build,
+    "opt": opt.build,
     "stablelm": stablelm.build,
     "smollm3": smollm3.build,
     "starcoder2": starcoder2.build,

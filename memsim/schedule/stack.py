@@ -52,9 +52,9 @@ class Stack:
         """Temporary storage of cub::DeviceScan over n items of 8 bytes: a 16-byte descriptor for each tile of 128 threads × 7 items."""
         return self._aliased_after_head(16 * (-(-n // 896) + CUB_PADDING))
 
-    def short_scan_bytes(self) -> int:
-        """Temporary storage of cub::DeviceScan over 4-byte items that are one tile: 8-byte descriptors."""
-        return self._aliased_after_head(8 * (1 + CUB_PADDING))
+    def short_scan_bytes(self, n: int = 1) -> int:
+        """Temporary storage of cub::DeviceScan over n items of 4 bytes: an 8-byte descriptor for each tile of 128 threads × 15 items."""
+        return self._aliased_after_head(8 * (-(-n // 1920) + CUB_PADDING))
 
     def unique_bytes(self, n: int) -> int:
         """Temporary storage of cub::DeviceSelect::UniqueByKey over n pairs of 8-byte keys and values (of 4 bytes, with offsets of 4 bytes, on
