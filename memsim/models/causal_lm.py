@@ -15,7 +15,6 @@ from memsim.models.dense_mask import dense_mask
 from memsim.models.model import Parameter, Settings
 from memsim.tape import SET_ORDER
 
-
 Model = Callable[[Builder, DecoderConfig, Settings, Tensor, "Parts"], Tensor]  # input_ids [B, S] → last_hidden_state [B, S, H]
 
 

@@ -85,7 +85,9 @@ def self_attention(
         value_states = heads("v_proj", config.num_key_value_heads)
         query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
         with b.core(query_states, key_states, value_states, mask):
-            attn_output, attn_weights = eager_attention(b, settings, query_states, key_states, value_states, sinks, mask, config.groups, config.attention_dropout)
+            attn_output, attn_weights = eager_attention(
+                b, settings, query_states, key_states, value_states, sinks, mask, config.groups, config.attention_dropout
+            )
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, count * config.head_dim))
         attn_output = F.linear(b, attn_output, "o_proj", config.hidden_size, dtype, bias)
         return attn_output, attn_weights

@@ -9,7 +9,7 @@ from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import decoder_config
 from memsim.models.llama import check_supported, decoder_layer, layer_parameters
 from memsim.models.model import Model, Settings
-from memsim.models.typed import HOLD_POSITIONS_FIRST, SLIDING, assemble_types, layer_types
+from memsim.models.typed import HOLD_POSITIONS_FIRST, assemble_types, layer_types
 
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:

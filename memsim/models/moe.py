@@ -114,9 +114,7 @@ def apply_gate(b: Builder, gate_up_out: Tensor, act: str) -> Tensor:
     return b.op("mul", b.op(act, gate), up)
 
 
-def grouped_linear(
-    b: Builder, settings: Settings, x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, top_k: int, transposed: bool
-) -> Tensor:
+def grouped_linear(b: Builder, settings: Settings, x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, top_k: int, transposed: bool) -> Tensor:
     """_grouped_linear: x in the weights' dtype, whatever autocast says."""
     experts_hit = hit(settings.routing, weight.shape[0], top_k, x.shape[0])
     attrs = {"experts_hit": experts_hit, "fallback": settings.sm < 80, **({"stacked_in_first": True} if transposed else {})}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError
@@ -12,8 +11,7 @@ from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config, integer
 from memsim.models.layers import pre_norm
-from memsim.models.llama import attention_parameters, check_supported, mlp_of, mlp_parameters, norm_parameters, self_attention
-from memsim.models.llama import activation
+from memsim.models.llama import activation, attention_parameters, check_supported, mlp_of, mlp_parameters, norm_parameters, self_attention
 from memsim.models.model import Model, Settings
 from memsim.models.typed import FULL, SLIDING, assemble_types, layer_types, typed_model
 
@@ -70,4 +68,4 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     dtype = settings.dtype
     mlp_rows = mlp_parameters("mlp", config.hidden_size, config.intermediate_size, dtype, config.mlp_bias)
     parameters = (*attention_parameters(config, dtype), *mlp_rows, *norm_parameters(config, dtype))
-    return assemble_types(replace(config), settings, parts, types, [TURNED if turns else UNTURNED for turns in rope], parameters)
+    return assemble_types(config, settings, parts, types, [TURNED if turns else UNTURNED for turns in rope], parameters)

@@ -5,7 +5,24 @@ from __future__ import annotations
 from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
 from memsim.operators.creation import BiasOfMask, Compare, CountTrue, Create, CumulativeSum, Tril
-from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clamp, ClampInPlace, Clone, Div, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Sub, Unary
+from memsim.operators.elementwise import (
+    Add,
+    AddInPlace,
+    AddScalar,
+    Cast,
+    Clamp,
+    ClampInPlace,
+    Clone,
+    Div,
+    Dropout,
+    Mul,
+    Rsqrt,
+    SavesInput,
+    SavesResult,
+    Square,
+    Sub,
+    Unary,
+)
 from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Dequantize4bit, Linear4bit, Recast
 from memsim.operators.linear8bit import Linear8bit
