@@ -92,6 +92,10 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     hows = {c.how for c in model.checkpoints}
     if lora is not None and (lora.parameters or lora.target_parameters) and "offload" in hows:
         raise Unsupported("checkpointing: offload with adapters on experts' parameters is not supported yet; full and selective are")
+    if any("cast" in c.saves for c in model.checkpoints) and any(op.kind == "recast" for graph in model.layer_graphs for op in graph.operators):
+        raise InputError(
+            "checkpointing.save: cast fails in PyTorch where 4-bit modules have biases, which they cast when they first run and never again; without cast it works"
+        )
     if isinstance(packing, Int8) and "reentrant" in hows:
         raise Unsupported("checkpointing: reentrant with method.quantization int8 is not supported yet; full is")
     return require_input_grads(model) if tells else model
