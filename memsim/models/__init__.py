@@ -20,6 +20,7 @@ from memsim.models import (
     mixtral,
     olmo,
     olmo2,
+    opt,
     phi,
     phi3,
     smollm3,
@@ -49,6 +50,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "cohere2": cohere.build,
     "ministral": ministral.build,
     "olmo": olmo.build,
+    "opt": opt.build,
     "stablelm": stablelm.build,
     "smollm3": smollm3.build,
     "starcoder2": starcoder2.build,
@@ -61,14 +63,43 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
 
 
 NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-OTHERWISE = ("expert", "lora_rank", "ssm", "conv", "encoder", "vision", "audio", "altup", "softcap", "cross_attention", "patch")  # in names of fields: no Llama
+# In names of fields that say something: no Llama.
+OTHERWISE = (
+    *("expert", "moe_", "n_group", "lora_rank", "ssm", "conv", "encoder", "vision", "audio", "patch", "type_vocab", "per_layer", "altup", "block_types"),
+    *(
+        "softcap",
+        "cross_attention",
+        "lambda",
+        "alibi",
+        "qk_norm",
+        "qk_layernorm",
+        "clip_qkv",
+        "partial_rotary",
+        "rotary_pct",
+        "no_rope",
+        "sliding_window_pattern",
+    ),
+    *("dropout_prob", "residual_dropout", "hidden_dropout", "embedding_dropout", "pdrop", "multiplier", "logit_scale", "scale_emb", "scale_depth", "mup"),
+    *("parallel_residual", "parallel_attn", "post_norm", "swa", "llama_4_scaling", "cycles"),
+)
+UNLIKE = ("hunyuan_v1_dense", "hunyuan_v1_moe")  # model_types whose fields are Llama's, and which norm queries and keys
 
 
 def is_assumed(fields: Mapping[str, object]) -> bool:
     """Whether memsim does not know the model_type, but its fields are Llama's, so that it is taken for a Llama."""
     given = [key for key, value in fields.items() if value]
     known = str(fields.get("model_type")) in FAMILIES
-    return not known and all(key in given for key in NEEDED) and not any(word in key for key in given for word in OTHERWISE)
+    unlike = fields.get("model_type") in UNLIKE
+    return not known and not unlike and all(key in given for key in NEEDED) and not any(is_otherwise(key, fields[key]) for key in given)
+
+
+def is_otherwise(key: str, value: object) -> bool:
+    """Whether a field says that the model is no Llama: of norms with other names, layers of several types, or by a word in its name."""
+    if key == "layer_types":
+        return not isinstance(value, (list, tuple)) or set(value) != {"full_attention"}
+    if "norm" in key and "eps" in key:
+        return key != "rms_norm_eps"
+    return any(word in key for word in OTHERWISE)
 
 
 def build(fields: Mapping[str, object], settings: Settings, strict: bool = False) -> Model:

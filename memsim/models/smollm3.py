@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError
@@ -69,4 +68,4 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     dtype = settings.dtype
     mlp_rows = mlp_parameters("mlp", config.hidden_size, config.intermediate_size, dtype, config.mlp_bias)
     parameters = (*attention_parameters(config, dtype), *mlp_rows, *norm_parameters(config, dtype))
-    return assemble_types(replace(config), settings, parts, types, [TURNED if turns else UNTURNED for turns in rope], parameters)
+    return assemble_types(config, settings, parts, types, [TURNED if turns else UNTURNED for turns in rope], parameters)

@@ -27,8 +27,8 @@ class LayerNorm(Kind):
         return (Inferred(x.shape, like(x.shape), x.dtype), statistic, statistic)
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
-        x, *affine = inputs
-        return (*(spec.storage for spec in affine[1:]), x.storage, *(spec.storage for spec in affine[:1]), outputs[1].storage, outputs[2].storage)
+        x, *affine = inputs  # weight and bias, where the norm has them
+        return (*(p.storage for p in affine[1:]), x.storage, *(p.storage for p in affine[:1]), outputs[1].storage, outputs[2].storage)
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         x = inputs[0]

@@ -198,7 +198,7 @@ class Machine:
         if staging:
             self.scratch(staging, semaphores)
 
-    def scan_scratch(self, shape: tuple[int, ...]) -> None:
+    def scan_scratch(self, shape: tuple[int, ...], itemsize: int = 8) -> None:
         """CUB's scan over a tensor that is one row; several rows are scanned without scratch."""
         if math.prod(shape) == shape[-1]:
-            self.scratch(self.stack.scan_bytes(shape[-1]))
+            self.scratch(self.stack.scan_bytes(shape[-1]) if itemsize == 8 else self.stack.short_scan_bytes(shape[-1]))

@@ -179,7 +179,7 @@ def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Se
         if s in alive:
             _let_go(machine, storages[s], nodes)
             del alive[s]
-    if graph.cached:  # the exception ends the contexts, autocast's too, and only then do the frames that it passed die
+    if graph.cached or casts:  # the exception ends the contexts, autocast's too, and only then do the frames that it passed die
         machine.at(AUTOCAST_CACHE)
         machine.release(*casts)
         for s in graph.cached:

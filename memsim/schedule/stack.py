@@ -52,9 +52,9 @@ class Stack:
         """Temporary storage of cub::DeviceScan over n items of 8 bytes: a 16-byte descriptor for each tile of 128 threads × 7 items."""
         return self._aliased_after_head(16 * (-(-n // 896) + CUB_PADDING))
 
-    def short_scan_bytes(self) -> int:
-        """Temporary storage of cub::DeviceScan over 4-byte items that are one tile: 8-byte descriptors."""
-        return self._aliased_after_head(8 * (1 + CUB_PADDING))
+    def short_scan_bytes(self, n: int = 1) -> int:
+        """Temporary storage of cub::DeviceScan over n items of 4 bytes: an 8-byte descriptor for each tile of 128 threads × 15 items."""
+        return self._aliased_after_head(8 * (-(-n // 1920) + CUB_PADDING))
 
     def sum_bytes(self, n: int) -> int:
         """Temporary storage of cub::DeviceReduce::Sum over n items, to 4 bytes: none for a single tile, which asks for a byte, else a sum
