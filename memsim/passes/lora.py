@@ -30,6 +30,7 @@ class Lora:
     bias: str = "none"  # which biases train: "all", or those of targeted modules, "lora_only"
     layers: tuple[int, ...] | None = None  # layers_to_transform
     saved: tuple[str, ...] = ()  # modules_to_save
+    unnamed_output: bool = False  # what an embedding's adapter makes is not kept until the module is done
     sites: Sites | None = None  # where it goes, where full names decided that (passes/targets.py)
 
 

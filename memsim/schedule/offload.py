@@ -11,8 +11,6 @@ from dataclasses import replace
 from memsim.graph import Operator, TensorSpec, contiguous, is_contiguous
 from memsim.schedule.machine import Machine
 
-WEIGHT_TRANSPOSED = ("linear",)  # F.linear(x, w) saves w.t()
-
 
 def saved_tensors(op: Operator) -> tuple[TensorSpec, ...]:
     """What an operator saves, as tensors, in the order of `op.saved`."""
@@ -22,13 +20,19 @@ def saved_tensors(op: Operator) -> tuple[TensorSpec, ...]:
     return tuple(there[s].pop(0) if len(there[s]) > 1 else there[s][0] for s in op.saved)
 
 
+def saves_transposed(op: Operator) -> bool:
+    """Whether what it saves of its weight is a transposed view: F.linear(x, w) saves w.t()."""
+    return op.kind == "linear" or (op.kind == "grouped_linear" and not op.attrs.get("stacked_in_first"))
+
+
 def to_host(machine: Machine, op: Operator, results: bool) -> None:
     """packed.copy_(tensor) of the operands that are saved, before the operator runs, or of the results, after. What is not contiguous is made so on the
     device first (ATen/native/cuda/Copy.cu, copy_requires_temporaries)."""
     made = {spec.storage for spec in op.outputs} - {spec.storage for spec in op.inputs}
     for spec in saved_tensors(op):
         if (spec.storage in made) == results:
-            if not is_contiguous(spec.shape, spec.strides) or (op.kind in WEIGHT_TRANSPOSED and spec.storage == op.inputs[1].storage and 1 not in spec.shape):
+            turned = saves_transposed(op) and spec.storage == op.inputs[1].storage and 1 not in spec.shape[-2:]
+            if turned or not is_contiguous(spec.shape, spec.strides):
                 machine.scratch(spec.nbytes)
             machine.copied(spec.nbytes)
 

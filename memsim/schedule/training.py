@@ -297,8 +297,7 @@ class Training:
                         frame = self.core(instance, inner, frame, bound)
                     autograd.execute(instance, inner, frame, checkpoint.how == "offload")
             if reentrant:
-                held = [bound[name][0] for name in model.hold_inputs[: -model.positional] if name in bound]
-                saved = [bound[name][0] for name in reversed(model.hold_inputs[-model.positional :]) if name in bound]
+                held, saved = ([bound[name][0] for name in names if name in bound] for names in model.by_reference())
                 autograd.checkpoint(instance, Reentrant(self.layer_graph(kind, True, True), bound), held, saved)
             self.casts.append(instance)
             out = graph.outputs[0]
