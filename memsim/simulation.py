@@ -56,7 +56,8 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     precision = "amp-bf16" if packing else run.precision  # what is not quantized is cast to fp32, and runs under autocast
     software = STACKS[run.stack]
     tells = enables_input_grads(run.checkpointing)
-    tells = tells and not (software.checkpoints_frozen_inputs and method.kind == "full") and not (packing and software.qlora_input_is_frozen)
+    tells = tells and not (software.checkpoints_frozen_inputs and method.kind == "full")
+    tells = tells and not (packing and software.qlora_input_is_frozen and run.checkpointing != "reentrant")
     settings = Settings(
         batch=run.batch.size,
         sequence=run.batch.sequence,
@@ -91,6 +92,12 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     hows = {c.how for c in model.checkpoints}
     if lora is not None and lora.parameters and "offload" in hows:
         raise Unsupported("checkpointing: offload with adapters on experts' parameters is not supported yet; full and selective are")
+    if "reentrant" in hows and not tells and not next(op for op in model.outer.operators if op.kind == "layers").inputs[0].requires_grad:
+        raise InputError(
+            f"checkpointing: reentrant with frozen embeddings trains no layer with stack {run.stack}, which leaves their output as it is; full does"
+        )
+    if packing and software.bnb_always_dequantizes and "selective" in hows:
+        raise Unsupported(f"checkpointing: selective with method qlora and stack {run.stack} is not supported yet; full is")
     if isinstance(packing, Int8) and "reentrant" in hows:
         raise Unsupported("checkpointing: reentrant with method.quantization int8 is not supported yet; full is")
     return require_input_grads(model) if tells else model

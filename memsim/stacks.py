@@ -45,6 +45,7 @@ class Software:
     checkpoints_positional_arguments: bool = False
     checkpoints_frozen_inputs: bool = False
     embedding_adapters_add_at_once: bool = False
+    copies_modules_twice: bool = False
     olmo2_as_llama: bool = False
     phi3_rotates_whole_heads: bool = False
     qlora_keeps_cache: bool = False
@@ -89,6 +90,7 @@ MEANING: Mapping[str, tuple[str, str, str]] = {
     "checkpoints_positional_arguments": ("checkpoint: a layer's arguments", "positional; die in their order", "by name; die in reverse"),
     "checkpoints_frozen_inputs": ("checkpoint: frozen embeddings", "stay as they are", "are told to require a gradient"),
     "embedding_adapters_add_at_once": ("LoRA of embeddings: the adapter's output", "goes once it is added", "lives until the module is done"),
+    "copies_modules_twice": ("modules_to_save: copies are made", "with the adapters, and once more after them", "after them"),
     "olmo2_as_llama": ("OLMo-2: weight of norms, rotary tables", "in the model's dtype, as Llama's", "in fp32"),
     "phi3_rotates_whole_heads": ("Phi-3: rotation of heads", "whole, as Llama's", "the part that turns is cut off and put back"),
     "qlora_keeps_cache": ("QLoRA: once parameters are cast to fp32", "the cache stays", "it is emptied"),
@@ -131,6 +133,7 @@ HF_4_48 = Software(
     checkpoints_positional_arguments=True,
     checkpoints_frozen_inputs=True,
     embedding_adapters_add_at_once=True,
+    copies_modules_twice=True,
     olmo2_as_llama=True,
     phi3_rotates_whole_heads=True,
     qlora_keeps_cache=True,

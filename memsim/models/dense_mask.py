@@ -23,7 +23,9 @@ def dense_mask(b: Builder, config: DecoderConfig, settings: Settings, dtype: str
     with b.module("causal_mask"), b.no_grad():
         if settings.padded:
             return padded(b, config, settings, dtype, inside)
-        mask = square(b, config, sequence, sequence + 1, dtype)
+        mask, *others = square(b, config, (sequence, sequence + 1), dtype)
+        while others:
+            others.pop(0)
         return b.op("expand", mask, shape=(settings.batch, 1, sequence, sequence + 1))
 
 
@@ -34,10 +36,10 @@ def padded(b: Builder, config: DecoderConfig, settings: Settings, dtype: str, in
         every = b.op("all", F.create(b, "attention_mask.eq", (batch, sequence), "bool"))
         del every
     whole = (batch, 1, sequence, sequence)
-    causal_mask = square(b, config, sequence, sequence, dtype)
+    causal_mask, *others = square(b, config, (sequence, sequence), dtype)
     causal_mask, before = F.create(b, "clone", whole, dtype), causal_mask
     del before
-    fill_padding(b, causal_mask)
+    fill_padding(b, causal_mask, others)
     if settings.attention == "sdpa":  # AttentionMaskConverter._unmask_unattended
         unattended = F.create(b, "unmask_unattended.eq", whole, "bool")
         every = b.op("all_last", unattended)
@@ -50,14 +52,16 @@ def padded(b: Builder, config: DecoderConfig, settings: Settings, dtype: str, in
     return causal_mask
 
 
-def fill_padding(b: Builder, causal_mask: Tensor) -> None:
-    """Hides padding in the batch's own mask [B, 1, S, S]."""
+def fill_padding(b: Builder, causal_mask: Tensor, others: list[Tensor]) -> None:
+    """Hides padding in the batch's own mask [B, 1, S, S]. `others` are the function's locals, which die before its padding_mask."""
     whole, dtype = causal_mask.shape, causal_mask.dtype
     padding_mask = F.create(b, "padding_mask", whole, dtype)
     padding_mask, before = F.create(b, "padding_mask.eq", whole, "bool"), padding_mask
     del before
     filled = F.create(b, "masked_fill", whole, dtype)
     del filled
+    while others:
+        others.pop(0)
     del padding_mask
 
 
@@ -70,7 +74,7 @@ def plain_mask(b: Builder, settings: Settings, dtype: str) -> Tensor:
         if settings.padded:
             mask, before = F.create(b, "clone", whole, dtype), mask
             del before
-            fill_padding(b, mask)
+            fill_padding(b, mask, [])
             return mask
         return b.op("expand", mask, shape=whole)
 
@@ -78,12 +82,9 @@ def plain_mask(b: Builder, settings: Settings, dtype: str) -> Tensor:
 WINDOWED = ("mistral", "phi3")  # the families whose mask knows of windows
 
 
-def square(b: Builder, config: DecoderConfig, sequence: int, width: int, dtype: str) -> Tensor:
-    """_prepare_4d_causal_attention_mask_with_cache_position without a mask of the batch: [1, 1, S, width]."""
-    shape = (sequence, width)
-    if config.model_type in WINDOWED:
-        return windowed(b, shape, dtype, config.sliding_window)
-    return triangular(b, shape, dtype)
+def square(b: Builder, config: DecoderConfig, shape: tuple[int, int], dtype: str) -> list[Tensor]:
+    """_prepare_4d_causal_attention_mask_with_cache_position without a mask of the batch: [1, 1, *shape], and the function's other locals."""
+    return windowed(b, shape, dtype, config.sliding_window) if config.model_type in WINDOWED else [triangular(b, shape, dtype)]
 
 
 def triangular(b: Builder, shape: tuple[int, int], dtype: str) -> Tensor:
@@ -97,22 +98,17 @@ def triangular(b: Builder, shape: tuple[int, int], dtype: str) -> Tensor:
     return b.op("view", causal_mask, shape=(1, 1, *shape))
 
 
-def windowed(b: Builder, shape: tuple[int, int], dtype: str, window: int | None) -> Tensor:
-    """MistralModel's."""
+def windowed(b: Builder, shape: tuple[int, int], dtype: str, window: int | None) -> list[Tensor]:
+    """MistralModel's, with diagonal_attend_mask and sliding_attend_mask."""
     causal_mask = F.create(b, "full", shape, dtype)
-    diagonal_attend_mask = after(b, shape)
+    masks = [after(b, shape)]
     if window is not None:
         positions = F.create(b, "arange", (shape[1],), "int64")
         first = F.create(b, "minus_window", (shape[0], 1), "int64")
-        sliding_attend_mask = F.create(b, "compare", shape, "bool")
+        masks.append(F.create(b, "compare", shape, "bool"))
         del positions
         del first
-        causal_mask = b.op("view", causal_mask, shape=(1, 1, *shape))
-        del diagonal_attend_mask
-        del sliding_attend_mask
-        return causal_mask
-    del diagonal_attend_mask
-    return b.op("view", causal_mask, shape=(1, 1, *shape))
+    return [b.op("view", causal_mask, shape=(1, 1, *shape)), *masks]
 
 
 def after(b: Builder, shape: tuple[int, int]) -> Tensor:

@@ -81,7 +81,7 @@ def decoder_layer(
     """Gemma2DecoderLayer.forward. `hides`: the layer makes a mask of its own, that hides what is outside the window."""
     dtype = settings.dtype
     if hides and mask is not None:
-        mask, sliding_window_mask = gemma_dense.sliding_mask(b, mask)  # noqa: F841, RUF059
+        mask, sliding_window_mask = gemma_dense.sliding_mask(b, mask)  # noqa: RUF059
     residual = hidden_states
     hidden_states = rms_norm(b, hidden_states, "input_layernorm", dtype)
     hidden_states, _ = self_attention(b, gemma, settings, hidden_states, cos, sin, mask)

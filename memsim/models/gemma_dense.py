@@ -39,8 +39,8 @@ def last_hidden_state(b: Builder, config: DecoderConfig, settings: Settings, inp
     del inputs_embeds  # arguments of forward die before its other locals
     del position_ids
     del causal_mask
+    del sin  # a tuple goes from its end
     del cos
-    del sin
     return hidden_states
 
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 class LayerNorm(Kind):
-    """native_layer_norm over the last dimension of x [..., H], weight [H], bias [H]: keeps x, and a mean and an inverse deviation in fp32 for each row.
+    """native_layer_norm over the last dimension of x [..., H], weight [H], bias [H]: keeps all three, and a mean and an inverse deviation in fp32 for
+    each row.
 
     The gradients of weight and bias need no scratch up to 64 Ki rows; beyond, PyTorch may reduce them in two stages, which is not modelled.
     """
@@ -27,7 +28,8 @@ class LayerNorm(Kind):
         return (Inferred(x.shape, like(x.shape), x.dtype), statistic, statistic)
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
-        return (inputs[0].storage, outputs[1].storage, outputs[2].storage)
+        x, weight, bias = inputs
+        return (bias.storage, x.storage, weight.storage, outputs[1].storage, outputs[2].storage)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         made = [m.grad(spec.shape, like(spec.shape), spec.dtype, parameter=i > 0) if spec.requires_grad else None for i, spec in enumerate(inputs)]

@@ -11,6 +11,8 @@ from dataclasses import replace
 from memsim.graph import Operator, TensorSpec, contiguous, is_contiguous
 from memsim.schedule.machine import Machine
 
+SEEDED = ("flash_attention", "efficient_attention")
+
 
 def saved_tensors(op: Operator) -> tuple[TensorSpec, ...]:
     """What an operator saves, as tensors, in the order of `op.saved`."""
@@ -37,8 +39,10 @@ def to_host(machine: Machine, op: Operator, results: bool) -> None:
             machine.copied(spec.nbytes)
 
 
-def from_host(machine: Machine, spec: TensorSpec) -> int:
-    """packed.to(device): a new storage."""
+def from_host(machine: Machine, op: Operator, spec: TensorSpec) -> int:
+    """packed.to(device): a new storage, but for what was on the host when it was saved."""
+    if machine.stack.software.attention_seeds_on_host and op.kind in SEEDED and spec.dtype == "int64":
+        return machine.alloc(0)
     machine.copied(spec.nbytes)
     return machine.alloc(spec.nbytes)
 

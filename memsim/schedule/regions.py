@@ -173,11 +173,11 @@ def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Se
             if s in alive or frame.operators is None:
                 _let_go(machine, storages[s], nodes)
                 alive.pop(s, None)
-    # The exception unwinds. The results of the operator that it left go first.
-    for out in graph.operators[last].outputs:
-        if out.storage in alive:
-            _let_go(machine, storages[out.storage], nodes)
-            del alive[out.storage]
+    # The exception unwinds. The results of the operator that it left go first, then operands that only the expression held.
+    for s in (*(out.storage for out in graph.operators[last].outputs), *graph.operators[last].operands):
+        if s in alive:
+            _let_go(machine, storages[s], nodes)
+            del alive[s]
     if graph.cached:  # the exception ends the contexts, autocast's too, and only then do the frames that it passed die
         machine.at(AUTOCAST_CACHE)
         machine.release(*casts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import groupby
 
 from memsim.builder import rewrite
 from memsim.cost import Rates
@@ -16,6 +17,7 @@ from memsim.models.model import Checkpoint, Model, Parameter
 from memsim.operators.linear4bit import quantize
 from memsim.operators.linear8bit import quantize_rows
 from memsim.operators.packed4bit import packed_sizes
+from memsim.passes.modules_to_save import COPY
 from memsim.schedule.autograd import Autograd, Leaf, Reentrant
 from memsim.schedule.grad_scaler import GradScaler
 from memsim.schedule.machine import NO_LAYER, Machine
@@ -82,8 +84,11 @@ class Training:
             machine.layer = NO_LAYER
             machine.empty_cache()
         adapters = [(layer, p) for layer, p in rows if p.adapter]
-        for layer, p in sorted(adapters, key=lambda row: CREATED.get(row[1].module, 0)):
+        turns = CREATED if not machine.stack.software.copies_modules_twice else {**CREATED, COPY: 0}
+        for layer, p in sorted(adapters, key=lambda row: turns.get(row[1].module, 0)):
             self.place(layer, p, p.created_dtype or p.dtype)
+        if machine.stack.software.copies_modules_twice:
+            self.copy_again([(layer, p) for layer, p in adapters if p.module == COPY])
         for layer, p in adapters:  # PEFT's cast_adapter_dtype
             if p.created_dtype not in ("", p.dtype):
                 first, _ = self.parameters[layer, p.name]
@@ -106,6 +111,15 @@ class Training:
         else:
             self.plan.optimizer.created(machine, self.order, self.state)
         machine.layer = NO_LAYER
+
+    def copy_again(self, rows: list[tuple[int, Parameter]]) -> None:
+        """Modules that train as a whole are copied from the original once more, and the first copies go, a module after the other."""
+        for _, module in groupby(rows, key=lambda row: (row[0], row[1].name.rpartition(".")[0])):
+            of_module = list(module)
+            first = [self.parameters[layer, p.name][0] for layer, p in of_module]
+            for layer, p in of_module:
+                self.place(layer, p, p.created_dtype or p.dtype)
+            self.machine.release(*first)
 
     def place(self, layer: int, p: Parameter, dtype: str) -> None:
         """Allocates a parameter."""
