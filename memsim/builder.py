@@ -97,6 +97,7 @@ class Builder:
         self.path: list[str] = []
         self.grad_enabled = True
         self.finished = False
+        self.leaving = False  # an expression lets go of its operands
         self.arguments: tuple[int, ...] = ()  # storages of those of the running core of attention
         self.unwind: tuple[int, ...] = ()  # storages of the running function's locals, in slot order
         self.stack: tuple[int, ...] = ()  # of the running expression's temporaries
@@ -105,6 +106,8 @@ class Builder:
         self.names[storage] -= 1
         if self.names[storage] == 0 and self.graph.operators and not self.finished:
             self.graph.operators[-1].drops.append(storage)
+            if self.leaving:
+                self.graph.operators[-1].operands.append(storage)
 
     def _tensor(self, shape: tuple[int, ...], dtype: str, requires_grad: bool, label: str, parameter: str | None = None, leaf: bool = False) -> Tensor:
         graph = self.graph
@@ -323,6 +326,12 @@ class Builder:
             results.pop(0)
         self._end_call()
         del inputs
+        self.leaving = True
+        del x
+        del y
+        del z
+        del more
+        self.leaving = False
         return first
 
     def finish(self, *outputs: Tensor) -> LayerGraph:
@@ -382,6 +391,7 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
         else:
             results = b.run(op.kind, *arguments, **op.attrs)
         del arguments
+        b.graph.operators[-1].operands.extend(moved[storage] for storage in op.operands)
         for old, new in zip(op.outputs, results, strict=False):
             bind(old, new)
             del new

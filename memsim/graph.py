@@ -55,6 +55,9 @@ class Operator:
     attrs: Mapping[str, object]
     saved: tuple[int, ...]  # storages kept for backward, in the order in which backward lets go of them
     drops: list[int] = field(default_factory=list)  # storages whose last Python name dies right after this operator, in order
+    operands: list[int] = field(
+        default_factory=list
+    )  # of those that die here the ones that only the expression held: an exception in the operator lets go of them first
     unkept: list[int] = field(default_factory=list)  # storages that only a graph nobody walks holds from here on: not where a checkpoint keeps nothing
 
     @property

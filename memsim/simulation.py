@@ -22,7 +22,7 @@ from memsim.optimizernames import OPTIMIZERS
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
 from memsim.passes.freeze import Freeze, frozen
 from memsim.passes.int8 import Int8
-from memsim.passes.methods import ADAPTERS, QUANTIZED, VECTORS, adapted, check_method, lora_of, packing_of, with_ia3
+from memsim.passes.methods import ADAPTERS, KEYS as METHOD_KEYS, QUANTIZED, VECTORS, adapted, check_method, lora_of, packing_of, with_ia3
 from memsim.passes.packed import Packed
 from memsim.schedule import record
 from memsim.schedule.bitsandbytes import lacks_kernel
@@ -30,7 +30,7 @@ from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
 from memsim.schedule.training import Plan
 from memsim.stacks import STACKS, Software
-from memsim.strategy import in_words
+from memsim.strategy import in_words, names_of
 from memsim.tape import Tape
 from memsim.timeline import About, Timeline
 from memsim.words import duration
@@ -50,13 +50,14 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     check_supported(run)
     method = run.method
     model_type = str(run.config.get("model_type"))
-    lora = lora_of(method, model_type) if method.kind in ADAPTERS else None
+    lora = lora_of(method, model_type, STACKS[run.stack]) if method.kind in ADAPTERS else None
     packing = packing_of(method)
     loaded = WEIGHTS.get(run.precision, run.precision)
     precision = "amp-bf16" if packing else run.precision  # what is not quantized is cast to fp32, and runs under autocast
     software = STACKS[run.stack]
     tells = enables_input_grads(run.checkpointing)
-    tells = tells and not (software.checkpoints_frozen_inputs and method.kind == "full") and not (packing and software.qlora_input_is_frozen)
+    tells = tells and not (software.checkpoints_frozen_inputs and method.kind == "full")
+    tells = tells and not (packing and software.qlora_input_is_frozen and run.checkpointing != "reentrant")
     settings = Settings(
         batch=run.batch.size,
         sequence=run.batch.sequence,
@@ -98,6 +99,12 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         raise InputError(
             "checkpointing.save: cast fails in PyTorch where 4-bit modules have biases, which they cast once, when they first run; without cast it works"
         )
+    if "reentrant" in hows and not tells and not next(op for op in model.outer.operators if op.kind == "layers").inputs[0].requires_grad:
+        raise InputError(
+            f"checkpointing: reentrant with frozen embeddings trains no layer with stack {run.stack}, which leaves their output as it is; full does"
+        )
+    if packing and software.bnb_always_dequantizes and "selective" in hows:
+        raise Unsupported(f"checkpointing: selective with method qlora and stack {run.stack} is not supported yet; full is")
     return require_input_grads(model) if tells else model
 
 
@@ -113,8 +120,6 @@ def check_supported(run: Run) -> None:
     if run.method.kind in QUANTIZED and run.precision != "bf16" and run.method.casts != "peft":
         raise Unsupported(f"method.casts: {run.method.casts} with precision {run.precision} is not supported; with bf16 it is")
     check_grad_scaler(run)
-    if run.batch.padding and run.stack != "golden":
-        raise Unsupported(f"batch.padding: {run.batch.padding} with stack {run.stack} is not supported yet; 0 is, and with stack golden any share")
     if run.fsdp > 1:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.device is not None and devices()[run.device].sm is None:
@@ -122,7 +127,7 @@ def check_supported(run: Run) -> None:
     if run.optimizer_in_backward:
         check_in_backward(run)
     check_stack(run, STACKS[run.stack])
-    check_method(run.method, str(run.config.get("model_type")), STACKS[run.stack])
+    check_method(run.method)
 
 
 def check_grad_scaler(run: Run) -> None:
@@ -146,8 +151,6 @@ def check_in_backward(run: Run) -> None:
         raise Unsupported("optimizer_in_backward: it steps as soon as a gradient is there, before others could be added; batch.accumulation: 1 works")
     if run.clip_grad_norm:
         raise Unsupported("optimizer_in_backward: no gradient is left once all are known, so none can be clipped; clip_grad_norm: null works")
-    if run.stack != "golden":
-        raise Unsupported(f"optimizer_in_backward: it is not supported yet with stack {run.stack}; with golden it is")
 
 
 def check_kernels(run: Run, model: Model) -> None:
@@ -162,22 +165,32 @@ def check_stack(run: Run, stack: Software) -> None:
     """Raises Unsupported for what is not held against recordings of the stack."""
     if not stack.runs_on(run.sm):
         raise Unsupported(f"sm: {run.sm} is not supported with torch {stack.torch}; {stack.devices} are")
-    asked = {
-        "model_type": str(run.config.get("model_type")),
-        "method.kind": run.method.kind,
-        "precision": run.precision,
-        "method.quantization": run.method.quantization,
-        "grad_scaler": str(run.grad_scaler).lower(),
-        "optimizer": run.optimizer,
-        "attention": run.attention,
-        "checkpointing": in_words(run.checkpointing),
-        "train": "some" if run.train.only or run.train.freeze else "all",
-    }
     for key, values in stack.held.items():
-        if asked[key] not in values:
-            raise Unsupported(f"{key}: {asked[key]} with stack {stack.name} is not supported yet; {', '.join(values)} are")
+        for asked in asked_of(run)[key]:
+            if asked not in values:
+                raise Unsupported(f"{key}: {asked} with stack {stack.name} is not supported{stack.lacks.get(asked, ' yet')}; {', '.join(values)} are")
     if stack.loss_slices_logits and run.batch.sequence == 1:
         raise Unsupported(f"batch.sequence: 1 with stack {stack.name} leaves no token to learn from; 2 and more are supported")
+
+
+def asked_of(run: Run) -> dict[str, tuple[str, ...]]:
+    """What the Run asks for, in words, of each key that a stack may hold some values of."""
+    method = run.method
+    plain = type(method)()
+    return {
+        "model_type": (str(run.config.get("model_type")),),
+        "method.kind": (method.kind,),
+        "method": tuple(key for key in METHOD_KEYS if getattr(method, key) != getattr(plain, key)),
+        "method.quantization": (method.quantization,),
+        "precision": (run.precision,),
+        "grad_scaler": (str(run.grad_scaler).lower(),),
+        "optimizer": (run.optimizer,),
+        "optimizer_in_backward": (str(run.optimizer_in_backward).lower(),),
+        "attention": (run.attention,),
+        "batch.padding": ("none" if not run.batch.padding else "some",),
+        "checkpointing": names_of(run.checkpointing),
+        "train": ("some" if run.train.only or run.train.freeze else "all",),
+    }
 
 
 def tape_of_run(run: Run, model: Model | None = None) -> Tape:

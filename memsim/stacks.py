@@ -21,6 +21,7 @@ class Software:
     peft: str
     bitsandbytes: str
     held: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # key of a Run → values held against recordings; other keys: all that memsim has
+    lacks: Mapping[str, str] = field(default_factory=dict)  # value of a key → why it is not held, where the stack itself lacks it
     least_sm: int = 75  # compute capability times ten; torch's wheels hold no code for older and newer devices, or it is not modelled
     most_sm: int | None = None
 
@@ -47,6 +48,8 @@ class Software:
     loss_slices_logits: bool = False
     checkpoints_positional_arguments: bool = False
     checkpoints_frozen_inputs: bool = False
+    embedding_adapters_add_at_once: bool = False
+    copies_modules_twice: bool = False
     olmo2_as_llama: bool = False
     phi3_rotates_whole_heads: bool = False
     qlora_keeps_cache: bool = False
@@ -94,6 +97,8 @@ MEANING: Mapping[str, tuple[str, str, str]] = {
     "loss_slices_logits": ("loss: shift", "slices the last token off the logits", "pads the labels"),
     "checkpoints_positional_arguments": ("checkpoint: a layer's arguments", "positional; die in their order", "by name; die in reverse"),
     "checkpoints_frozen_inputs": ("checkpoint: frozen embeddings", "stay as they are", "are told to require a gradient"),
+    "embedding_adapters_add_at_once": ("LoRA of embeddings: the adapter's output", "goes once it is added", "lives until the module is done"),
+    "copies_modules_twice": ("modules_to_save: copies are made", "with the adapters, and once more after them", "after them"),
     "olmo2_as_llama": ("OLMo-2: weight of norms, rotary tables", "in the model's dtype, as Llama's", "in fp32"),
     "phi3_rotates_whole_heads": ("Phi-3: rotation of heads", "whole, as Llama's", "the part that turns is cut off and put back"),
     "qlora_keeps_cache": ("QLoRA: once parameters are cast to fp32", "the cache stays", "it is emptied"),
@@ -111,26 +116,9 @@ HF_4_48 = Software(
     peft="0.13.2",
     bitsandbytes="0.46.1",
     held={
-        "model_type": ("llama", "mistral", "qwen2", "phi3", "olmo2"),
+        "model_type": ("llama", "mistral", "qwen2", "phi3", "olmo2", "granite", "gemma2"),
         "method.kind": ("full", "lora", "qlora"),
         "precision": ("bf16", "fp16", "fp32", "amp-bf16", "amp-fp16"),
-        "method.quantization": ("nf4",),
-        "grad_scaler": ("false",),
-        "optimizer": (
-            "adamw",
-            "adamw-fused",
-            "adamw-for-loop",
-            "sgd",
-            "sgd-momentum",
-            "adafactor",
-            "adamw-8bit",
-            "paged-adamw-8bit",
-            "paged-adamw",
-            "lion-8bit",
-        ),
-        "attention": ("sdpa", "eager"),
-        "checkpointing": ("none", "full"),
-        "train": ("all",),
     },
     least_sm=70,
     most_sm=90,
@@ -154,6 +142,8 @@ HF_4_48 = Software(
     loss_slices_logits=True,
     checkpoints_positional_arguments=True,
     checkpoints_frozen_inputs=True,
+    embedding_adapters_add_at_once=True,
+    copies_modules_twice=True,
     olmo2_as_llama=True,
     phi3_rotates_whole_heads=True,
     qlora_keeps_cache=True,

@@ -117,10 +117,9 @@ def chosen(settings: Settings, dtype: str, dims: tuple[int, int], masked: bool, 
 def masked_efficient(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, p: float) -> Tensor:
     """The memory-efficient kernel, which reads numbers in rows that begin at multiples of 8 (attention.cpp, convert_boolean_attn_mask, preprocess_mask)."""
     batch, heads, sequence, _ = query.shape
-    query, key, value, mask = b.lower(query, key, value, mask)
+    query, key, value, given = b.lower(query, key, value, mask)
     with b.no_autocast():
-        if mask.dtype == "bool":
-            mask = b.op("bias_of_mask", mask, dtype=query.dtype)
+        mask = b.op("bias_of_mask", given, dtype=query.dtype) if given.dtype == "bool" else given
         if any(stride % 8 for stride in mask.spec.strides[:-1]):
             mask = b.op("pad", mask, to=sequence + 8 - sequence % 8)
             mask = b.op("slice", mask, length=sequence)

@@ -105,6 +105,14 @@ class Model:
     hold_inputs: tuple[str, ...] = ()  # inputs of a layer that a checkpoint keeps, in the order in which it lets go of them
     positional: int = 1  # of those at the end of hold_inputs that are no keyword arguments
 
+    def by_reference(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Of hold_inputs those that a reentrant checkpoint's node holds until the graph goes, and those that it saves, tensors among its arguments."""
+        names = self.hold_inputs
+        if self.settings.stack.checkpoints_positional_arguments:  # a tuple of two stands last
+            at = names.index("sin") if "sin" in names else len(names)
+            return names[at:], names[:at]
+        return names[: -self.positional], names[: -self.positional - 1 : -1]
+
     @property
     def checkpointed(self) -> bool:
         """Whether every layer is checkpointed by itself and keeps its inputs only."""

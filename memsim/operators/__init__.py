@@ -35,13 +35,14 @@ from memsim.operators.packed4bit import Dequantize, LinearAwq
 from memsim.operators.reductions import LogSoftmax, MaxLast, MeanLast, RowNorm, SafeSoftmax, Softmax
 from memsim.operators.routing import DivideInPlace, Gather, Index, LargestInGroup, MaskedFill, Scan, Sort, Sum, TopK
 from memsim.operators.shapes import Cat, Chunk, CopySlice, Embedding, Expand, Layers, Pad, Reshape, Slice, Split, Stack, Transpose, View
-from memsim.operators.unpadding import CountRows, Nonzero, PutRows, ReduceAll
+from memsim.operators.unpadding import AllLast, CountRows, Nonzero, PutRows, ReduceAll
 
 KINDS: dict[str, Kind] = {
     "add": Add(),
     "add_": AddInPlace(),
     "add_scalar": AddScalar(),
     "all": ReduceAll(),
+    "all_last": AllLast(),
     "arange": Create(),
     "baddbmm": BatchedMultiplyAdd(),
     "cast": Cast(),

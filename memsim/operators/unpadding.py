@@ -27,6 +27,21 @@ class ReduceAll(Kind):
         m.reduction_scratch((count,), (1,), (0,), dtype, accumulate=ITEMSIZE[dtype])
 
 
+class AllLast(Kind):
+    """x.all(dim=-1, keepdim=True) of a mask."""
+
+    differentiable = False
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        shape = (*inputs[0].shape[:-1], 1)
+        return (Inferred(shape, contiguous(shape), inputs[0].dtype),)
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        x = inputs[0]
+        into.append(m.alloc(outputs[0].nbytes))
+        m.reduction_scratch(x.shape, x.strides, (len(x.shape) - 1,), x.dtype, accumulate=1)
+
+
 class CountRows(Kind):
     """mask.sum(dim=-1, dtype=int32) of bool [B, S], which a cast comes before: int32 [B]."""
 

@@ -31,6 +31,7 @@ class Lora:
     layers: tuple[int, ...] | None = None  # layers_to_transform
     saved: tuple[str, ...] = ()  # modules_to_save
     target_parameters: tuple[str, ...] = ()  # ends of full names of parameters
+    unnamed_output: bool = False  # what an embedding's adapter makes is not kept until the module is done
     sites: Sites | None = None  # where it goes, where full names decided that (passes/targets.py)
 
 

@@ -27,7 +27,10 @@ def lora_embedding(b: Builder, attrs: Mapping[str, object], x: Tensor, weight: T
         return F.to(b, dora_result(b, x, weight, result, embedding_a, embedding_b, lora), result_dtype)
     after_a = b.op("embedding", x, embedding_a, label=f"{module}.lora_embedding_A")
     adapter_output = b.op("mul_scalar", b.op("mm", after_a, embedding_b, label=f"{module}.lora_embedding_B"))
-    result = b.op("add", result, adapter_output)
+    result, before = b.op("add", result, adapter_output), result
+    if lora.unnamed_output:
+        del adapter_output
+    del before
     result = F.to(b, result, result_dtype)
     return result
 

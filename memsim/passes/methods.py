@@ -16,7 +16,7 @@ from memsim.passes.lora_parameters import converted, with_parameters
 from memsim.passes.packed import Packed
 from memsim.passes.quantize import KEPT, Nf4, with_quantized
 from memsim.passes.targets import Sites, by_name, sites, split
-from memsim.stacks import GOLDEN, Software
+from memsim.stacks import Software
 
 if TYPE_CHECKING:
     from memsim.run import Method
@@ -36,16 +36,13 @@ KEYS: dict[str, tuple[str, ...]] = {  # key of a method → kinds that it goes w
 }
 
 
-def check_method(method: Method, model_type: str, stack: Software) -> None:
+def check_method(method: Method) -> None:
     """Raises InputError for keys of a method that do not go together, Unsupported for what is not modelled."""
     plain = type(method)()
     given = [key for key in KEYS if getattr(method, key) != getattr(plain, key)]
     for key in given:
         if method.kind not in KEYS[key]:
             raise InputError(f"method.{key}: goes with method.kind {' or '.join(KEYS[key])}, not with {method.kind}")
-    if stack is not GOLDEN and (given or (isinstance(method.targets, str) and method.targets != "all-linear")):
-        key = given[0] if given else "targets"
-        raise Unsupported(f"method.{key}: {getattr(method, key)} with stack {stack.name} is not supported yet; with stack golden it is")
     if method.layers is not None and isinstance(method.targets, str):
         raise InputError(f"method.layers: PEFT takes them with a list of targets, not with {method.targets!r}")
     if method.targets == () and not method.target_parameters:
@@ -81,7 +78,7 @@ def packing_of(method: Method) -> Packing | None:
     return Int8(method.casts) if method.quantization == "int8" else Nf4(method.double_quant, method.casts)
 
 
-def lora_of(method: Method, model_type: str) -> Lora:
+def lora_of(method: Method, model_type: str, stack: Software) -> Lora:
     """The adapters' settings. Raises InputError."""
     return converted(
         Lora(
@@ -93,6 +90,7 @@ def lora_of(method: Method, model_type: str) -> Lora:
             layers=method.layers,
             saved=method.modules_to_save,
             target_parameters=method.target_parameters,
+            unnamed_output=stack.embedding_adapters_add_at_once,
         ),
         model_type,
     )

@@ -153,7 +153,7 @@ class Autograd:
             if frame is not None and frame.saved is None:
                 recompute(machine, frame)
             machine.at(node.instance.prefix + op.name + ".backward")
-            back = [from_host(machine, spec) for spec in node.hosted]
+            back = [from_host(machine, op, spec) for spec in node.hosted]
             inputs, outputs = (laid_out(op, op.inputs), laid_out(op, op.outputs)) if back else (op.inputs, op.outputs)
             if node.region is not None:
                 edges = self.run_again(node.region, node.instance, grads[0])

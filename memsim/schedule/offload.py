@@ -12,7 +12,7 @@ from memsim.graph import Operator, TensorSpec, contiguous, is_contiguous
 from memsim.operators import KINDS
 from memsim.schedule.machine import Machine
 
-WEIGHT_TRANSPOSED = ("linear", "grouped_linear")  # F.linear(x, w) saves w.t()
+SEEDED = ("flash_attention", "efficient_attention")
 
 
 def saved_tensors(op: Operator) -> tuple[TensorSpec, ...]:
@@ -21,6 +21,11 @@ def saved_tensors(op: Operator) -> tuple[TensorSpec, ...]:
     for spec in (*op.inputs, *op.outputs):
         there.setdefault(spec.storage, []).append(spec)
     return tuple(there[s].pop(0) if len(there[s]) > 1 else there[s][0] for s in op.saved)
+
+
+def saves_transposed(op: Operator) -> bool:
+    """Whether what it saves of its weight is a transposed view: F.linear(x, w) saves w.t()."""
+    return op.kind == "linear" or (op.kind == "grouped_linear" and not op.attrs.get("stacked_in_first"))
 
 
 def saved_for_nothing(op: Operator) -> tuple[TensorSpec, ...]:
@@ -36,13 +41,16 @@ def to_host(machine: Machine, op: Operator, saved: Sequence[TensorSpec], results
     late = KINDS[op.kind].in_python(op.attrs)
     for spec in saved:
         if (late or spec.storage in made) == results:
-            if not is_contiguous(spec.shape, spec.strides) or (op.kind in WEIGHT_TRANSPOSED and spec.storage == op.inputs[1].storage and 1 not in spec.shape):
+            turned = saves_transposed(op) and spec.storage == op.inputs[1].storage and 1 not in spec.shape[-2:]
+            if turned or not is_contiguous(spec.shape, spec.strides):
                 machine.scratch(spec.nbytes)
             machine.copied(spec.nbytes)
 
 
-def from_host(machine: Machine, spec: TensorSpec) -> int:
-    """packed.to(device): a new storage."""
+def from_host(machine: Machine, op: Operator, spec: TensorSpec) -> int:
+    """packed.to(device): a new storage, but for what was on the host when it was saved."""
+    if machine.stack.software.attention_seeds_on_host and op.kind in SEEDED and spec.dtype == "int64":
+        return machine.alloc(0)
     machine.copied(spec.nbytes)
     return machine.alloc(spec.nbytes)
 

@@ -175,7 +175,7 @@ def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Se
                 alive.pop(s, None)
     # The exception unwinds. The results of the operator that it left go first, and what else the expression had made.
     stack: tuple[int, ...] = graph.operators[last].attrs.get("stack", ())  # type: ignore[assignment]
-    for s in (*(out.storage for out in graph.operators[last].outputs), *stack):
+    for s in (*(out.storage for out in graph.operators[last].outputs), *stack, *graph.operators[last].operands):
         if s in alive:
             _let_go(machine, storages[s], nodes)
             del alive[s]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import groupby
 
 from memsim.builder import rewrite
 from memsim.cost import Rates
@@ -87,11 +88,14 @@ class Training:
             machine.empty_cache()
         adapters = [(layer, p) for layer, p in rows if p.adapter]
         named = {(layer, p.name): p for layer, p in rows}
-        for layer, p in sorted(adapters, key=lambda row: CREATED.get(row[1].module, 0)):
+        turns = CREATED if not machine.stack.software.copies_modules_twice else {**CREATED, COPY: 0}
+        for layer, p in sorted(adapters, key=lambda row: turns.get(row[1].module, 0)):
             if p.module == MAGNITUDE:
                 self.place_magnitude(layer, p, named)
             else:
                 self.place(layer, p, p.created_dtype or p.dtype)
+        if machine.stack.software.copies_modules_twice:
+            self.copy_again([(layer, p) for layer, p in adapters if p.module == COPY])
         for layer, p in adapters:  # PEFT's cast_adapter_dtype
             if p.created_dtype not in ("", p.dtype):
                 first, _ = self.parameters[layer, p.name]
@@ -114,6 +118,15 @@ class Training:
         else:
             self.plan.optimizer.created(machine, self.order, self.state)
         machine.layer = NO_LAYER
+
+    def copy_again(self, rows: list[tuple[int, Parameter]]) -> None:
+        """Modules that train as a whole are copied from the original once more, and the first copies go, a module after the other."""
+        for _, module in groupby(rows, key=lambda row: (row[0], row[1].name.rpartition(".")[0])):
+            of_module = list(module)
+            first = [self.parameters[layer, p.name][0] for layer, p in of_module]
+            for layer, p in of_module:
+                self.place(layer, p, p.created_dtype or p.dtype)
+            self.machine.release(*first)
 
     def place(self, layer: int, p: Parameter, dtype: str) -> None:
         """Allocates a parameter."""
@@ -321,8 +334,7 @@ class Training:
                         frame = self.core(instance, inner, frame, bound)
                     autograd.execute(instance, inner, frame, checkpoint.how == "offload")
             if reentrant:
-                held = [bound[name][0] for name in model.hold_inputs[: -model.positional] if name in bound]
-                saved = [bound[name][0] for name in reversed(model.hold_inputs[-model.positional :]) if name in bound]
+                held, saved = ([bound[name][0] for name in names if name in bound] for names in model.by_reference())
                 autograd.checkpoint(instance, Reentrant(self.layer_graph(kind, True, True), bound), held, saved)
             self.casts.append(instance)
             out = graph.outputs[0]

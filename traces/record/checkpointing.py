@@ -61,8 +61,11 @@ def enabling(strategy):
 def decoder_layers(model):
     """The ModuleList of decoder layers."""
     from torch import nn
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
+    try:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+    except ImportError:  # older transformers checkpoints them from the model's forward
+        return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) and "attention" in " ".join(name for name, _ in m[0].named_modules()).replace("attn", "attention"))
     return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) and all(isinstance(x, GradientCheckpointingLayer) for x in m))
 
 
@@ -78,8 +81,12 @@ def apply(model, strategy):
     if not isinstance(strategy, dict):
         return
     if "every" in strategy or "first" in strategy:
-        for i, layer in enumerate(decoder_layers(model)):
-            layer.gradient_checkpointing = i % strategy["every"] == 0 if "every" in strategy else i < strategy["first"]
+        layers = decoder_layers(model)
+        chosen = [i % strategy["every"] == 0 if "every" in strategy else i < strategy["first"] for i in range(len(layers))]
+        if not hasattr(layers[0], "_gradient_checkpointing_func"):
+            return checkpoint_some(model, {layer for layer, wanted in zip(layers, chosen) if wanted})
+        for layer, wanted in zip(layers, chosen):
+            layer.gradient_checkpointing = wanted
     if "plan" in strategy:
         from torch.utils.checkpoint import checkpoint
 
@@ -92,6 +99,13 @@ def apply(model, strategy):
         recompute_attention(model, {i for i, inner in enumerate(every_layer(strategy)) if inner == "megatron"})
     if "segments" in strategy:
         join(decoder_layers(model), strategy["segments"])
+
+
+def checkpoint_some(model, chosen):
+    """Older transformers: the model hands the call of each layer to a function, which here checkpoints some and calls the others."""
+    owner = next(m for m in model.modules() if hasattr(m, "_gradient_checkpointing_func"))
+    checkpoint = owner._gradient_checkpointing_func
+    owner._gradient_checkpointing_func = lambda call, *args: checkpoint(call, *args) if call.__self__ in chosen else call(*args)
 
 
 def offloaded(forward):
