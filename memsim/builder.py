@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from memsim.autocast import FLOATING, ORDER, target
+from memsim.autocast import FLOATING, ORDER, SETS_DTYPE, target
 from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous
 from memsim.operators import KINDS
 from memsim.operators.base import Inferred
@@ -175,8 +175,9 @@ class Builder:
     @contextmanager
     def locals(self, *tensors: Tensor) -> Iterator[None]:
         """Operators inside run while these are the calling function's locals, in the order of their slots: should an exception end the
-        function there (a checkpoint's early stop), that is the order in which they die."""
-        before, self.unwind = self.unwind, tuple(tensor.spec.storage for tensor in tensors)
+        function there (a checkpoint's early stop), that is the order in which they die, before those of functions around it."""
+        before = self.unwind
+        self.unwind = (*(tensor.spec.storage for tensor in tensors), *before)
         del tensors
         yield
         self.unwind = before
@@ -184,7 +185,7 @@ class Builder:
     def unkept(self, tensor: Tensor) -> None:
         """After the operator that ran last, only an autograd graph holds this tensor, one that dies before backward.
 
-        A checkpointed region's first run keeps nothing in its graph, so there the tensor dies now.
+        A checkpointed region's first run keeps nothing in its graph, so there the tensor dies now; so it does where a `dead` operator has no graph.
         """
         self.graph.operators[-1].unkept.append(tensor.spec.storage)
 
@@ -232,6 +233,8 @@ class Builder:
         if kind == "conv1d" and len(inputs[0].shape) > 2:
             return self._conv1d(inputs, attrs)
         if self.autocast is not None:
+            if kind in SETS_DTYPE and inputs[0].dtype in FLOATING:
+                attrs["dtype"] = "fp32"
             dtype = target(kind, self.autocast)
             if dtype is not None and not (kind == "softmax" and "dtype" in attrs):
                 order = ORDER.get(kind) or tuple(reversed(range(len(inputs))))
@@ -286,7 +289,7 @@ class Builder:
         outputs = tuple(self._output(out, specs, grad) for out in semantics.infer(specs, attrs))
         if self.technique.inputs_require_grad and attrs.get("input_embeddings") and not grad:
             outputs = (replace(outputs[0], requires_grad=True, leaf=True), *outputs[1:])
-        saved = semantics.saved(specs, outputs, attrs) if grad else ()
+        saved = semantics.saved(specs, outputs, attrs) if grad and "dead" not in attrs else ()
         name = ".".join([*self.path, str(attrs.get("label", kind))])
         graph.add_operator(Operator(len(graph.operators), kind, name, specs, outputs, attrs, saved))
         return tuple(Tensor(self, spec) for spec in outputs)
@@ -372,11 +375,11 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
         else:
             results = b.run(op.kind, *arguments, **op.attrs)
         del arguments
-        if grad:
-            b.graph.operators[-1].unkept.extend(moved[storage] for storage in op.unkept)
         for old, new in zip(op.outputs, results, strict=False):
             bind(old, new)
             del new
+        if grad:
+            b.graph.operators[-1].unkept.extend(moved[storage] for storage in op.unkept)
         del results
         for storage in op.drops if grad else (*op.unkept, *op.drops):
             if storage not in keep:

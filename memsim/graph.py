@@ -59,7 +59,8 @@ class Operator:
 
     @property
     def requires_grad(self) -> bool:
-        return any(out.requires_grad and not out.leaf for out in self.outputs)
+        """Whether backward has a node for it. `dead`: its node dies with its results, as nothing that the loss depends on comes of them."""
+        return "dead" not in self.attrs and any(out.requires_grad and not out.leaf for out in self.outputs)
 
 
 class LayerGraph(nx.DiGraph):  # type: ignore[misc]

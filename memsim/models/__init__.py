@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from memsim.errors import Unsupported
 from memsim.models import (
     cohere,
+    deepseek,
     gemma,
     gemma1,
     glm,
@@ -51,6 +52,8 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "stablelm": stablelm.build,
     "smollm3": smollm3.build,
     "starcoder2": starcoder2.build,
+    "deepseek_v2": deepseek.build,
+    "deepseek_v3": deepseek.build,
     "mixtral": mixtral.build,
     "qwen2_moe": mixtral.build,
     "qwen3_moe": mixtral.build,

@@ -68,7 +68,8 @@ def layer_graph(config: DecoderConfig, settings: Settings, layer: Layer, call: O
     inner = Builder("decoder layer", settings.technique)
     names: tuple[str, ...] = call.attrs.get("names", INPUTS)  # type: ignore[assignment]
     arguments = layer_inputs(inner, call, names, (*INPUTS[:4], mask))
-    hidden = layer(inner, config, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], arguments.get(mask))
+    cos = arguments["cos"]  # and sin, or complex numbers, which are both
+    hidden = layer(inner, config, settings, arguments["hidden_states"], cos, arguments.get("sin", cos), arguments.get(mask))
     return inner.finish(hidden)
 
 

@@ -11,15 +11,27 @@ from memsim.models.model import Settings
 
 
 def attention(
-    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, softcap: bool = False, p: float = 0.0
+    b: Builder,
+    settings: Settings,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    groups: int,
+    softcap: bool = False,
+    p: float = 0.0,
+    offset: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """q [B, H, S, D], k and v [B, K, S, D] → [B, S, H, D], and the attention weights where they exist. p: probability of dropout."""
+    """q and k [B, H or K, S, D], v [B, K, S, D'] → [B, S, H, D'], and the attention weights where they exist.
+
+    p: probability of dropout; offset: elements ahead of v in its storage.
+    """
     with b.core(query, key, value, mask):
         if settings.attention == "eager":
             return eager(b, settings, query, key, value, mask, groups, softcap, p)
         if settings.attention == "flash_attention_2":
             return flash_attention_forward(b, settings, query, key, value, mask, p), None
-        return sdpa(b, settings, query, key, value, mask, groups, p), None
+        return sdpa(b, settings, query, key, value, mask, groups, p, offset), None
 
 
 def attend(
@@ -33,10 +45,12 @@ def attend(
     bias: bool,
     softcap: bool = False,
     name: str = "o_proj",
+    offset: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
     """How every decoder's attention ends: attention, the heads joined, o_proj."""
-    batch, heads, sequence, dim = query.shape
-    attn_output, attn_weights = attention(b, settings, query, key, value, mask, config.groups, softcap, config.attention_dropout)
+    batch, heads, sequence, _ = query.shape
+    dim = value.shape[-1]
+    attn_output, attn_weights = attention(b, settings, query, key, value, mask, config.groups, softcap, config.attention_dropout, offset)
     attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, heads * dim))
     attn_output = F.linear(b, attn_output, name, config.hidden_size, settings.dtype, bias)
     return attn_output, attn_weights
@@ -58,8 +72,10 @@ def lacks_wide_heads(sm: int) -> bool:
     return 86 <= sm <= 89 or sm in (120, 121)
 
 
-def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, p: float = 0.0) -> Tensor:
-    """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them. p: probability of dropout."""
+def sdpa(
+    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, p: float = 0.0, offset: int = 0
+) -> Tensor:
+    """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them. p: probability of dropout; offset: as of attention."""
     sequence, joined = query.shape[2], query.shape[1]
     repeats = settings.stack.sdpa_repeats_heads or mask is not None or query.shape[-1] > 256  # use_gqa_in_sdpa
     if repeats and sequence == 1 and groups > 1 and not settings.stack.sdpa_repeats_heads:  # pack_gqa: a group's queries take the place of the sequence
@@ -71,9 +87,8 @@ def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tens
         query, key, value = F.contiguous(b, query), F.contiguous(b, key), F.contiguous(b, value)
     if mask is not None:
         mask = b.op("slice", mask, length=key.shape[2]) if mask.shape[-1] != key.shape[2] else mask
-    back_end = chosen(
-        settings, b.autocast or query.dtype, query.shape[-1], mask is not None, b.grad_enabled and any(x.spec.requires_grad for x in (query, key, value))
-    )
+    requires_grad = b.grad_enabled and any(x.spec.requires_grad for x in (query, key, value))
+    back_end = chosen(settings, b.autocast or query.dtype, (query.shape[-1], value.shape[-1]), mask is not None, requires_grad, offset)
     if back_end == "math":
         attn_output = math_attention(b, query, key, value, mask, mask is None and sequence > 1, p, settings.watched)
     elif back_end == "flash" and query.shape[-1] % 8:
@@ -88,14 +103,17 @@ def sdpa(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tens
     return attn_output
 
 
-def chosen(settings: Settings, dtype: str, dim: int, masked: bool, requires_grad: bool) -> str:
-    """Which back end torch takes for heads of so many elements: "flash", "efficient" or "math", the first that can (sdp_utils.cpp, select_sdp_backend)."""
+def chosen(settings: Settings, dtype: str, dims: tuple[int, int], masked: bool, requires_grad: bool, offset: int = 0) -> str:
+    """Which back end torch takes for heads of so many elements, in queries and keys and in values: "flash", "efficient" or "math", the first that can
+    (sdp_utils.cpp, select_sdp_backend). offset: elements ahead of the values in their storage."""
     sm, half = settings.sm, dtype in ("bf16", "fp16")
-    if half and sm >= 80 and not masked and dim <= 256 and not (requires_grad and lacks_wide_heads(sm) and 192 < dim <= 224):
+    dim, dim_v = dims
+    if half and sm >= 80 and not masked and dim == dim_v and dim <= 256 and not (requires_grad and lacks_wide_heads(sm) and 192 < dim <= 224):
         return "flash"
     # The memory-efficient kernels need rows aligned as their matrix products do (minimum_gemm_alignment), and know bf16 from sm 80 on.
     alignment = 8 if half else 4 if sm >= 80 else 1
-    return "math" if dim % alignment or (dtype == "bf16" and sm < 80) else "efficient"
+    aligned = not (dim % alignment or dim_v % alignment or (sm >= 80 and offset % alignment))
+    return "efficient" if aligned and not (dtype == "bf16" and sm < 80) else "math"
 
 
 def masked_efficient(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, p: float) -> Tensor:

@@ -21,6 +21,9 @@ Model = Callable[[Builder, DecoderConfig, Settings, Tensor, "Parts"], Tensor]  #
 Embed = Callable[[Builder, DecoderConfig, Settings, Tensor], Tensor]  # input_ids [B, S] → inputs_embeds [B, S, H]
 
 
+Rotary = Callable[[Builder, Settings, Tensor, int], tuple[Tensor, ...]]  # position_ids [1, S], elements that turn → tables
+
+
 @dataclass(frozen=True)
 class Parts:
     """What families of decoders do differently around the layers."""
@@ -43,6 +46,7 @@ class Parts:
     logits_scaled: bool = False  # the logits are multiplied by a constant
     rotary_dim: int | None = None  # elements of a head that turn, where it is not all of them
     spread: str = "cat"  # how a frequency turns two elements: twice one after the other, "interleaved", or "once" where the tables are half as wide
+    rotary: Rotary | None = None  # what makes the one rotary table, where it is not cos and sin
 
 
 @module_call
@@ -284,8 +288,12 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
     if parts.dropout and not parts.drops_embeddings:
         hidden_states = b.op("dropout", hidden_states, p=parts.dropout)
     rotary_dtype, rotary_dim = "fp32" if parts.rotary_in_fp32 else hidden_states.dtype, parts.rotary_dim or config.head_dim
-    position_embeddings = rotary_embedding(b, settings, rotary_dtype, position_ids, rotary_dim, spread=parts.spread)
-    hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True)
+    names = {} if parts.rotary is None else {"names": ("hidden_states", "cos", "position_ids", "attention_mask")}
+    if parts.rotary is not None:
+        position_embeddings = parts.rotary(b, settings, position_ids, rotary_dim)
+    else:
+        position_embeddings = rotary_embedding(b, settings, rotary_dtype, position_ids, rotary_dim, spread=parts.spread)
+    hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True, **names)
     layer_outputs = hidden_states if settings.stack.layers_return_tuples else None  # noqa: F841
     hidden_states = parts.norm(b, hidden_states, "norm")
     if settings.stack.takes_cache_position:  # which holds the positions, an argument after inputs_embeds

@@ -119,14 +119,9 @@ def mlp_of(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: str, b
 def mlp_forward(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: str, bias: bool) -> Tensor:
     """The forward of both."""
     with b.module(name):
-        return F.linear(
-            b,
-            b.op("mul", b.op(act, F.linear(b, x, "gate_proj", inner, dtype, bias)), F.linear(b, x, "up_proj", inner, dtype, bias)),
-            "down_proj",
-            x.shape[-1],
-            dtype,
-            bias,
-        )
+        product = b.op("mul", b.op(act, F.linear(b, x, "gate_proj", inner, dtype, bias)), F.linear(b, x, "up_proj", inner, dtype, bias))
+        with b.locals(product):
+            return F.linear(b, product, "down_proj", x.shape[-1], dtype, bias)
 
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu"}  # hidden_act → operator, where it is one kernel

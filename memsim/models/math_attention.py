@@ -35,7 +35,7 @@ def math_attention(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: 
         attn = b.op("safe_softmax", attn)
         if p:
             attn = b.op("dropout", attn, p=p)
-        weights = F.to(b, attn, origin)
+        weights = attn if attn.dtype == origin else b.op("cast", attn, dtype=origin, dead=True)  # which sdpa does not return
         result = F.to(b, F.matmul(b, attn, value_expanded), origin)
         del attn
         del key_expanded  # the two are a std::tuple, which goes from its first on

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
+from memsim.operators.complex import ComplexMul, ViewAsComplex, ViewAsReal
 from memsim.operators.creation import BiasOfMask, Compare, CountTrue, Create, CumulativeSum, Tril
 from memsim.operators.elementwise import (
     Add,
@@ -32,8 +33,8 @@ from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, M
 from memsim.operators.norm import Conv1D, LayerNorm
 from memsim.operators.packed4bit import Dequantize, LinearAwq
 from memsim.operators.reductions import LogSoftmax, MaxLast, MeanLast, RowNorm, SafeSoftmax, Softmax
-from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
-from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Pad, Reshape, Slice, Stack, Transpose, View
+from memsim.operators.routing import DivideInPlace, Gather, Index, LargestInGroup, MaskedFill, Scan, Sort, Sum, TopK
+from memsim.operators.shapes import Cat, Chunk, CopySlice, Embedding, Expand, Layers, Pad, Reshape, Slice, Split, Stack, Transpose, View
 from memsim.operators.unpadding import CountRows, Nonzero, PutRows, ReduceAll
 
 KINDS: dict[str, Kind] = {
@@ -51,8 +52,10 @@ KINDS: dict[str, Kind] = {
     "clamp_": ClampInPlace(),
     "clone": Clone(),
     "compare": Compare(),
+    "complex_mul": ComplexMul(),
     "conv1d": Conv1D(),
     "count_rows": CountRows(),
+    "copy_slice_": CopySlice(),
     "count_true": CountTrue(),
     "cos": SavesInput(),
     "create": Create(),
@@ -69,9 +72,11 @@ KINDS: dict[str, Kind] = {
     "flash_attention": FlashAttention(),
     "flash_attn": FlashAttn(),
     "flash_attn_varlen": FlashAttnVarlen(),
+    "gather": Gather(),
     "gelu": SavesInput(),
     "grouped_linear": GroupedLinear(),
     "index": Index(),
+    "largest_in_group": LargestInGroup(),
     "layer_norm": LayerNorm(),
     "layers": Layers(),
     "linear": Linear(),
@@ -79,6 +84,7 @@ KINDS: dict[str, Kind] = {
     "linear8bit": Linear8bit(),
     "linear_awq": LinearAwq(),
     "log_softmax": LogSoftmax(),
+    "masked_fill": MaskedFill(),
     "matmul": BatchedMatmul(),
     "max": MaxLast(),
     "reduce_all": ReduceAll(),
@@ -106,6 +112,7 @@ KINDS: dict[str, Kind] = {
     "softmax": Softmax(),
     "stack": Stack(),
     "sort": Sort(),
+    "split": Split(),
     "square": Square(),
     "tanh": SavesResult(),
     "sub": Sub(),
@@ -114,4 +121,6 @@ KINDS: dict[str, Kind] = {
     "tril": Tril(),
     "transpose": Transpose(),
     "view": View(),
+    "view_as_complex": ViewAsComplex(),
+    "view_as_real": ViewAsReal(),
 }

@@ -25,11 +25,15 @@ def _head(d: int, stack: Software) -> int:
     return _round(d, 32 if d <= 128 or stack.flash_pads_heads_to_32 else 64)
 
 
+def _sequence_first(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of [B, H, S, D] that lies as [B, S, H, D]."""
+    _, h, s, d = shape
+    return (s * h * d, d, h * d, 1)
+
+
 def _is_sequence_first(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether [B, H, S, D] is contiguous as [B, S, H, D]."""
-    _, h, s, d = shape
-    wanted = (s * h * d, d, h * d, 1)
-    return all(size == 1 or stride == want for size, stride, want in zip(shape, strides, wanted, strict=True))
+    return all(size == 1 or stride == want for size, stride, want in zip(shape, strides, _sequence_first(shape), strict=True))
 
 
 def key_splits(heads: int, queries: int, keys: int, d: int, processors: int) -> int:
@@ -54,7 +58,7 @@ class Attention(Kind):
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         b, h, s, d = inputs[0].shape
-        return 4.0 * b * h * s * inputs[1].shape[2] * d / 2  # causal: half of the products
+        return 2.0 * b * h * s * inputs[1].shape[2] * (d + inputs[2].shape[-1]) / 2  # causal: half of the products
 
     def backward_flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         """Five products where forward has two: the scores are computed again (Dao et al. 2022, FlashAttention, appendix B)."""
@@ -111,11 +115,12 @@ class EfficientAttention(Attention):
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         q = inputs[0]
-        b, h, s, d = q.shape
+        b, h, s, _ = q.shape
+        d = inputs[2].shape[-1]
         lse = (b, h, _round(s, 32) if any(spec.requires_grad for spec in inputs) else 0)  # should_compute_logsumexp
         shape = (0,) if attrs.get("p") else ()  # with dropout they are the host's
         scalar = Inferred(shape, like(shape), "int64", differentiable=False)
-        return (Inferred(q.shape, (s * h * d, d, h * d, 1), q.dtype), Inferred(lse, like(lse), "fp32", differentiable=False), scalar, scalar)
+        return (Inferred((b, h, s, d), (s * h * d, d, h * d, 1), q.dtype), Inferred(lse, like(lse), "fp32", differentiable=False), scalar, scalar)
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
         q, k, v, *bias = inputs
@@ -125,7 +130,7 @@ class EfficientAttention(Attention):
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         seed, offset = (m.alloc(0 if m.stack.software.efficient_attention_seeds_on_host else spec.nbytes) for spec in outputs[2:])
         into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes), seed, offset]
-        if inputs[0].shape[-1] > 128 and inputs[0].dtype != "fp32":  # kNeedsOutputAccumulatorBuffer
+        if max(inputs[0].shape[-1], inputs[2].shape[-1]) > 128 and inputs[0].dtype != "fp32":  # kNeedsOutputAccumulatorBuffer
             m.scratch(4 * outputs[0].elements)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
@@ -134,10 +139,10 @@ class EfficientAttention(Attention):
         aligned = 16 // ITEMSIZE[q.dtype]  # rows of the bias that came back from the host without their padding are copied
         padded = [m.alloc(x.nbytes // s * _round(s, aligned)) for x in inputs[3:] if x.strides[-2] % aligned]
         copies = [] if _is_sequence_first(grads[0].shape, grads[0].strides) else [m.alloc(outputs[0].nbytes)]  # grad_out.contiguous(), as [B, S, H, D]
-        dq, dk, dv = (m.grad(x.shape, (x.shape[2] * x.shape[1] * d, d, x.shape[1] * d, 1), x.dtype, view=True) for x in (q, k, v))
+        dq, dk, dv = (m.grad(x.shape, _sequence_first(x.shape), x.dtype, view=True) for x in (q, k, v))
         expanded = [m.like(dq) for _ in range(2)] if k.shape[1] != h else []
-        delta = self._delta(m, q)
-        workspace = m.alloc(backward_workspace(b * h, s, d, q.dtype != "fp32", m.stack.sm, m.stack.large_shared_memory))
+        delta = self._delta(m, outputs[0])
+        workspace = m.alloc(backward_workspace(b * h, s, d, q.dtype != "fp32", m.stack.sm, m.stack.large_shared_memory, v.shape[-1]))
         m.release(delta, workspace)
         m.discard(*reversed(expanded))
         m.release(*padded)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING
 
+from memsim.dtypes import promote
 from memsim.graph import contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like, view_strides
 from memsim.operators.elementwise import Edges, Grads, Specs
@@ -83,8 +85,8 @@ class Slice(Kind):
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         (x,) = inputs
-        shape = list(x.shape)
-        strides, dim = list(x.strides), int(attrs.get("dim", -1))  # type: ignore[call-overload]
+        dim = int(attrs.get("dim", -1))  # type: ignore[call-overload]
+        shape, strides = list(x.shape), list(x.strides)
         shape[dim] = int(attrs["length"])  # type: ignore[call-overload]
         strides[dim] *= int(attrs.get("step", 1))  # type: ignore[call-overload]
         return (Inferred(tuple(shape), tuple(strides), x.dtype, alias=0),)
@@ -106,12 +108,12 @@ class Pad(Kind):
 
 
 class Cat(Kind):
-    """torch.cat along the last dimension; the gradients are views of the incoming one."""
+    """torch.cat along the last dimension, in the widest of the dtypes; the gradients are views of the incoming one."""
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x = inputs[0]
         shape = (*x.shape[:-1], sum(spec.shape[-1] for spec in inputs))
-        return (Inferred(shape, contiguous(shape), x.dtype),)
+        return (Inferred(shape, contiguous(shape), reduce(promote, (spec.dtype for spec in inputs))),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(i, m.view(grads[0], spec.shape, grads[0].strides)) for i, spec in enumerate(inputs) if spec.requires_grad]
@@ -143,6 +145,44 @@ class Chunk(Kind):
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]
+
+
+class Split(Chunk):
+    """x.split(sizes, dim=-1): views, like chunk's."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (x,) = inputs
+        sizes: tuple[int, ...] = attrs["sizes"]  # type: ignore[assignment]
+        return tuple(Inferred((*x.shape[:-1], size), x.strides, x.dtype, alias=0) for size in sizes)
+
+
+class CopySlice(Kind):
+    """x[..., start:stop].copy_(y) of y that expands to the slice: x, with a node of its own (torch/csrc/autograd/functions/tensor.cpp, CopySlices).
+
+    Backward copies the whole gradient and, out of that, the slice: y's gradient. Where x had one to come, zeros go in the slice's place.
+    """
+
+    in_place = True
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        x = inputs[0]
+        return (Inferred(x.shape, x.strides, x.dtype, alias=0),)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        x, y = inputs
+        shape = (*x.shape[:-1], y.shape[-1])
+        result = m.grad(x.shape, x.strides, x.dtype)
+        part = m.grad(shape, contiguous(shape), x.dtype)
+        zeros = m.grad(shape, contiguous(shape), x.dtype) if x.requires_grad else None
+        edges: Edges = []
+        if zeros is not None:
+            edges.append((0, result))
+        if y.requires_grad:
+            edges.append((1, m.cast(part, y.dtype)))
+        else:
+            m.discard(part)
+        m.discard(result if zeros is None else zeros)
+        return edges
 
 
 class Embedding(Kind):

@@ -105,14 +105,16 @@ class Autograd:
                     leaf = self.leaves.get(instance.values[spec.value])
                     if leaf is not None:
                         leaf.expected += 1
-        if frame is not None or offload:
+        if frame is not None or offload or (op.unkept and "dead" in op.attrs and not any(spec.requires_grad for spec in op.inputs)):
             self._drop_unkept(instance, op)
             return
         for storage in op.drops:
-            machine.release(storages[storage])
+            if storages[storage] >= 0:
+                machine.release(storages[storage])
 
     def _drop_unkept(self, instance: Instance, op: Operator) -> None:
-        """Lets go of names in a checkpointed region's first run, or where what is saved is on the host, and of what elsewhere a graph would hold."""
+        """Lets go of names, and of what elsewhere a graph would hold: in a checkpointed region's first run, where what is saved is on the host, or without
+        a graph."""
         for storage in (*op.unkept, *op.drops):
             if instance.storages[storage] >= 0:
                 self.machine.release(instance.storages[storage])

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from memsim.dtypes import ITEMSIZE
-from memsim.graph import Operator, contiguous
+from memsim.graph import Operator, contiguous, is_contiguous
 from memsim.operators.base import like, view_strides
 from memsim.operators.reductions import reduction_scratch
 from memsim.schedule.stack import Stack
@@ -144,6 +144,10 @@ class Machine:
         if strides is not None:
             return self.view(grad, shape, strides)
         return self.grad(shape, contiguous(shape), grad.dtype)
+
+    def contiguous(self, grad: Grad) -> Grad:
+        """grad.contiguous(): itself, or a copy."""
+        return self.same(grad) if is_contiguous(grad.shape, grad.strides) else self.grad(grad.shape, contiguous(grad.shape), grad.dtype)
 
     def discard(self, *grads: Grad) -> None:
         """Lets go of temporaries, in order."""
