@@ -14,13 +14,20 @@ HALF = ("bf16", "fp16")
 
 
 def flash_attention_forward(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, p: float = 0.0) -> Tensor:
-    """q [B, H, S, D], k and v [B, K, S, D], a mask [B, S] where there is padding → [B, S, H, D]. p: probability of dropout."""
+    """q [B, H, S, D], k [B, K, S, D], v [B, K, S, D'], a mask [B, S] where there is padding → [B, S, H, D']. p: probability of dropout."""
     query = F.transpose(b, query, 1, 2)
     key = F.transpose(b, key, 1, 2)
     value = F.transpose(b, value, 1, 2)
-    check_supported(settings, b.autocast or query.dtype, query.shape[-1])
+    head_dim, v_head_dim = query.shape[-1], value.shape[-1]
+    check_supported(settings, b.autocast or query.dtype, head_dim)
+    if v_head_dim > head_dim:
+        raise InputError(f"attention: flash_attention_2 pads values of {v_head_dim} elements to the {head_dim} of keys, which cannot run; sdpa and eager do")
+    if v_head_dim < head_dim:
+        value = b.op("pad", value, to=head_dim)
     target_dtype = b.autocast if query.dtype == "fp32" else None
     attn_output = _flash_attention_forward(b, settings, query, key, value, attention_mask, p, target_dtype)
+    if v_head_dim < head_dim:
+        attn_output = b.op("slice", attn_output, length=v_head_dim)
     return attn_output
 
 

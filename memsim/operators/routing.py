@@ -52,7 +52,7 @@ class Gather(Kind):
         return (Inferred(index.shape, contiguous(index.shape), x.dtype),)
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
-        return (inputs[0].storage, inputs[1].storage)
+        return (inputs[1].storage, inputs[0].storage)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]
