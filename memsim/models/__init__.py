@@ -20,6 +20,7 @@ from memsim.models import (
     mixtral,
     olmo,
     olmo2,
+    olmo3,
     opt,
     phi,
     phi3,
@@ -50,6 +51,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "cohere2": cohere.build,
     "ministral": ministral.build,
     "olmo": olmo.build,
+    "olmo3": olmo3.build,
     "opt": opt.build,
     "stablelm": stablelm.build,
     "smollm3": smollm3.build,
@@ -64,23 +66,10 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
 
 NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 # In names of fields that say something: no Llama.
-OTHERWISE = (
-    *("expert", "moe_", "n_group", "lora_rank", "ssm", "conv", "encoder", "vision", "audio", "patch", "type_vocab", "per_layer", "altup", "block_types"),
-    *(
-        "softcap",
-        "cross_attention",
-        "lambda",
-        "alibi",
-        "qk_norm",
-        "qk_layernorm",
-        "clip_qkv",
-        "partial_rotary",
-        "rotary_pct",
-        "no_rope",
-        "sliding_window_pattern",
-    ),
-    *("dropout_prob", "residual_dropout", "hidden_dropout", "embedding_dropout", "pdrop", "multiplier", "logit_scale", "scale_emb", "scale_depth", "mup"),
-    *("parallel_residual", "parallel_attn", "post_norm", "swa", "llama_4_scaling", "cycles"),
+OTHERWISE = frozenset(
+    """expert moe_ n_group lora_rank ssm conv encoder vision audio patch type_vocab per_layer altup block_types softcap cross_attention lambda alibi qk_norm
+    qk_layernorm clip_qkv partial_rotary rotary_pct no_rope sliding_window_pattern dropout_prob residual_dropout hidden_dropout embedding_dropout pdrop
+    multiplier logit_scale scale_emb scale_depth mup parallel_residual parallel_attn post_norm swa llama_4_scaling cycles""".split()
 )
 UNLIKE = ("hunyuan_v1_dense", "hunyuan_v1_moe")  # model_types whose fields are Llama's, and which norm queries and keys
 
