@@ -1,4 +1,4 @@
-"""GPTBigCode, StarCoder and SantaCoder (transformers/models/gpt_bigcode/modeling_gpt_bigcode.py): GPT-2 with linear modules and one head for keys and values."""
+"""GPTBigCode, of StarCoder and SantaCoder (transformers/models/gpt_bigcode/modeling_gpt_bigcode.py): GPT-2 with linear modules, one key-value head."""
 
 from __future__ import annotations
 
