@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from memsim.errors import Unsupported
@@ -12,14 +13,17 @@ from memsim.models import (
     gemma1,
     glm,
     gpt2,
+    gpt_bigcode,
     gpt_neox,
     gpt_oss,
     granite,
     llama,
     ministral,
     mixtral,
+    near_llama,
     olmo,
     olmo2,
+    olmo3,
     opt,
     phi,
     phi3,
@@ -43,13 +47,18 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "glm4": glm.build,
     "granite": granite.build,
     "gpt2": gpt2.build,
+    "gpt_bigcode": gpt_bigcode.build,
     "gpt_neox": gpt_neox.build,
     "gpt_oss": gpt_oss.build,
     "phi": phi.build,
     "cohere": cohere.build,
     "cohere2": cohere.build,
+    "ernie4_5": near_llama.ernie,
+    "exaone4": near_llama.exaone,
+    "seed_oss": near_llama.seed,
     "ministral": ministral.build,
     "olmo": olmo.build,
+    "olmo3": olmo3.build,
     "opt": opt.build,
     "stablelm": stablelm.build,
     "smollm3": smollm3.build,
@@ -65,22 +74,9 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
 NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 # In names of fields that say something: no Llama.
 OTHERWISE = (
-    *("expert", "moe_", "n_group", "lora_rank", "ssm", "conv", "encoder", "vision", "audio", "patch", "type_vocab", "per_layer", "altup", "block_types"),
-    *(
-        "softcap",
-        "cross_attention",
-        "lambda",
-        "alibi",
-        "qk_norm",
-        "qk_layernorm",
-        "clip_qkv",
-        "partial_rotary",
-        "rotary_pct",
-        "no_rope",
-        "sliding_window_pattern",
-    ),
-    *("dropout_prob", "residual_dropout", "hidden_dropout", "embedding_dropout", "pdrop", "multiplier", "logit_scale", "scale_emb", "scale_depth", "mup"),
-    *("parallel_residual", "parallel_attn", "post_norm", "swa", "llama_4_scaling", "cycles"),
+    r"expert|moe_|n_group|lora_rank|ssm|conv|encoder|vision|audio|patch|type_vocab|per_layer|altup|block_types|softcap|cross_attention|lambda|alibi|qk_norm|"
+    r"qk_layernorm|clip_qkv|partial_rotary|rotary_pct|no_rope|sliding_window_pattern|dropout_prob|residual_dropout|hidden_dropout|embedding_dropout|pdrop|"
+    r"multiplier|logit_scale|scale_emb|scale_depth|mup|parallel_residual|parallel_attn|post_norm|swa|llama_4_scaling|cycles"
 )
 UNLIKE = ("hunyuan_v1_dense", "hunyuan_v1_moe")  # model_types whose fields are Llama's, and which norm queries and keys
 
@@ -99,7 +95,7 @@ def is_otherwise(key: str, value: object) -> bool:
         return not isinstance(value, (list, tuple)) or set(value) != {"full_attention"}
     if "norm" in key and "eps" in key:
         return key != "rms_norm_eps"
-    return any(word in key for word in OTHERWISE)
+    return re.search(OTHERWISE, key) is not None
 
 
 def build(fields: Mapping[str, object], settings: Settings, strict: bool = False) -> Model:

@@ -33,16 +33,18 @@ def assemble_kinds(
     kinds: tuple[tuple[Layer, tuple[Parameter, ...]], ...],
     pattern: tuple[int, ...],
     hold: tuple[str, ...] = HOLD,
-    masks: tuple[str, ...] = (),
+    reads: tuple[tuple[str, ...], ...] = (),
 ) -> Model:
-    """The Model of a decoder with several kinds of layers; `pattern` gives the kind of each layer, `masks` the name of the mask that each kind reads."""
+    """The Model of a decoder with several kinds of layers; `pattern` gives the kind of each layer, `reads` what each kind reads, in the order of INPUTS."""
     b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     outer = b.finish(causal_lm(b, config, settings, ids, ids, parts))
     call = next(op for op in outer.operators if op.kind == "layers")
-    graphs = tuple(layer_graph(config, settings, layer, call, masks[i] if masks else "attention_mask") for i, (layer, _) in enumerate(kinds))
+    graphs = tuple(layer_graph(config, settings, layer, call, reads[i] if reads else INPUTS) for i, (layer, _) in enumerate(kinds))
     dtype, table = settings.dtype, (config.vocab_size, config.hidden_size)
-    frequencies = ("inv_freq",) if settings.stack.inv_freq_once else ("inv_freq", "original_inv_freq")
+    frequencies = ["inv_freq"] if settings.stack.inv_freq_once else ["inv_freq", "original_inv_freq"]
+    if parts.rotary_by_type:
+        frequencies = [f"{kind}_{name}" for kind in sorted(parts.rotary_by_type) for name in frequencies]
     norm = list(parts.final) if parts.final or parts.unweighted else [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
     rotary = [Parameter(f"rotary_emb.{name}", ((parts.rotary_dim or config.head_dim) // 2,), "fp32", trainable=False, buffer=True) for name in frequencies]
     tail = rotary + norm if parts.rotary_first else norm + rotary
@@ -63,13 +65,15 @@ def assemble_kinds(
     )
 
 
-def layer_graph(config: DecoderConfig, settings: Settings, layer: Layer, call: Operator, mask: str) -> LayerGraph:
+def layer_graph(config: DecoderConfig, settings: Settings, layer: Layer, call: Operator, reads: tuple[str, ...]) -> LayerGraph:
     """The graph of a kind of layer, called with the inputs of the operator "layers"."""
     inner = Builder("decoder layer", settings.technique)
     names: tuple[str, ...] = call.attrs.get("names", INPUTS)  # type: ignore[assignment]
-    arguments = layer_inputs(inner, call, names, (*INPUTS[:4], mask))
-    cos = arguments["cos"]  # and sin, or complex numbers, which are both
-    hidden = layer(inner, config, settings, arguments["hidden_states"], cos, arguments.get("sin", cos), arguments.get(mask))
+    arguments = layer_inputs(inner, call, names, reads)
+    hidden_states, cos, sin, _, mask = reads
+    hidden_states, cos, sin, _, mask = reads
+    turn = arguments[cos]  # and sin, or complex numbers, which are both
+    hidden = layer(inner, config, settings, arguments[hidden_states], turn, arguments.get(sin, turn), arguments.get(mask))
     return inner.finish(hidden)
 
 

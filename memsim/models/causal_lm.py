@@ -45,6 +45,7 @@ class Parts:
     told_positions: bool = True  # masks are made knowing the positions, which might be of packed sequences
     logits_scaled: bool = False  # the logits are multiplied by a constant
     rotary_dim: int | None = None  # elements of a head that turn, where it is not all of them
+    rotary_by_type: tuple[str, ...] = ()  # the types of layers that have tables of their own, where they do
     spread: str = "cat"  # how a frequency turns two elements: twice one after the other, "interleaved", or "once" where the tables are half as wide
     rotary: Rotary | None = None  # what makes the one rotary table, where it is not cos and sin
 

@@ -15,10 +15,11 @@ from memsim.models.layers import Layer
 from memsim.models.model import Model, Parameter, Settings
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+PREFIX = {SLIDING: "sliding_", FULL: ""}  # of the names of the tables of a type
 MASKS = {SLIDING: "sliding_mask", FULL: "full_mask"}
 # What a checkpoint holds of a layer's arguments, in the order in which it lets go of them: those by name in the order of the call, a tuple from its end.
 HOLD = ("full_mask", "sliding_mask", "sin", "cos", "position_ids", "hidden_states")
-HOLD_POSITIONS_FIRST = ("full_mask", "sliding_mask", "position_ids", "sin", "cos", "hidden_states")
+HOLD_POSITIONS_FIRST = ("full_mask", "sliding_mask", "position_ids", "sin", "sliding_sin", "cos", "sliding_cos", "hidden_states")
 
 
 def layer_types(config: DecoderConfig, is_sliding: Callable[[int], bool]) -> tuple[str, ...]:
@@ -29,6 +30,20 @@ def layer_types(config: DecoderConfig, is_sliding: Callable[[int], bool]) -> tup
     if not isinstance(types, (list, tuple)) or len(types) != config.num_hidden_layers or not set(types) <= {SLIDING, FULL}:
         raise InputError(f"model.layer_types: needs {config.num_hidden_layers} entries, each {SLIDING} or {FULL}")
     return tuple(types)
+
+
+def rotary_tables(b: Builder, config: DecoderConfig, settings: Settings, dtype: str, position_ids: Tensor, parts: Parts) -> dict[str, Tensor]:
+    """cos and sin, by the names that layers know them by; tables by type are made in the order of a Python set, which differs from process to process."""
+    dtype, dim = "fp32" if parts.rotary_in_fp32 else dtype, parts.rotary_dim or config.head_dim
+    kinds = [kind for kind in ((SLIDING, FULL) if settings.other_order else (FULL, SLIDING)) if kind in parts.rotary_by_type]
+    made: dict[str, Tensor] = {}
+    for kind in kinds or [""]:
+        buffer, prefix = (f"rotary_emb.{kind}_inv_freq", PREFIX[kind]) if kind else ("", "")
+        cos, sin = rotary_embedding(b, settings, dtype, position_ids, dim, buffer, parts.spread)
+        made |= {f"{prefix}cos": cos, f"{prefix}sin": sin}
+        del cos
+        del sin
+    return made
 
 
 def typed_model(masks: tuple[str, ...] = (FULL, SLIDING)) -> Callable[[Builder, DecoderConfig, Settings, Tensor, Parts], Tensor]:
@@ -49,10 +64,10 @@ def typed_model(masks: tuple[str, ...] = (FULL, SLIDING)) -> Callable[[Builder, 
             del told
             del mask
         hidden_states = inputs_embeds
-        rotary_dtype, rotary_dim = "fp32" if parts.rotary_in_fp32 else hidden_states.dtype, parts.rotary_dim or config.head_dim
-        position_embeddings = rotary_embedding(b, settings, rotary_dtype, position_ids, rotary_dim, spread=parts.spread)
-        names = ("hidden_states", "cos", "sin", "position_ids", *causal_mask_mapping)
-        hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *causal_mask_mapping.values(), names=names, trains=True)
+        position_embeddings = rotary_tables(b, config, settings, hidden_states.dtype, position_ids, parts)
+        given = {**position_embeddings, "position_ids": position_ids, **causal_mask_mapping}
+        hidden_states = b.op("layers", hidden_states, *given.values(), names=("hidden_states", *given), trains=True)
+        del given
         hidden_states = parts.norm(b, hidden_states, "norm")
         if not parts.told_positions:
             del position_ids
@@ -61,9 +76,17 @@ def typed_model(masks: tuple[str, ...] = (FULL, SLIDING)) -> Callable[[Builder, 
         del inputs_embeds
         if parts.told_positions:
             del position_ids
+        while position_embeddings:
+            position_embeddings.pop(next(iter(position_embeddings)))
         return hidden_states
 
     return model
+
+
+def reads_of(kind: str, parts: Parts) -> tuple[str, ...]:
+    """The names of what a layer of this type reads, in the order of assemble.INPUTS."""
+    prefix = PREFIX[kind] if parts.rotary_by_type else ""
+    return ("hidden_states", f"{prefix}cos", f"{prefix}sin", "position_ids", MASKS[kind])
 
 
 def assemble_types(
@@ -80,6 +103,6 @@ def assemble_types(
     kinds = tuple(dict.fromkeys(rows))
     parts = parts if parts.model else replace(parts, model=typed_model())
     made = tuple((layer, layer_parameters) for _, layer in kinds)
-    model = assemble_kinds(config, settings, parts, made, tuple(map(kinds.index, rows)), hold, tuple(MASKS[kind] for kind, _ in kinds))
+    model = assemble_kinds(config, settings, parts, made, tuple(map(kinds.index, rows)), hold, tuple(reads_of(kind, parts) for kind, _ in kinds))
     alike = len({tuple((op.kind, tuple(spec.shape for spec in op.inputs)) for op in graph.operators) for graph in model.layer_graphs}) == 1
     return replace(model, alike=alike)

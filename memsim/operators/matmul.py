@@ -10,16 +10,7 @@ from memsim.operators.base import Attrs, Inferred, Kind, like, view_strides
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Grad, Machine
-
-
-def flatten(m: Machine, grad: Grad) -> None:
-    """The gradient of a result [..., out] as the product's own, [rows, out]: a copy takes its place where no view will do (UnsafeViewBackward)."""
-    flat = (math.prod(grad.shape[:-1]), grad.shape[-1])
-    if view_strides(grad.shape, grad.strides, flat) is None:
-        copy = m.grad(grad.shape, like(grad.shape), grad.dtype, view=True)
-        m.release(grad.storage)
-        grad.storage, grad.strides, grad.view = copy.storage, copy.strides, True
+    from memsim.schedule.machine import Machine
 
 
 class Linear(Kind):
@@ -30,6 +21,7 @@ class Linear(Kind):
     """
 
     unit = "matmul"
+    flattens = True
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x, weight = inputs[:2]
@@ -42,6 +34,15 @@ class Linear(Kind):
         kept_weight = (weight.storage,) if x.requires_grad else ()
         return (*kept_x, *kept_weight) if len(inputs) == 3 else (*kept_weight, *kept_x)
 
+    def prepare(self, m: Machine, grads: Grads) -> None:
+        """The gradient of a result [..., out] as the product's own, [rows, out]: a copy takes its place where no view will do (UnsafeViewBackward)."""
+        (grad,) = grads
+        flat = (math.prod(grad.shape[:-1]), grad.shape[-1])
+        if len(grad.shape) > 2 and view_strides(grad.shape, grad.strides, flat) is None:
+            copy = m.grad(grad.shape, like(grad.shape), grad.dtype, view=True)
+            m.release(grad.storage)
+            grad.storage, grad.strides, grad.view = copy.storage, copy.strides, True
+
     def one_by_one(self, inputs: Specs) -> bool:
         return len(inputs[0].shape) > 2
 
@@ -51,8 +52,6 @@ class Linear(Kind):
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         x, weight = inputs[:2]
-        if len(x.shape) > 2:
-            flatten(m, grads[0])
         of_x = of_weight = None
         biased = len(inputs) == 3
         if biased and x.requires_grad:

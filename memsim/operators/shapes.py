@@ -132,16 +132,17 @@ class Stack(Kind):
 
 
 class Chunk(Kind):
-    """x.chunk(parts, dim=-1): views; backward puts the gradients together."""
+    """x.chunk(parts, dim=-1), or x.split(sizes, dim=-1): views; backward puts the gradients together."""
 
     flops_per_element = 0.0
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         (x,) = inputs
-        parts = int(attrs["parts"])  # type: ignore[call-overload]
-        shape = (*x.shape[:-1], x.shape[-1] // parts)
-        piece = Inferred(shape, x.strides, x.dtype, alias=0)
-        return tuple(piece for _ in range(parts))
+        sizes: tuple[int, ...] | None = attrs.get("sizes")  # type: ignore[assignment]
+        if sizes is None:
+            parts = int(attrs["parts"])  # type: ignore[call-overload]
+            sizes = (x.shape[-1] // parts,) * parts
+        return tuple(Inferred((*x.shape[:-1], size), x.strides, x.dtype, alias=0) for size in sizes)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]

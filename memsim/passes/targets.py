@@ -19,8 +19,13 @@ from memsim.models.model import Model, Parameter
 HEAD = "lm_head"
 LINEAR = ("linear", "conv1d")  # kinds of modules that PEFT's Linear takes
 WHOLE = (*LINEAR, "embedding", "norm")  # kinds of modules that can be trained as a whole
-OUTER = {"gpt2": "transformer", "opt": "model.decoder", "gpt_neox": "gpt_neox"}  # model_type → the inner model's name, where it is not "model"
-LAYERS = {"gpt2": "h"}  # model_type → the list of layers, where it is not "layers"
+OUTER = {
+    "gpt2": "transformer",
+    "opt": "model.decoder",
+    "gpt_bigcode": "transformer",
+    "gpt_neox": "gpt_neox",
+}  # model_type → the inner model's name, where it is not "model"
+LAYERS = {"gpt2": "h", "gpt_bigcode": "h"}  # model_type → the list of layers, where it is not "layers"
 PLAIN_NAME = re.compile(r"[\w.]+")
 
 

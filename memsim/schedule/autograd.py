@@ -149,6 +149,9 @@ class Autograd:
             machine.layer = node.instance.layer
             if machine.layer != NO_LAYER:
                 machine.default_category = machine.scratch_category = int(Category.SCRATCH)
+            if KINDS[op.kind].flattens:
+                machine.at(node.instance.prefix + op.name + ".backward")
+                KINDS[op.kind].prepare(machine, grads)
             frame = node.frame
             if frame is not None and frame.saved is None:
                 recompute(machine, frame)
