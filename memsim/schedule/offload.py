@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from memsim.graph import Operator, TensorSpec, contiguous, is_contiguous
+from memsim.operators import KINDS
 from memsim.schedule.machine import Machine
 
 WEIGHT_TRANSPOSED = ("linear", "grouped_linear")  # F.linear(x, w) saves w.t()
@@ -29,11 +30,12 @@ def saved_for_nothing(op: Operator) -> tuple[TensorSpec, ...]:
 
 
 def to_host(machine: Machine, op: Operator, saved: Sequence[TensorSpec], results: bool) -> None:
-    """packed.copy_(tensor) of the operands that are saved, before the operator runs, or of the results, after. What is not contiguous is made so on the
-    device first (ATen/native/cuda/Copy.cu, copy_requires_temporaries)."""
+    """packed.copy_(tensor) of the operands that are saved, before the operator runs, or of the results, after; a function written in Python saves all of
+    them after. What is not contiguous is made so on the device first (ATen/native/cuda/Copy.cu, copy_requires_temporaries)."""
     made = {spec.storage for spec in op.outputs} - {spec.storage for spec in op.inputs}
+    late = KINDS[op.kind].in_python(op.attrs)
     for spec in saved:
-        if (spec.storage in made) == results:
+        if (late or spec.storage in made) == results:
             if not is_contiguous(spec.shape, spec.strides) or (op.kind in WEIGHT_TRANSPOSED and spec.storage == op.inputs[1].storage and 1 not in spec.shape):
                 machine.scratch(spec.nbytes)
             machine.copied(spec.nbytes)
