@@ -84,7 +84,7 @@ def grouped_mm_experts_forward(
     expert_ids_g, perm = b.run("sort", expert_ids)
     selected_hidden_states_g = b.op("index", hidden_states, F.create(b, "floor_divide", (rows,), "int64"))
     sample_weights_g = b.op("index", sample_weights, perm)
-    histc_input = F.create(b, "int", (rows,), "int32")
+    histc_input = b.op("cast", expert_ids_g, dtype="int32")
     tokens_per_expert = F.create(b, "histc", (b.weights[names[0]].shape[0],), "int32")
     offsets = b.op("scan", tokens_per_expert, label="cumsum")
     selected_weights = b.read(names[0])
