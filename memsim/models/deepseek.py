@@ -63,7 +63,7 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
         named.setdefault("n_routed_experts", named.pop(other))
     rope = integer({**defaults, **named}, "qk_rope_head_dim")
     config = decoder_config({**named, "head_dim": rope}, **defaults)
-    check_supported(config)
+    check_supported(config, dropout=True)
     check_attention(config)
     routing_of(config)
     return config

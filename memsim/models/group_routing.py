@@ -123,7 +123,7 @@ def indices(b: Builder, scores: Tensor, k: int) -> Tensor:
 
 def inverse(b: Builder, mask: Tensor) -> Tensor:
     """~mask.bool()."""
-    true = F.create(b, "bool", mask.shape, "bool")
+    true = b.op("cast", mask, dtype="bool")
     result = F.create(b, "bitwise_not", mask.shape, "bool")
     del true
     return result
