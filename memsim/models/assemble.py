@@ -71,7 +71,6 @@ def layer_graph(config: DecoderConfig, settings: Settings, layer: Layer, call: O
     names: tuple[str, ...] = call.attrs.get("names", INPUTS)  # type: ignore[assignment]
     arguments = layer_inputs(inner, call, names, reads)
     hidden_states, cos, sin, _, mask = reads
-    hidden_states, cos, sin, _, mask = reads
     turn = arguments[cos]  # and sin, or complex numbers, which are both
     hidden = layer(inner, config, settings, arguments[hidden_states], turn, arguments.get(sin, turn), arguments.get(mask))
     return inner.finish(hidden)

@@ -76,8 +76,10 @@ def typed_model(masks: tuple[str, ...] = (FULL, SLIDING)) -> Callable[[Builder, 
         del inputs_embeds
         if parts.told_positions:
             del position_ids
-        while position_embeddings:
-            position_embeddings.pop(next(iter(position_embeddings)))
+        while position_embeddings:  # tuples, which go from their end
+            cos, sin, *_ = position_embeddings
+            position_embeddings.pop(sin)
+            position_embeddings.pop(cos)
         return hidden_states
 
     return model

@@ -48,7 +48,7 @@ class Linear(Kind):
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         into.append(m.alloc(outputs[0].nbytes))
-        m.workspace(lt=len(inputs) == 3)
+        m.workspace(lt=len(inputs) == 3 and 1 not in inputs[1].shape)  # useLtInterface, in ATen/native/cuda/Blas.cpp
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         x, weight = inputs[:2]
