@@ -31,9 +31,8 @@ METRICS = (  # how a metric begins or what it holds, and what it is of a Timelin
     ("memory as printed", "peak_reserved"),
 )
 UNITS = (("GiB", 2**30), ("GB", 10**9), ("MiB", 2**20))
-PARTS = {
-    "nvidia-smi": "nvidia-smi counts the CUDA context and libraries beside what is reserved, and where those fill the device PyTorch gives its cache back sooner"
-}  # of a metric: how it and memsim's part
+SMI = "nvidia-smi counts the CUDA context and libraries beside what is reserved, and where those fill the device PyTorch gives its cache back sooner"
+PARTS = {"nvidia-smi": SMI}  # of a metric: how it and memsim's part
 NEEDED = ("id", "framework", "parallelism", "hf_id_or_dims", "method", "metric", "value_gib_or_gb", "unit", "source")
 
 
