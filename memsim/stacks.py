@@ -28,6 +28,7 @@ class Software:
     # differences, by what they change: torch's operators, transformers' code around the layers, checkpoints, families
     keeps_cublas_workspaces: bool = False
     keeps_cublaslt_workspaces: bool = False
+    large_cublas_workspace_on_hopper_only: bool = False
     index_slices_whole_dimensions: bool = False
     attention_seeds_on_host: bool = False
     efficient_attention_seeds_on_host: bool = False
@@ -44,6 +45,8 @@ class Software:
     takes_cache_position: bool = False
     dense_causal_mask: bool = False
     sdpa_repeats_heads: bool = False
+    sdpa_packs_no_groups: bool = False
+    adds_matrices_by_cublas: bool = False
     layers_return_tuples: bool = False
     loss_slices_logits: bool = False
     checkpoints_positional_arguments: bool = False
@@ -77,6 +80,7 @@ class Software:
 MEANING: Mapping[str, tuple[str, str, str]] = {
     "keeps_cublas_workspaces": ("cuBLAS workspace", "one kept for each thread (forward's, backward's)", "lives for a call"),
     "keeps_cublaslt_workspaces": ("cuBLASLt workspace", "kept as cuBLAS's is, which comes first", "lives for a call"),
+    "large_cublas_workspace_on_hopper_only": ("cuBLAS workspace of 32 MiB", "on Hopper alone", "on Hopper and later"),
     "index_slices_whole_dimensions": ("x[:, None]", "slices every `:`, which makes a tensor in backward", "a `:` does nothing"),
     "attention_seeds_on_host": ("FlashAttention: seeds", "on the host", "on the device"),
     "efficient_attention_seeds_on_host": ("memory-efficient attention: seeds", "on the host", "on the device"),
@@ -93,6 +97,8 @@ MEANING: Mapping[str, tuple[str, str, str]] = {
     "takes_cache_position": ("positions", "made once, held as cache_position", "made twice"),
     "dense_causal_mask": ("causal mask", "numbers, [S, S + 1]", "booleans, after a look for packed sequences"),
     "sdpa_repeats_heads": ("sdpa: keys and values", "copied for every query head", "grouped heads"),
+    "sdpa_packs_no_groups": ("sdpa of one token with a mask", "repeats keys and values", "packs a group's queries as a sequence"),
+    "adds_matrices_by_cublas": ("torch.addmm of matrices", "by cuBLAS", "by cuBLASLt"),
     "layers_return_tuples": ("last layer's result", "stays in a tuple while the final norm runs", "does not"),
     "loss_slices_logits": ("loss: shift", "slices the last token off the logits", "pads the labels"),
     "checkpoints_positional_arguments": ("checkpoint: a layer's arguments", "positional; die in their order", "by name; die in reverse"),
@@ -138,6 +144,8 @@ HF_4_48 = Software(
     takes_cache_position=True,
     dense_causal_mask=True,
     sdpa_repeats_heads=True,
+    sdpa_packs_no_groups=True,
+    adds_matrices_by_cublas=True,
     layers_return_tuples=True,
     loss_slices_logits=True,
     checkpoints_positional_arguments=True,
@@ -158,11 +166,20 @@ HF_5_17 = Software(
     transformers="5.17.0",
     peft="0.21.0",
     bitsandbytes="0.50.2",
+    held={
+        "model_type": ("llama", "mistral", "qwen2", "qwen3", "olmo2", "phi3", "gemma2", "gemma3_text", "granite", "gpt2", "gpt_neox"),
+        "method.kind": ("full", "lora", "qlora"),
+        "attention": ("sdpa", "eager"),
+    },
     keeps_cublas_workspaces=True,
     keeps_cublaslt_workspaces=True,
+    large_cublas_workspace_on_hopper_only=True,
     efficient_attention_seeds_on_host=True,
+    embedding_sorts_all_bits=True,
     norms_pad_chunks=True,
     frees_nested_graphs_at_once=True,
+    sdpa_packs_no_groups=True,
+    adds_matrices_by_cublas=True,
     rotary_by_product=True,
 )
 SAME = ("torch", "transformers", "peft")  # the packages by which a recording's stack is known

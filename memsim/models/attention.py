@@ -76,7 +76,7 @@ def sdpa(
     """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them. p: probability of dropout; offset: as of attention."""
     sequence, joined = query.shape[2], query.shape[1]
     repeats = settings.stack.sdpa_repeats_heads or mask is not None or query.shape[-1] > 256  # use_gqa_in_sdpa
-    if repeats and sequence == 1 and groups > 1 and not settings.stack.sdpa_repeats_heads:  # pack_gqa: a group's queries take the place of the sequence
+    if repeats and sequence == 1 and groups > 1 and not settings.stack.sdpa_packs_no_groups:  # pack_gqa: a group's queries take the place of the sequence
         query = F.reshape(b, query, query.shape[0], joined // groups, groups, query.shape[-1])
     elif repeats:
         key = repeat_kv(b, settings, key, groups)

@@ -39,7 +39,8 @@ class Stack:
     @property
     def cublas_workspace(self) -> int:
         """Bytes."""
-        return CUBLAS_WORKSPACE_HOPPER if self.sm >= 90 else CUBLAS_WORKSPACE
+        large = self.sm // 10 == 9 if self.software.large_cublas_workspace_on_hopper_only else self.sm >= 90
+        return CUBLAS_WORKSPACE_HOPPER if large else CUBLAS_WORKSPACE
 
     @property
     def cublaslt_workspace(self) -> int:
