@@ -9,6 +9,7 @@ import pytest
 
 from memsim.errors import InputError
 from memsim.run import Run
+from memsim.simulation import simulate
 
 M = "qwen2.5-7b"
 LLAMA = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 1000}
@@ -173,3 +174,8 @@ def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError) as error:
         Run.load(path)
     assert str(error.value) == f"{path}: cannot be read: permission denied"
+
+
+def test_heads_of_a_llama_divide_its_hidden_size() -> None:
+    with pytest.raises(InputError, match="3 heads do not divide hidden_size 256, which transformers' LlamaConfig asks for"):
+        simulate(Run(model={**LLAMA, "num_attention_heads": 3, "head_dim": 64}))

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from memsim.builder import Builder, Tensor, module_call
-from memsim.errors import Unsupported
+from memsim.errors import InputError, Unsupported
 from memsim.models import functional as F
 from memsim.models.assemble import HOLD, HOLD_POSITIONS_FIRST, assemble
 from memsim.models.attention import attend
@@ -27,6 +27,11 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     """The fields with their family's defaults."""
     config = decoder_config(fields, **DEFAULTS[str(fields["model_type"])])
     check_supported(config)
+    if config.model_type == "llama" and config.hidden_size % config.num_attention_heads:
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        raise InputError(
+            f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}, which transformers' LlamaConfig asks for, with head_dim too"
+        )
     if config.model_type == "mistral":
         if "sliding_window" in fields and fields["sliding_window"] is None:
             return replace(config, sliding_window=None)
