@@ -29,9 +29,7 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     check_supported(config)
     if config.model_type == "llama" and config.hidden_size % config.num_attention_heads:
         heads, hidden = config.num_attention_heads, config.hidden_size
-        raise InputError(
-            f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}, which transformers' LlamaConfig asks for, with head_dim too"
-        )
+        raise InputError(f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}, which LlamaConfig asks for, with head_dim too")
     if config.model_type == "mistral":
         if "sliding_window" in fields and fields["sliding_window"] is None:
             return replace(config, sliding_window=None)
