@@ -7,13 +7,14 @@ Python code, to the line, as long as our function has the same locals as theirs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from memsim.autocast import FLOATING, ORDER, target
+from memsim.autocast import FLOATING, ORDER, SETS_DTYPE, target
 from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous
 from memsim.operators import KINDS
 from memsim.operators.base import Inferred
@@ -72,6 +73,7 @@ class Technique:
     stored: Callable[[str, str], str] | None = None  # the dtype of a parameter, by its name and the dtype that the model's code asks for
     stands_for: Callable[[str], str] | None = None  # the name of the parameter that a module gets for a name
     fold: Fold | None = None  # what stands for a parameter that belongs to no Linear, by name; None: itself
+    quantizes: bool = False  # modules of matrices are those of bitsandbytes, all of them linear: transformers transposes the weights of Conv1D
 
 
 PLAIN = Technique()
@@ -92,17 +94,22 @@ class Builder:
         self.weights: dict[str, Tensor] = {}
         self.folded: dict[str, Folded] = {}  # parameters that are computed while their module runs
         self.read_once: dict[str, Tensor] = {}  # and their values, torch.nn.utils.parametrize.cached()
+        self.in_first: set[str] = set()  # weights of stacked experts that are [E, in, out]
         self.path: list[str] = []
         self.grad_enabled = True
         self.finished = False
+        self.leaving = False  # an expression lets go of its operands
         self.arguments: tuple[int, ...] = ()  # storages of those of the running core of attention
         self.unwind: tuple[int, ...] = ()  # storages of the running function's locals, in slot order
         self.unwind_last: tuple[int, ...] = ()  # and of its caller's
+        self.stack: tuple[int, ...] = ()  # of the running expression's temporaries
 
     def let_go(self, storage: int) -> None:
         self.names[storage] -= 1
         if self.names[storage] == 0 and self.graph.operators and not self.finished:
             self.graph.operators[-1].drops.append(storage)
+            if self.leaving:
+                self.graph.operators[-1].operands.append(storage)
 
     def _tensor(self, shape: tuple[int, ...], dtype: str, requires_grad: bool, label: str, parameter: str | None = None, leaf: bool = False) -> Tensor:
         graph = self.graph
@@ -174,13 +181,17 @@ class Builder:
         self.path.pop()
 
     @contextmanager
-    def locals(self, *tensors: Tensor) -> Iterator[None]:
+    def locals(self, *tensors: Tensor, stack: Tensor | None = None) -> Iterator[None]:
         """Operators inside run while these are the calling function's locals, in the order of their slots: should an exception end the
-        function there (a checkpoint's early stop), that is the order in which they die."""
-        before, self.unwind = self.unwind, tuple(tensor.spec.storage for tensor in tensors)
+        function there (a checkpoint's early stop), that is the order in which they die, before those of functions around it. `stack`: a temporary of the
+        running expression, which dies as soon as the exception leaves the function."""
+        before = self.unwind, self.stack
+        self.unwind = (*(tensor.spec.storage for tensor in tensors), *before[0])
+        self.stack = () if stack is None else (stack.spec.storage,)
         del tensors
+        del stack
         yield
-        self.unwind = before
+        self.unwind, self.stack = before
 
     @contextmanager
     def callers(self, *tensors: Tensor) -> Iterator[None]:
@@ -193,7 +204,7 @@ class Builder:
     def unkept(self, tensor: Tensor) -> None:
         """After the operator that ran last, only an autograd graph holds this tensor, one that dies before backward.
 
-        A checkpointed region's first run keeps nothing in its graph, so there the tensor dies now.
+        A checkpointed region's first run keeps nothing in its graph, so there the tensor dies now; so it does where a `dead` operator has no graph.
         """
         self.graph.operators[-1].unkept.append(tensor.spec.storage)
 
@@ -238,7 +249,11 @@ class Builder:
             self.replacing = False
             if results is not None:
                 return results
+        if kind == "conv1d" and len(inputs[0].shape) > 2:
+            return self._conv1d(inputs, attrs)
         if self.autocast is not None:
+            if kind in SETS_DTYPE and inputs[0].dtype in FLOATING:
+                attrs["dtype"] = "fp32"
             dtype = target(kind, self.autocast)
             if dtype is not None and not (kind in ("softmax", "log_softmax") and "dtype" in attrs):
                 order = ORDER.get(kind) or tuple(reversed(range(len(inputs))))
@@ -246,6 +261,14 @@ class Builder:
                 self.temporaries = [casts[i] for i in reversed(order)]
                 return self._execute(kind, tuple(casts), attrs)
         return self._execute(kind, inputs, attrs)
+
+    def _conv1d(self, inputs: tuple[Tensor, ...], attrs: dict[str, object]) -> tuple[Tensor, ...]:
+        """transformers' Conv1D: addmm of x.view(-1, in), which is made before autocast casts it, and so gets its gradient after what autocast cast."""
+        x, *weights = inputs
+        *size, inner = x.shape
+        x = self._execute("view", (x,), {"shape": (math.prod(size), inner)})[0]
+        x = self._run("conv1d", (x, *weights), attrs)[0]
+        return self._execute("view", (x,), {"shape": (*size, weights[0].shape[1])})
 
     def lower(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The tensors as autocast gives them to an operator of the lower precision."""
@@ -281,6 +304,8 @@ class Builder:
             attrs["unwind"] = self.unwind
         if self.unwind_last:
             attrs["unwind_last"] = self.unwind_last
+        if self.stack:
+            attrs["stack"] = self.stack
         if self.arguments:
             attrs["core"] = self.arguments
         trains = bool(attrs.get("trains")) and attrs.get("tower", 0) not in self.technique.frozen_towers
@@ -288,7 +313,7 @@ class Builder:
         outputs = tuple(self._output(out, specs, grad) for out in semantics.infer(specs, attrs))
         if self.technique.inputs_require_grad and attrs.get("input_embeddings") and not grad:
             outputs = (replace(outputs[0], requires_grad=True, leaf=True), *outputs[1:])
-        saved = semantics.saved(specs, outputs, attrs) if grad else ()
+        saved = semantics.saved(specs, outputs, attrs) if grad and "dead" not in attrs else ()
         name = ".".join([*self.path, str(attrs.get("label", kind))])
         graph.add_operator(Operator(len(graph.operators), kind, name, specs, outputs, attrs, saved))
         return tuple(Tensor(self, spec) for spec in outputs)
@@ -316,6 +341,12 @@ class Builder:
             results.pop(0)
         self._end_call()
         del inputs
+        self.leaving = True
+        del x
+        del y
+        del z
+        del more
+        self.leaving = False
         return first
 
     def finish(self, *outputs: Tensor) -> LayerGraph:
@@ -361,10 +392,8 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
         module = op.name.removesuffix(str(op.attrs.get("label", op.kind))).rstrip(".")
         b.path = module.split(".") if module else []
         b.grad_enabled = grad and not op.attrs.get("no_grad", False)
-        unwind: tuple[int, ...] = op.attrs.get("unwind", ())  # type: ignore[assignment]
-        b.unwind = tuple(moved[storage] for storage in unwind)
-        last: tuple[int, ...] = op.attrs.get("unwind_last", ())  # type: ignore[assignment]
-        b.unwind_last = tuple(moved[storage] for storage in last)
+        unwound = ("unwind", "unwind_last", "stack")
+        b.unwind, b.unwind_last, b.stack = (tuple(moved[storage] for storage in op.attrs.get(name, ())) for name in unwound)  # type: ignore[attr-defined]
         core: tuple[int, ...] = op.attrs.get("core", ())  # type: ignore[assignment]
         b.arguments = tuple(moved[storage] for storage in core)
         arguments = tuple(env[spec.value] for spec in op.inputs)
@@ -376,12 +405,14 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
         else:
             results = b.run(op.kind, *arguments, **op.attrs)
         del arguments
-        b.graph.operators[-1].unkept.extend(moved[storage] for storage in op.unkept)
+        b.graph.operators[-1].operands.extend(moved[storage] for storage in op.operands)
         for old, new in zip(op.outputs, results, strict=False):
             bind(old, new)
             del new
+        if grad:
+            b.graph.operators[-1].unkept.extend(moved[storage] for storage in op.unkept)
         del results
-        for storage in op.drops:
+        for storage in op.drops if grad else (*op.unkept, *op.drops):
             if storage not in keep:
                 for value in values_of.pop(storage, ()):
                     env.pop(value, None)

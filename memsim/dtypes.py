@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
+ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1, "complex64": 8}
 FLOATING = ("fp32", "bf16", "fp16")
 
 

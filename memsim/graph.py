@@ -55,11 +55,15 @@ class Operator:
     attrs: Mapping[str, object]
     saved: tuple[int, ...]  # storages kept for backward, in the order in which backward lets go of them
     drops: list[int] = field(default_factory=list)  # storages whose last Python name dies right after this operator, in order
+    operands: list[int] = field(
+        default_factory=list
+    )  # of those that die here the ones that only the expression held: an exception in the operator lets go of them first
     unkept: list[int] = field(default_factory=list)  # storages that only a graph nobody walks holds from here on: not where a checkpoint keeps nothing
 
     @property
     def requires_grad(self) -> bool:
-        return any(out.requires_grad and not out.leaf for out in self.outputs)
+        """Whether backward has a node for it. `dead`: its node dies with its results, as nothing that the loss depends on comes of them."""
+        return "dead" not in self.attrs and any(out.requires_grad and not out.leaf for out in self.outputs)
 
 
 class LayerGraph(nx.DiGraph):  # type: ignore[misc]

@@ -106,7 +106,7 @@ def _check(config: Mapping[str, object], where: str) -> str:
         raise InputError(f"{where}{dot}num_key_value_heads: {kv} is more than the {heads} of num_attention_heads")
     if heads and kv and heads % kv:
         raise InputError(f"{where}{dot}num_key_value_heads: {kv} does not divide the {heads} of num_attention_heads")
-    if heads and hidden and hidden % heads and "head_dim" not in fields:
+    if heads and hidden and hidden % heads and "head_dim" not in fields and not config.get("kv_lora_rank"):  # latent attention names its heads' parts
         raise InputError(f"{where}{dot}num_attention_heads: {heads} does not divide the {hidden} of hidden_size; give head_dim or another number of heads")
     name = config.get("_name_or_path")
     return name.rstrip("/").rsplit("/", 1)[-1] if isinstance(name, str) and name.strip("/") else kind

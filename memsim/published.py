@@ -20,17 +20,19 @@ from rich.text import Text
 
 from memsim import tables
 from memsim.errors import InputError, Unsupported
+from memsim.published_sources import SOURCES, Source
 from memsim.timeline import Timeline
 
-# Hugging Face id → catalogue name, and fields that the measured code set. FlashAttention was given packed sequences: no mask, no window to reach.
-MODELS: Mapping[str, tuple[str, Mapping[str, object]]] = {"mistralai/Mistral-7B-v0.1": ("mistral-7b", {"vocab_size": 32000, "sliding_window": None})}
-# fms-acceleration's plugins, and who casts what QLoRA does not quantize: TRL's trainer; with the plugin nobody (framework_plugin_bnb.py).
-PLUGINS = {"none": "peft", "baseline-peft-bnb": "trl", "accelerated-peft-bnb": "none"}
 METRICS = (  # how a metric begins or what it holds, and what it is of a Timeline
     ("max_memory_allocated", "peak_allocated"),
+    ("peak memory allocated", "peak_allocated"),
     ("memory_allocated at end of train", "end_allocated"),
+    ("nvidia-smi", "peak_reserved"),
+    ("memory as printed", "peak_reserved"),
 )
-UNITS = (("GiB", 2**30), ("GB (1e9)", 10**9), ("MiB", 2**20))
+UNITS = (("GiB", 2**30), ("GB", 10**9), ("MiB", 2**20))
+SMI = "nvidia-smi counts the CUDA context and libraries beside what is reserved, and where those fill the device PyTorch gives its cache back sooner"
+PARTS = {"nvidia-smi": SMI}  # of a metric: how it and memsim's part
 NEEDED = ("id", "framework", "parallelism", "hf_id_or_dims", "method", "metric", "value_gib_or_gb", "unit", "source")
 
 
@@ -44,6 +46,7 @@ class Measured:
     published: float | None  # bytes
     simulated: int | None  # bytes; None where it was not simulated
     reason: str  # why not
+    differs: str = ""  # in what the code that was measured, or the measurement, and memsim's part
 
     @property
     def error(self) -> float:
@@ -75,37 +78,15 @@ def load(path: Path) -> list[Mapping[str, Any]]:
     return rows
 
 
-def run_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row's job as a Run's keys. Raises Unsupported with the reason why it has none."""
-    framework, parallelism = str(row["framework"]), str(row["parallelism"])
+def source_of(row: Mapping[str, Any]) -> Source:
+    """Where the row comes from. Raises Unsupported with the reason why its job is no Run."""
+    parallelism = str(row["parallelism"])
     if not re.match(r"1 GPU\b", parallelism):
         raise Unsupported("more than one GPU, or it does not say" if parallelism not in ("None", "") else "does not say how many GPUs")
-    plugin = re.search(r"fms-acceleration \[([^\]]*)\]", framework)
-    if plugin is None:
+    source = next((source for source in SOURCES if str(row["source"]).startswith(source.begins)), None)
+    if source is None:
         raise Unsupported("not trained by Hugging Face's own model code of a stack that memsim has")
-    if plugin[1] not in PLUGINS:
-        raise Unsupported("fused kernels (fms-acceleration's foak, Liger)" if re.search("foak|liger", plugin[1]) else "GPTQ's kernels, or another plugin")
-    if "transformers 4.48.1" not in framework:
-        raise Unsupported("a version of transformers that is no stack of memsim's")
-    if row["hf_id_or_dims"] not in MODELS:
-        raise Unsupported(f"model: {row['hf_id_or_dims']} is not in the catalogue")
-    from memsim.catalog import models
-
-    name, fields = MODELS[row["hf_id_or_dims"]]
-    method: dict[str, Any] = {"kind": "full"}
-    if row["method"] != "full":
-        named = [target for target in str(row["targets"]).split(",") if target != "c_attn"]  # which this model has none of
-        method = {"kind": "qlora" if "QLoRA" in str(row["method"]) else "lora", "rank": row["rank"], "targets": named}
-        if method["kind"] == "qlora":
-            method["casts"] = PLUGINS[plugin[1]]
-    return {
-        "model": {**models()[name], **fields},
-        "method": method,
-        "batch": {"size": row["micro_batch"], "sequence": row["seq_len"], "accumulation": row["grad_accum"] or 1},
-        "precision": "bf16",
-        "checkpointing": "full" if str(row["checkpointing"]).startswith("HF gradient checkpointing") else "none",
-        "stack": "hf-4.48",
-    }
+    return source
 
 
 def compare(rows: list[Mapping[str, Any]], simulate: Callable[[Mapping[str, Any]], Timeline]) -> list[Measured]:
@@ -117,22 +98,30 @@ def compare(rows: list[Mapping[str, Any]], simulate: Callable[[Mapping[str, Any]
         published, simulated, reason = None, None, ""
         metric = next((key for words, key in METRICS if words in str(row["metric"])), "")
         factor = next((size for unit, size in UNITS if str(row["unit"]).startswith(unit)), None)
+        differs = ""
         try:
-            run = run_of(row)
-            if not metric or factor is None:
-                raise Unsupported(
-                    "measured by nvidia-smi: the CUDA context and other processes count" if "nvidia-smi" in str(row["metric"]) else "another metric"
-                )
+            origin = source_of(row)
+            run = origin.run(row)
+            if not metric or factor is None or row["value_gib_or_gb"] is None:
+                raise Unsupported("another metric")
             published = float(row["value_gib_or_gb"]) * factor
             key = json.dumps(run, sort_keys=True)
             if key not in known:
                 known[key] = simulate(run)
             timeline = known[key]
-            simulated = timeline.peak_allocated if metric == "peak_allocated" else timeline.steps_needed[-1].end_allocated
-        except Unsupported as error:
+            simulated = value_of(timeline, metric)
+            differs = origin.differs or next((text for words, text in PARTS.items() if words in str(row["metric"])), "")
+        except InputError as error:
             reason = str(error)
-        found.append(Measured(str(row["id"]), source, metric or str(row["metric"]), published, simulated, reason))
+        found.append(Measured(str(row["id"]), source, metric or str(row["metric"]), published, simulated, reason, differs))
     return found
+
+
+def value_of(timeline: Timeline, metric: str) -> int:
+    """What a metric of METRICS is of the Timeline, in bytes."""
+    if metric == "end_allocated":
+        return timeline.steps_needed[-1].end_allocated
+    return timeline.peak_allocated if metric == "peak_allocated" else timeline.peak_reserved
 
 
 def table(found: list[Measured]) -> Group:
@@ -142,16 +131,25 @@ def table(found: list[Measured]) -> Group:
         if row.simulated is not None and row.published is not None:
             cells = [row.id, row.metric.replace("_", " "), f"{row.published / 2**30:.4f}", f"{row.simulated / 2**30:.4f}", f"{row.error:+.4f}"]
             grid.add_row(*[Text(cell) for cell in cells])
-    return Group(grid, "", _sources(found), "", _reasons(found))
+    return Group(grid, "", _sources(found), "", _differences(found), "", _reasons(found))
 
 
 def _sources(found: list[Measured]) -> Table:
     grid = tables.table("source", "rows", "simulated", "median error %", "worst %")
-    for source in dict.fromkeys(row.source for row in found):
+    for source, differs in dict.fromkeys((row.source, row.differs if row.simulated is not None else "") for row in found):
         rows = [row for row in found if row.source == source]
-        errors = [abs(row.error) for row in rows if row.simulated is not None]
-        grid.add_row(Text(source), str(len(rows)), str(len(errors)), f"{median(errors):.4f}" if errors else "–", f"{max(errors):.4f}" if errors else "–")
+        errors = [abs(row.error) for row in rows if row.simulated is not None and row.differs == differs]
+        if not errors and any(row.simulated is not None for row in rows):
+            continue
+        name = f"{source} (nvidia-smi)" if differs in PARTS.values() else source
+        grid.add_row(Text(name), str(len(rows)), str(len(errors)), f"{median(errors):.4f}" if errors else "–", f"{max(errors):.4f}" if errors else "–")
     return grid
+
+
+def _differences(found: list[Measured]) -> Group:
+    """For each source whose code, or whose measure, is not memsim's: in what they part."""
+    rows = dict.fromkeys((row.source, row.differs) for row in found if row.differs)
+    return Group(*[Text(f"{source}: {differs}.") for source, differs in rows])
 
 
 def _reasons(found: list[Measured]) -> Table:
@@ -162,8 +160,8 @@ def _reasons(found: list[Measured]) -> Table:
 
 
 def to_json(found: list[Measured]) -> dict[str, object]:
-    """Everything as plain data; sizes in bytes."""
-    errors = [abs(row.error) for row in found if row.simulated is not None]
+    """Everything as plain data; sizes in bytes. The summary is of the rows whose code and measure are those that memsim models."""
+    errors = [abs(row.error) for row in found if row.simulated is not None and not row.differs]
     rows = [asdict(row) | {"error_percent": row.error if row.simulated is not None else None} for row in found]
     summary = {"rows": len(found), "simulated": len(errors), "median_error_percent": median(errors) if errors else None}
     return {"rows": rows, "summary": summary | {"worst_error_percent": max(errors) if errors else None}}

@@ -69,7 +69,7 @@ def _targets(value: object) -> object:
             raise ValueError(f"{show(value)} is not a regular expression: {error}") from None
         return value
     names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) and name.strip() for name in names):
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
         raise ValueError(f"{show(value)} is not all-linear, a list of module names such as [q_proj, v_proj] or a pattern for whole names")
     return tuple(name.strip() for name in names)
 
@@ -149,27 +149,28 @@ class Part(BaseModel):
 class Method(Part):
     """How the model is trained."""
 
-    kind: Literal["full", "lora", "qlora", "ia3"] = "full"
+    kind: Literal["full", "lora", "qlora", "ia3", "qia3"] = "full"
     rank: Annotated[int, _whole(1, 2**16)] = 8
-    targets: Annotated[str | tuple[str, ...] | None, BeforeValidator(_targets)] = "all-linear"  # or names of modules, or a pattern; null with ia3: PEFT's own
+    targets: Annotated[str | tuple[str, ...] | None, BeforeValidator(_targets)] = "all-linear"  # or names of modules, or a pattern; null: PEFT's own for (IA)³
     dropout: Annotated[float, _number(lambda p: 0 <= p < 1, "a probability from 0 to below 1")] = 0.0
-    quantization: Literal["nf4", "int8", "gptq", "awq"] = "nf4"  # qlora: how the frozen weights are stored
+    quantization: Literal["nf4", "int8", "gptq", "awq"] = "nf4"  # qlora, qia3: how the frozen weights are stored
     group_size: Annotated[int, _whole(1, 2**20)] = 128  # gptq, awq: input features that share a scale
     double_quant: Annotated[bool, BeforeValidator(_flag)] = True
     dora: Annotated[bool, BeforeValidator(_flag)] = False
     rslora: Annotated[bool, BeforeValidator(_flag)] = False  # another scaling; of the same size
     bias: Literal["none", "all", "lora_only"] = "none"  # which of the model's biases train beside the adapters
     layers: Annotated[tuple[int, ...] | None, BeforeValidator(_layers)] = None  # only these have adapters (PEFT's layers_to_transform)
+    target_parameters: Annotated[tuple[str, ...], BeforeValidator(_modules)] = ()  # ends of names of parameters with adapters of their own: experts, routers
     modules_to_save: Annotated[tuple[str, ...], BeforeValidator(_modules)] = ()  # ends of names of modules that train as a whole
-    feedforward: Annotated[tuple[str, ...] | None, BeforeValidator(_modules)] = None  # ia3: targets whose input is scaled, not their output
-    casts: Literal["peft", "trl", "none"] = "peft"  # qlora: who casts what is not quantized; TRL's trainer casts the head and embeddings back to bf16
+    feedforward: Annotated[tuple[str, ...] | None, BeforeValidator(_modules)] = None  # (IA)³: targets whose input is scaled, not their output
+    casts: Literal["peft", "trl", "none"] = "peft"  # qlora, qia3: who casts what is not quantized; TRL's trainer casts the head and embeddings back to bf16
 
     @model_validator(mode="before")
     @classmethod
     def _default_targets(cls, data: Any) -> Any:
-        """All-linear, but for ia3, whose targets PEFT knows by model_type."""
-        if isinstance(data, Mapping) and data.get("kind") != "ia3" and data.get("targets") is None:
-            return {**data, "targets": "all-linear"}
+        """All-linear, but for (IA)³, whose targets PEFT knows by model_type."""
+        if isinstance(data, Mapping) and data.get("targets") is None:
+            return {**data, "targets": None if data.get("kind") in ("ia3", "qia3") else "all-linear"}
         return data
 
 
@@ -208,7 +209,7 @@ class Run(Part):
     batch: Batch = Batch()
     train: Train = Train()
     precision: Literal["bf16", "amp-bf16", "amp-fp16", "fp32", "tf32", "fp16"] = "bf16"
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     checkpointing: Annotated[str | dict[str, Any], BeforeValidator(read_strategy)] = "none"  # (passes/checkpoint.py)
     routing: Annotated[str | dict[str, float], BeforeValidator(_routing)] = "balanced"  # of tokens to experts, where there are any (models/moe.py)
     optimizer: Annotated[str, BeforeValidator(optimizer_name)] = "adamw"  # memsim/optimizernames.py
@@ -217,6 +218,7 @@ class Run(Part):
     clip_grad_norm: Annotated[float, _number(lambda norm: norm > 0, "a positive number or null")] | None = None
     fsdp: Annotated[int, _whole(1, 2**16)] = 1
     allocator: Annotated[str, BeforeValidator(_text)] = ""
+    addresses: Literal["ascending", "linux"] = "ascending"  # the driver's (allocator/linux_addresses.py): they decide ties in PyTorch up to 2.12
     device: Annotated[str | None, BeforeValidator(_device)] = None  # a catalogue name: sets the next two where they are not given
     device_memory_gib: Annotated[float, BeforeValidator(_memory)] = 80.0
     sm: Annotated[int, _whole(30, 200)] = 80  # compute capability times ten

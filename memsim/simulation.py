@@ -22,7 +22,7 @@ from memsim.optimizernames import OPTIMIZERS
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
 from memsim.passes.freeze import Freeze, frozen
 from memsim.passes.int8 import Int8
-from memsim.passes.methods import ADAPTERS, adapted, check_method, lora_of, packing_of, with_ia3
+from memsim.passes.methods import ADAPTERS, KEYS as METHOD_KEYS, QUANTIZED, VECTORS, adapted, check_method, lora_of, packing_of, with_ia3
 from memsim.passes.packed import Packed
 from memsim.schedule import record
 from memsim.schedule.bitsandbytes import lacks_kernel
@@ -30,7 +30,7 @@ from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
 from memsim.schedule.training import Plan
 from memsim.stacks import STACKS, Software
-from memsim.strategy import in_words
+from memsim.strategy import in_words, names_of
 from memsim.tape import Tape
 from memsim.timeline import About, Timeline
 from memsim.words import duration
@@ -50,27 +50,29 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     check_supported(run)
     method = run.method
     model_type = str(run.config.get("model_type"))
-    lora = lora_of(method, model_type, saved_by_task(run.config)) if method.kind in ADAPTERS else None
+    lora = lora_of(method, model_type, STACKS[run.stack], saved_by_task(run.config)) if method.kind in ADAPTERS else None
     packing = packing_of(method)
     loaded = WEIGHTS.get(run.precision, run.precision)
     precision = "amp-bf16" if packing else run.precision  # what is not quantized is cast to fp32, and runs under autocast
     software = STACKS[run.stack]
     tells = enables_input_grads(run.checkpointing)
     if not takes_tokens(run.config) and method.kind not in ("lora", "ia3"):  # the switch tells inputs of tokens only, PEFT's preparation reentrant ones
-        tells = tells and method.kind == "qlora" and run.checkpointing == "reentrant"
-    tells = tells and not (software.checkpoints_frozen_inputs and method.kind == "full") and not (packing and software.qlora_input_is_frozen)
+        tells = tells and method.kind != "full" and run.checkpointing == "reentrant"
+    tells = tells and not (software.checkpoints_frozen_inputs and method.kind == "full")
+    tells = tells and not (packing and software.qlora_input_is_frozen and run.checkpointing != "reentrant")
     settings = Settings(
         batch=run.batch.size,
         sequence=run.batch.sequence,
         target=run.batch.target or 0,
         dtype=loaded if packing and packing.casts == "none" else WEIGHTS.get(precision, precision),
         attention=run.attention,
-        padded=run.batch.padding > 0,
+        padding=run.batch.padding,
         sm=run.sm,
         stack=STACKS[run.stack],
         technique=replace(PLAIN, autocast=AUTOCAST.get(precision), inputs_require_grad=tells),
         loaded=loaded if packing else "",
         other_order=other_order,
+        watched=run.checkpointing == "selective" or (isinstance(run.checkpointing, dict) and "save" in run.checkpointing),
         routing=run.routing if isinstance(run.routing, str) else run.routing["imbalance"],
     )
 
@@ -81,7 +83,7 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     if lora is not None:
         model = adapted(built, lora, packing, software, model_type)
     else:
-        model = with_ia3(built, method, model_type) if method.kind == "ia3" else built(PLAIN)
+        model = with_ia3(built, method, packing, software, model_type) if method.kind in VECTORS else built(PLAIN)  # type: ignore[arg-type]
     if run.train.only or run.train.freeze:
         if method.kind != "full":
             raise InputError(f"train: goes with method.kind full; with {method.kind} the adapters train, and nothing else")
@@ -92,10 +94,20 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         model = frozen(model, Freeze(run.train.only, run.train.freeze), again)
     model = checkpointed(model, run.checkpointing)
     hows = {c.how for c in model.checkpoints}
-    if lora is not None and lora.parameters and "offload" in hows:
-        raise Unsupported("checkpointing: offload with adapters on experts' parameters is not supported yet; full and selective are")
-    if isinstance(packing, Int8) and "reentrant" in hows:
-        raise Unsupported("checkpointing: reentrant with method.quantization int8 is not supported yet; full is")
+    if lora is not None and lora.target_parameters and "offload" in hows:
+        raise Unsupported("checkpointing: offload with method.target_parameters is not supported yet; full and selective are")
+    if isinstance(packing, Int8) and "reentrant" in hows and len(hows) > 1:
+        raise Unsupported("checkpointing: some layers reentrant with method.quantization int8 is not supported; all layers reentrant is")
+    if any("cast" in c.saves for c in model.checkpoints) and any(op.kind == "recast" for graph in model.layer_graphs for op in graph.operators):
+        raise InputError(
+            "checkpointing.save: cast fails in PyTorch where 4-bit modules have biases, which they cast once, when they first run; without cast it works"
+        )
+    if "reentrant" in hows and not tells and not next(op for op in model.outer.operators if op.kind == "layers").inputs[0].requires_grad:
+        raise InputError(
+            f"checkpointing: reentrant with frozen embeddings trains no layer with stack {run.stack}, which leaves their output as it is; full does"
+        )
+    if packing and software.bnb_always_dequantizes and "selective" in hows:
+        raise Unsupported(f"checkpointing: selective with method qlora and stack {run.stack} is not supported yet; full is")
     return require_input_grads(model) if tells else model
 
 
@@ -120,13 +132,11 @@ def check_supported(run: Run) -> None:
     for key, value, known in (("precision", run.precision, PRECISIONS), ("optimizer", run.optimizer, OPTIMIZERS)):
         if value not in known:
             raise Unsupported(f"{key}: {value} is not supported yet; {', '.join(known)} are")
-    if run.method.kind == "qlora" and run.precision == "amp-fp16":
-        raise Unsupported("precision: amp-fp16 with method qlora, which computes in bf16, is not supported; bf16 is")
-    if run.method.kind == "qlora" and run.precision != "bf16" and run.method.casts != "peft":
+    if run.method.kind in QUANTIZED and run.precision == "amp-fp16":
+        raise Unsupported(f"precision: amp-fp16 with method {run.method.kind}, which computes in bf16, is not supported; bf16 is")
+    if run.method.kind in QUANTIZED and run.precision != "bf16" and run.method.casts != "peft":
         raise Unsupported(f"method.casts: {run.method.casts} with precision {run.precision} is not supported; with bf16 it is")
     check_grad_scaler(run)
-    if run.batch.padding and run.stack != "golden":
-        raise Unsupported(f"batch.padding: {run.batch.padding} with stack {run.stack} is not supported yet; 0 is, and with stack golden any share")
     if run.fsdp > 1:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.device is not None and devices()[run.device].sm is None:
@@ -135,7 +145,7 @@ def check_supported(run: Run) -> None:
         check_in_backward(run)
     check_towers(run)
     check_stack(run, STACKS[run.stack])
-    check_method(run.method, str(run.config.get("model_type")), STACKS[run.stack])
+    check_method(run.method)
 
 
 def check_grad_scaler(run: Run) -> None:
@@ -159,8 +169,6 @@ def check_in_backward(run: Run) -> None:
         raise Unsupported("optimizer_in_backward: it steps as soon as a gradient is there, before others could be added; batch.accumulation: 1 works")
     if run.clip_grad_norm:
         raise Unsupported("optimizer_in_backward: no gradient is left once all are known, so none can be clipped; clip_grad_norm: null works")
-    if run.stack != "golden":
-        raise Unsupported(f"optimizer_in_backward: it is not supported yet with stack {run.stack}; with golden it is")
 
 
 def check_kernels(run: Run, model: Model) -> None:
@@ -175,22 +183,32 @@ def check_stack(run: Run, stack: Software) -> None:
     """Raises Unsupported for what is not held against recordings of the stack."""
     if not stack.runs_on(run.sm):
         raise Unsupported(f"sm: {run.sm} is not supported with torch {stack.torch}; {stack.devices} are")
-    asked = {
-        "model_type": str(run.config.get("model_type")),
-        "method.kind": run.method.kind,
-        "precision": run.precision,
-        "method.quantization": run.method.quantization,
-        "grad_scaler": str(run.grad_scaler).lower(),
-        "optimizer": run.optimizer,
-        "attention": run.attention,
-        "checkpointing": in_words(run.checkpointing),
-        "train": "some" if run.train.only or run.train.freeze else "all",
-    }
     for key, values in stack.held.items():
-        if asked[key] not in values:
-            raise Unsupported(f"{key}: {asked[key]} with stack {stack.name} is not supported yet; {', '.join(values)} are")
+        for asked in asked_of(run)[key]:
+            if asked not in values:
+                raise Unsupported(f"{key}: {asked} with stack {stack.name} is not supported{stack.lacks.get(asked, ' yet')}; {', '.join(values)} are")
     if stack.loss_slices_logits and run.batch.sequence == 1:
         raise Unsupported(f"batch.sequence: 1 with stack {stack.name} leaves no token to learn from; 2 and more are supported")
+
+
+def asked_of(run: Run) -> dict[str, tuple[str, ...]]:
+    """What the Run asks for, in words, of each key that a stack may hold some values of."""
+    method = run.method
+    plain = type(method)()
+    return {
+        "model_type": (str(run.config.get("model_type")),),
+        "method.kind": (method.kind,),
+        "method": tuple(key for key in METHOD_KEYS if getattr(method, key) != getattr(plain, key)),
+        "method.quantization": (method.quantization,),
+        "precision": (run.precision,),
+        "grad_scaler": (str(run.grad_scaler).lower(),),
+        "optimizer": (run.optimizer,),
+        "optimizer_in_backward": (str(run.optimizer_in_backward).lower(),),
+        "attention": (run.attention,),
+        "batch.padding": ("none" if not run.batch.padding else "some",),
+        "checkpointing": names_of(run.checkpointing),
+        "train": ("some" if run.train.only or run.train.freeze else "all",),
+    }
 
 
 def tape_of_run(run: Run, model: Model | None = None) -> Tape:
@@ -240,8 +258,9 @@ def simulate(run: Run, other_order: bool = False, strict: bool = False, measured
     with uncollected():
         model = model_of(run, other_order, strict)
         tape = tape_of_run(run, model)
-    answer = allocate(tape, settings, run.device_bytes)
-    unlimited = allocate(tape, settings, UNLIMITED) if answer.out_of_memory else None
+    linux = run.addresses == "linux"
+    answer = allocate(tape, settings, run.device_bytes, linux_addresses=linux)
+    unlimited = allocate(tape, settings, UNLIMITED, linux_addresses=linux) if answer.out_of_memory else None
     timeline = Timeline(tape, answer, about(run, model, strict), unlimited)
     return timeline if measured_step is None else calibrated(timeline, measured_step)
 
@@ -305,7 +324,8 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
 
     packing = packing_of(run.method)
     dora, rank = "DoRA" if run.method.dora else "LoRA", f"rank {run.method.rank}"
-    methods = {"full": "full", "lora": f"{dora} {rank}", "qlora": f"Q{dora} {rank}, {PACKINGS[run.method.quantization]}", "ia3": "(IA)³"}
+    stored = PACKINGS[run.method.quantization]
+    methods = {"full": "full", "lora": f"{dora} {rank}", "qlora": f"Q{dora} {rank}, {stored}", "ia3": "(IA)³", "qia3": f"(IA)³, {stored}"}
     method = methods[run.method.kind]
     facts = (
         ("model", run.model_name),
@@ -337,6 +357,6 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
         devices=tuple((device.label, device.memory) for device in catalogue.values() if STACKS[run.stack].runs_on(device.sm or 0)),
         tokens=run.batch.size * tokens_of(model) * run.batch.accumulation,
         rates=rates_of(run),
-        dtype=AUTOCAST.get(run.precision, WEIGHTS.get(run.precision, run.precision)) if run.method.kind != "qlora" else "bf16",
+        dtype=AUTOCAST.get(run.precision, WEIGHTS.get(run.precision, run.precision)) if run.method.kind not in QUANTIZED else "bf16",
         versions={name: STACKS[run.stack].versions[name] for name in ("torch", "transformers", "peft")},
     )

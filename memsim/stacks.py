@@ -21,29 +21,39 @@ class Software:
     peft: str
     bitsandbytes: str
     held: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # key of a Run → values held against recordings; other keys: all that memsim has
+    lacks: Mapping[str, str] = field(default_factory=dict)  # value of a key → why it is not held, where the stack itself lacks it
     least_sm: int = 75  # compute capability times ten; torch's wheels hold no code for older and newer devices, or it is not modelled
     most_sm: int | None = None
 
     # differences, by what they change: torch's operators, transformers' code around the layers, checkpoints, families
     keeps_cublas_workspaces: bool = False
+    keeps_cublaslt_workspaces: bool = False
+    large_cublas_workspace_on_hopper_only: bool = False
     index_slices_whole_dimensions: bool = False
     attention_seeds_on_host: bool = False
+    efficient_attention_seeds_on_host: bool = False
     flash_pads_heads_to_32: bool = False
     flash_partials_reversed: bool = False
     norms_pad_chunks: bool = False
+    frees_nested_graphs_at_once: bool = False
     embedding_sorts_all_bits: bool = False
     embedding_sums_in_two_passes: bool = False
     unique_in_32_bits: bool = False
     cub_without_head: bool = False
     rotary_by_product: bool = False
+    rotary_scaled_after: bool = False
     inv_freq_once: bool = False
     takes_cache_position: bool = False
     dense_causal_mask: bool = False
     sdpa_repeats_heads: bool = False
+    sdpa_packs_no_groups: bool = False
+    adds_matrices_by_cublas: bool = False
     layers_return_tuples: bool = False
     loss_slices_logits: bool = False
     checkpoints_positional_arguments: bool = False
     checkpoints_frozen_inputs: bool = False
+    embedding_adapters_add_at_once: bool = False
+    copies_modules_twice: bool = False
     olmo2_as_llama: bool = False
     phi3_rotates_whole_heads: bool = False
     qlora_keeps_cache: bool = False
@@ -70,24 +80,33 @@ class Software:
 # difference → what it is about, what a stack with it does, what one without it does
 MEANING: Mapping[str, tuple[str, str, str]] = {
     "keeps_cublas_workspaces": ("cuBLAS workspace", "one kept for each thread (forward's, backward's)", "lives for a call"),
+    "keeps_cublaslt_workspaces": ("cuBLASLt workspace", "kept as cuBLAS's is, which comes first", "lives for a call"),
+    "large_cublas_workspace_on_hopper_only": ("cuBLAS workspace of 32 MiB", "on Hopper alone", "on Hopper and later"),
     "index_slices_whole_dimensions": ("x[:, None]", "slices every `:`, which makes a tensor in backward", "a `:` does nothing"),
-    "attention_seeds_on_host": ("seeds of fused attention", "on the host", "on the device"),
+    "attention_seeds_on_host": ("FlashAttention: seeds", "on the host", "on the device"),
+    "efficient_attention_seeds_on_host": ("memory-efficient attention: seeds", "on the host", "on the device"),
     "flash_pads_heads_to_32": ("FlashAttention: head dimension", "padded to a multiple of 32", "above 128 to a multiple of 64"),
     "flash_partials_reversed": ("FlashAttention: split keys", "outputs are freed before log-sum-exps", "after them"),
     "norms_pad_chunks": ("clip_grad_norm: partial norms", "as many for each gradient as for the largest", "its own, and a table of offsets"),
+    "frees_nested_graphs_at_once": ("graph of many nodes written in Python", "ends at once", "its depth is put off until the loss is gone"),
     "embedding_sorts_all_bits": ("embedding's backward: ids sorted by", "all 64 bits", "the bits that the vocabulary needs"),
     "embedding_sums_in_two_passes": ("embedding's backward: few rows", "in two passes, as many", "by atomic additions"),
     "unique_in_32_bits": ("CUB's UniqueByKey: values, offsets", "4 bytes", "8 bytes"),
     "cub_without_head": ("CUB's scan and UniqueByKey: temporaries", "tile descriptors", "256 bytes, then tile descriptors"),
     "rotary_by_product": ("rotary angles", "by a matrix product", "by multiplication"),
+    "rotary_scaled_after": ("rotary tables: cosines", "scaled once the sines are made", "scaled at once"),
     "inv_freq_once": ("rotary frequencies", "once on the device", "twice"),
     "takes_cache_position": ("positions", "made once, held as cache_position", "made twice"),
     "dense_causal_mask": ("causal mask", "numbers, [S, S + 1]", "booleans, after a look for packed sequences"),
     "sdpa_repeats_heads": ("sdpa: keys and values", "copied for every query head", "grouped heads"),
+    "sdpa_packs_no_groups": ("sdpa of one token with a mask", "repeats keys and values", "packs a group's queries as a sequence"),
+    "adds_matrices_by_cublas": ("torch.addmm of matrices", "by cuBLAS", "by cuBLASLt"),
     "layers_return_tuples": ("last layer's result", "stays in a tuple while the final norm runs", "does not"),
     "loss_slices_logits": ("loss: shift", "slices the last token off the logits", "pads the labels"),
     "checkpoints_positional_arguments": ("checkpoint: a layer's arguments", "positional; die in their order", "by name; die in reverse"),
     "checkpoints_frozen_inputs": ("checkpoint: frozen embeddings", "stay as they are", "are told to require a gradient"),
+    "embedding_adapters_add_at_once": ("LoRA of embeddings: the adapter's output", "goes once it is added", "lives until the module is done"),
+    "copies_modules_twice": ("modules_to_save: copies are made", "with the adapters, and once more after them", "after them"),
     "olmo2_as_llama": ("OLMo-2: weight of norms, rotary tables", "in the model's dtype, as Llama's", "in fp32"),
     "phi3_rotates_whole_heads": ("Phi-3: rotation of heads", "whole, as Llama's", "the part that turns is cut off and put back"),
     "qlora_keeps_cache": ("QLoRA: once parameters are cast to fp32", "the cache stays", "it is emptied"),
@@ -105,32 +124,16 @@ HF_4_48 = Software(
     peft="0.13.2",
     bitsandbytes="0.46.1",
     held={
-        "model_type": ("llama", "mistral", "qwen2", "phi3", "olmo2"),
+        "model_type": ("llama", "mistral", "qwen2", "phi3", "olmo2", "granite", "gemma2"),
         "method.kind": ("full", "lora", "qlora"),
         "precision": ("bf16", "fp16", "fp32", "amp-bf16", "amp-fp16"),
-        "method.quantization": ("nf4",),
-        "grad_scaler": ("false",),
-        "optimizer": (
-            "adamw",
-            "adamw-fused",
-            "adamw-for-loop",
-            "sgd",
-            "sgd-momentum",
-            "adafactor",
-            "adamw-8bit",
-            "paged-adamw-8bit",
-            "paged-adamw",
-            "lion-8bit",
-        ),
-        "attention": ("sdpa", "eager"),
-        "checkpointing": ("none", "full"),
-        "train": ("all",),
     },
     least_sm=70,
     most_sm=90,
     keeps_cublas_workspaces=True,
     index_slices_whole_dimensions=True,
     attention_seeds_on_host=True,
+    efficient_attention_seeds_on_host=True,
     flash_pads_heads_to_32=True,
     flash_partials_reversed=True,
     norms_pad_chunks=True,
@@ -139,14 +142,19 @@ HF_4_48 = Software(
     unique_in_32_bits=True,
     cub_without_head=True,
     rotary_by_product=True,
+    rotary_scaled_after=True,
     inv_freq_once=True,
     takes_cache_position=True,
     dense_causal_mask=True,
     sdpa_repeats_heads=True,
+    sdpa_packs_no_groups=True,
+    adds_matrices_by_cublas=True,
     layers_return_tuples=True,
     loss_slices_logits=True,
     checkpoints_positional_arguments=True,
     checkpoints_frozen_inputs=True,
+    embedding_adapters_add_at_once=True,
+    copies_modules_twice=True,
     olmo2_as_llama=True,
     phi3_rotates_whole_heads=True,
     qlora_keeps_cache=True,
@@ -154,6 +162,28 @@ HF_4_48 = Software(
     qlora_input_is_frozen=True,
     bnb_computes_in_inputs_dtype=True,
     bnb_always_dequantizes=True,
+)
+HF_5_17 = Software(
+    "hf-5.17",
+    torch="2.11.0",
+    transformers="5.17.0",
+    peft="0.21.0",
+    bitsandbytes="0.50.2",
+    held={
+        "model_type": ("llama", "mistral", "qwen2", "qwen3", "olmo2", "phi3", "gemma2", "gemma3_text", "granite", "gpt2", "gpt_neox"),
+        "method.kind": ("full", "lora", "qlora"),
+        "attention": ("sdpa", "eager"),
+    },
+    keeps_cublas_workspaces=True,
+    keeps_cublaslt_workspaces=True,
+    large_cublas_workspace_on_hopper_only=True,
+    efficient_attention_seeds_on_host=True,
+    embedding_sorts_all_bits=True,
+    norms_pad_chunks=True,
+    frees_nested_graphs_at_once=True,
+    sdpa_packs_no_groups=True,
+    adds_matrices_by_cublas=True,
+    rotary_by_product=True,
 )
 SAME = ("torch", "transformers", "peft")  # the packages by which a recording's stack is known
 
@@ -174,4 +204,4 @@ def differences(stack: Software) -> dict[str, tuple[str, str, str]]:
 TIES = {"address": "by address", "creation": "by the age of the block", "segment": "by the age of their segment"}  # the allocator knows versions itself
 
 
-STACKS: Mapping[str, Software] = {stack.name: stack for stack in (GOLDEN, HF_4_48)}
+STACKS: Mapping[str, Software] = {stack.name: stack for stack in (GOLDEN, HF_5_17, HF_4_48)}

@@ -61,6 +61,15 @@ def in_words(strategy: Strategy) -> str:
     return strategy if isinstance(strategy, str) else _show(strategy)
 
 
+def names_of(strategy: Strategy) -> tuple[str, ...]:
+    """The name of the strategy, or the key of its mapping; of a plan those of its layers too."""
+    if isinstance(strategy, str):
+        return (strategy,)
+    ((key, inner),) = strategy.items()
+    rows = [row[1] for row in inner] if key == "plan" else []  # type: ignore[attr-defined]
+    return tuple(dict.fromkeys((key, *(name for row in rows for name in names_of(row)))))
+
+
 def _show(value: object) -> str:
     """YAML in flow style, on one line."""
     if isinstance(value, Mapping):

@@ -107,19 +107,25 @@ def recorded(path: Path) -> dict[str, Any]:
 def settings_beside(trace: Path) -> list[str]:
     """Keys of the Run that the result beside a recording (.json beside .npz) decides, as --set takes them; none where there is no such file."""
     beside = trace.with_suffix(".json")
-    return [f"{key}={value}" for key, value in routing_key(recorded(beside).get("device")).items()] if beside.exists() else []
+    device = recorded(beside).get("device") if beside.exists() else None
+    return [f"{key}={value}" for key, value in (routing_key(device) | addresses_key(device)).items()] if beside.exists() else []
 
 
 def run_of(data: Mapping[str, Any]) -> dict[str, Any]:
     """The Run that was recorded, with the model's config inline and the stack of its versions: a recording says what it was made of,
     whatever the catalogue says today. Raises Unsupported."""
     inline = {"model": data["model_config"]} if data.get("model_config") else {}
-    return {**routing_key(data.get("device")), **data["run"], **inline, **stack_key(data.get("versions"), data["run"])}
+    return {**routing_key(data.get("device")), **addresses_key(data.get("device")), **data["run"], **inline, **stack_key(data.get("versions"), data["run"])}
 
 
 def routing_key(device: object) -> dict[str, str]:
     """The Run's key `routing` for a recording of this device: every value of the virtual GPU reads as zero, the counts of tokens by expert too."""
     return {"routing": "zeros"} if device == VIRTUAL_GPU else {}
+
+
+def addresses_key(device: object) -> dict[str, str]:
+    """The Run's key `addresses` for a recording of this device: NVIDIA's real ones were recorded on Linux."""
+    return {"addresses": "linux"} if isinstance(device, str) and device.startswith("NVIDIA") else {}
 
 
 def stack_key(versions: object, run: Mapping[str, Any]) -> dict[str, str]:

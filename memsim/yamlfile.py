@@ -17,6 +17,7 @@ _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper: type = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 LARGEST_FILE = 2**20  # bytes; a Run is some lines, and a Hugging Face config some hundred
 NESTING = 32
+TOO_DEEP = f"nested more than {NESTING} levels deep"
 
 _CORE = (
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -75,6 +76,8 @@ def parse(text: str, source: str) -> object:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
+        if isinstance(error, RecursionError) or "nesting depth" in str(error):  # PyYAML's own limit, which releases from 6.0.4 on have
+            raise InputError(f"{source}: {TOO_DEEP}") from None
         raise InputError(f"{source}: not valid YAML{_where(error)}") from None
 
 
@@ -102,7 +105,7 @@ def _check_depth(node: yaml.Node, source: str) -> None:
         if not below:
             return
         level = below
-    raise InputError(f"{source}: nested more than {NESTING} levels deep")
+    raise InputError(f"{source}: {TOO_DEEP}")
 
 
 def read_text(path: Path) -> str:

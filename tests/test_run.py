@@ -38,6 +38,7 @@ def test_defaults_are_those_of_the_recordings() -> None:
             "quantization": "nf4",
             "group_size": 128,
         },
+        "addresses": "ascending",
         "batch": {"size": 1, "sequence": 512, "accumulation": 1, "padding": 0.0},
         "train": {"only": [], "freeze": []},
         "precision": "bf16",

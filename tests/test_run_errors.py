@@ -9,6 +9,7 @@ import pytest
 
 from memsim.errors import InputError
 from memsim.run import Run
+from memsim.simulation import simulate
 
 M = "qwen2.5-7b"
 LLAMA = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 1000}
@@ -40,7 +41,7 @@ def refused(**data: object) -> str:
             {"model": M, "method": "lora"},
             "method: 'lora' is not a mapping; write method: {kind: lora} (keys: kind, rank, targets, dropout, quantization, ",
         ),
-        ({"model": M, "method": {"kind": "dora"}}, "method.kind: 'dora' is not one of full, lora, qlora, ia3; did you mean lora?"),
+        ({"model": M, "method": {"kind": "dora"}}, "method.kind: 'dora' is not one of full, lora, qlora, ia3, qia3; did you mean lora?"),
         ({"model": M, "batch": 4}, "batch: 4 is not a mapping; write batch: {size: 4} (keys: size, sequence, accumulation, padding, target)"),
         ({"model": M, "batch": {"size": 0}}, "batch.size: 0 is not a whole number from 1 to 1048576"),
         ({"model": M, "batch": {"sequence": -1}}, "batch.sequence: -1 is not a whole number from 1 to 16777216"),
@@ -51,7 +52,6 @@ def refused(**data: object) -> str:
         ({"model": M, "method": {"rank": 0}}, "method.rank: 0 is not a whole number from 1 to 65536"),
         ({"model": M, "method": {"dropout": 1}}, "method.dropout: 1 is not a probability from 0 to below 1"),
         ({"model": M, "method": {"double_quant": "yes"}}, "method.double_quant: 'yes' is not true or false"),
-        ({"model": M, "method": {"targets": []}}, "method.targets: [] is not all-linear, a list of module names such as [q_proj, v_proj] or a pattern"),
         ({"model": M, "method": {"targets": [1]}}, "method.targets: [1] is not all-linear, a list of module names such as [q_proj, v_proj] or a pattern"),
         ({"model": M, "method": {"quantization": "fp4"}}, "method.quantization: 'fp4' is not one of nf4, int8, gptq, awq"),
         ({"model": M, "method": {"group_size": 0}}, "method.group_size: 0 is not a whole number from 1 to 1048576"),
@@ -176,3 +176,13 @@ def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError) as error:
         Run.load(path)
     assert str(error.value) == f"{path}: cannot be read: permission denied"
+
+
+def test_heads_of_a_llama_divide_its_hidden_size() -> None:
+    with pytest.raises(InputError, match="3 heads do not divide hidden_size 256, which LlamaConfig asks for"):
+        simulate(Run(model={**LLAMA, "num_attention_heads": 3, "head_dim": 64}))
+
+
+def test_no_targets_adapt_nothing() -> None:
+    with pytest.raises(InputError, match=r"^method.targets: \[\] adapts nothing; names of modules do, or method.target_parameters beside it$"):
+        simulate(Run(model=LLAMA, method={"kind": "lora", "targets": []}))

@@ -41,12 +41,14 @@ def allocate(
     *,
     stop_at_oom: bool = True,
     addresses: NDArray[np.int64] | None = None,
+    linux_addresses: bool = False,
     prefix: int = 0,
 ) -> Answer:
     """Answers every request of the Tape, on a device with so many bytes (80 GiB); stops at the first out of memory unless told otherwise.
 
     addresses: those that the driver gives the first segments (or reservations), of a recording; afterwards, and without, they count up from
-    0x700000000000. prefix: events that rebuild the state in which a recording began, which are served without the settings that change sizes.
+    0x700000000000. linux_addresses: they are as on Linux (linux_addresses.py), which decides between equal free blocks up to torch 2.12.
+    prefix: events that rebuild the state in which a recording began, which are served without the settings that change sizes.
     A request of 0 bytes gets address 0. Raises InputError for sizes that no device has.
     """
     from memsim.allocator import arena
@@ -70,7 +72,7 @@ def allocate(
         uses = int(counts[Action.RECORD_STREAM])
         ranks = np.unique(handles[action != Action.FREE])
     records = int(np.count_nonzero(action == Action.ALLOC)) * (6 if settings.expandable_segments else 2) + 64
-    heap = arena.blank(len(ranks), uses, records)
+    heap = arena.blank(len(ranks), uses, records, records if linux_addresses else 0)
     heap[arena.DEFERS] = uses > 0
     heap[arena.DELAYED] = bool((action == Action.COMPLETE).any())
     given = np.zeros(0, np.int64) if addresses is None else addresses

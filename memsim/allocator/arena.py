@@ -9,6 +9,7 @@ integers, a function needs one argument, and a block's hot words share a cache l
     uses      USE_WORDS each: a block's use on a foreign stream; later the event that its free waits for
     blocks    BLOCK_WORDS each
     colder    words of the blocks that few settings need, at a block's index + heap[COLD]
+    ranges    of the driver's addresses, where they are as Linux hands them out (linux_addresses.py)
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ MIN_LARGE = 10 << 20  # from here on a request gets a segment of its own size
 ROUND_LARGE = 2 << 20
 PAGE = 2 << 20  # what the driver deals in
 FIRST_ADDRESS = 0x700000000000
+ABOVE_CHUNKS = 0x300000000000  # linux_addresses.py counts down from here
 NEVER = 1 << 62
 
 # Settings, fixed during a replay.
@@ -45,6 +47,8 @@ KEEPS_SHORT = 17  # 1: a reservation too short for the request that made it stay
 FIRST_BLOCK = 18
 DEFERS = 19  # 1: some frees wait for a stream
 GIVEN = 16  # how many addresses the driver is told to hand out
+RANGES = 20  # index of the lists of linux_addresses.py; 0: addresses count up
+RANGE_ROOM = 21  # ranges that each has room for
 ROUNDING = 32  # 16 words: divisions for sizes in [1, 2) MiB, [2, 4) MiB …
 
 # Counters, as PyTorch's memory_stats() counts them.
@@ -67,6 +71,8 @@ NEXT_USE = 64
 REJECTED = 65  # 1 while a request is refused by REJECT
 GIVEN_USED = 66
 FAILED = 67  # the first request that failed: its event + 1, then bytes tried, device free, allocated, reserved, whether it was rejected
+HOLES, GAPS, CHUNKS = 74, 75, 76  # ranges in the lists of linux_addresses.py
+LOWEST = 77  # the lowest address of any chunk
 STATE_WORDS = 128
 
 TIE_ADDRESS, TIE_CREATION, TIE_SEGMENT = 0, 1, 2
@@ -107,13 +113,18 @@ BASE = 1  # the first address of its reservation
 ARRAY = NDArray[np.int64]
 
 
-def blank(streams: int, uses: int, blocks: int) -> ARRAY:
-    """An arena without settings, for so many streams, uses on foreign streams and blocks. Memory that is never touched costs nothing."""
+def blank(streams: int, uses: int, blocks: int, ranges: int = 0) -> ARRAY:
+    """An arena without settings, for so many streams, uses on foreign streams and blocks. Memory that is never touched costs nothing.
+
+    ranges: room for as many in each list of the driver's addresses, as Linux hands them out; 0: they count up.
+    """
     pools = STATE_WORDS
     queues = pools + 2 * streams * POOL_WORDS
     first_use = queues + streams * QUEUE_WORDS
     first_block = -(-(first_use + uses * USE_WORDS) // BLOCK_WORDS) * BLOCK_WORDS
-    heap = np.zeros(first_block + 2 * blocks * BLOCK_WORDS, np.int64)
+    last = first_block + 2 * blocks * BLOCK_WORDS
+    heap = np.zeros(last + 6 * ranges, np.int64)
+    heap[RANGES], heap[RANGE_ROOM], heap[LOWEST] = last if ranges else 0, ranges, ABOVE_CHUNKS
     heap[POOLS], heap[QUEUES], heap[NEXT_USE], heap[NEXT_BLOCK] = pools, queues, first_use, first_block
     heap[FIRST_BLOCK] = first_block
     heap[COLD] = blocks * BLOCK_WORDS

@@ -1,6 +1,6 @@
 """What the allocator asks of the driver: segments, address space, pages. The device is its own: no other tenant, no context.
 
-Addresses start at FIRST_ADDRESS and are never used again, unless the caller gives those of a recording.
+Addresses start at FIRST_ADDRESS and are never used again, unless the caller gives those of a recording, or asks for Linux' (linux_addresses.py).
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from numba import njit
 
 from memsim.allocator.answer import DriverAction
-from memsim.allocator.arena import CALLS, CAPACITY, GIVEN, GIVEN_USED, NEXT_ADDRESS, PAGE, RESERVED, USED
+from memsim.allocator.arena import CALLS, CAPACITY, GIVEN, GIVEN_USED, NEXT_ADDRESS, PAGE, RANGES, RESERVED, USED
+from memsim.allocator.linux_addresses import give, take
 
 SEGMENT_ALLOC = int(DriverAction.SEGMENT_ALLOC)
 SEGMENT_FREE = int(DriverAction.SEGMENT_FREE)
@@ -47,7 +48,7 @@ def allocate_segment(heap, calls, given, event, size):
     if heap[USED] + pages > heap[CAPACITY]:
         return 0
     heap[USED] += pages
-    address = new_address(heap, given, pages)
+    address = take(heap, pages) if heap[RANGES] else new_address(heap, given, pages)
     _note(heap, calls, event, SEGMENT_ALLOC, address, size)
     return address
 
@@ -55,7 +56,10 @@ def allocate_segment(heap, calls, given, event, size):
 @njit(cache=True)
 def free_segment(heap, calls, event, address, size):
     """Gives a segment back."""
-    heap[USED] -= (size + PAGE - 1) // PAGE * PAGE
+    pages = (size + PAGE - 1) // PAGE * PAGE
+    heap[USED] -= pages
+    if heap[RANGES]:
+        give(heap, address, pages)
     _note(heap, calls, event, SEGMENT_FREE, address, size)
 
 

@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from memsim.errors import Unsupported
-from memsim.models import bert, gemma, gpt2, gpt_neox, granite, llama, mixtral, olmo2, phi3, t5, vit
+from memsim.models import (
+    bert,
+    cohere,
+    deepseek,
+    gemma,
+    gemma1,
+    glm,
+    gpt2,
+    gpt_bigcode,
+    gpt_neox,
+    gpt_oss,
+    granite,
+    llama,
+    ministral,
+    mixtral,
+    near_llama,
+    olmo,
+    olmo2,
+    olmo3,
+    opt,
+    phi,
+    phi3,
+    smollm3,
+    stablelm,
+    starcoder2,
+    t5,
+    vit,
+)
 from memsim.models.model import Model, Settings
 
 FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
@@ -15,14 +43,34 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "qwen3": llama.build,
     "olmo2": olmo2.build,
     "phi3": phi3.build,
+    "gemma": gemma1.build,
     "gemma2": gemma.build,
     "gemma3_text": gemma.build,
+    "glm": glm.build,
+    "glm4": glm.build,
     "granite": granite.build,
     "bert": bert.build,
     "vit": vit.build,
     "t5": t5.build,
     "gpt2": gpt2.build,
+    "gpt_bigcode": gpt_bigcode.build,
     "gpt_neox": gpt_neox.build,
+    "gpt_oss": gpt_oss.build,
+    "phi": phi.build,
+    "cohere": cohere.build,
+    "cohere2": cohere.build,
+    "ernie4_5": near_llama.ernie,
+    "exaone4": near_llama.exaone,
+    "seed_oss": near_llama.seed,
+    "ministral": ministral.build,
+    "olmo": olmo.build,
+    "olmo3": olmo3.build,
+    "opt": opt.build,
+    "stablelm": stablelm.build,
+    "smollm3": smollm3.build,
+    "starcoder2": starcoder2.build,
+    "deepseek_v2": deepseek.build,
+    "deepseek_v3": deepseek.build,
     "mixtral": mixtral.build,
     "qwen2_moe": mixtral.build,
     "qwen3_moe": mixtral.build,
@@ -30,14 +78,30 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
 
 
 NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-OTHERWISE = ("expert", "lora_rank", "ssm", "conv", "encoder", "vision", "audio", "altup", "softcap", "cross_attention", "patch")  # in names of fields: no Llama
+# In names of fields that say something: no Llama.
+OTHERWISE = (
+    r"expert|moe_|n_group|lora_rank|ssm|conv|encoder|vision|audio|patch|type_vocab|per_layer|altup|block_types|softcap|cross_attention|lambda|alibi|qk_norm|"
+    r"qk_layernorm|clip_qkv|partial_rotary|rotary_pct|no_rope|sliding_window_pattern|dropout_prob|residual_dropout|hidden_dropout|embedding_dropout|pdrop|"
+    r"multiplier|logit_scale|scale_emb|scale_depth|mup|parallel_residual|parallel_attn|post_norm|swa|llama_4_scaling|cycles"
+)
+UNLIKE = ("hunyuan_v1_dense", "hunyuan_v1_moe")  # model_types whose fields are Llama's, and which norm queries and keys
 
 
 def is_assumed(fields: Mapping[str, object]) -> bool:
     """Whether memsim does not know the model_type, but its fields are Llama's, so that it is taken for a Llama."""
     given = [key for key, value in fields.items() if value]
     known = str(fields.get("model_type")) in FAMILIES
-    return not known and all(key in given for key in NEEDED) and not any(word in key for key in given for word in OTHERWISE)
+    unlike = fields.get("model_type") in UNLIKE
+    return not known and not unlike and all(key in given for key in NEEDED) and not any(is_otherwise(key, fields[key]) for key in given)
+
+
+def is_otherwise(key: str, value: object) -> bool:
+    """Whether a field says that the model is no Llama: of norms with other names, layers of several types, or by a word in its name."""
+    if key == "layer_types":
+        return not isinstance(value, (list, tuple)) or set(value) != {"full_attention"}
+    if "norm" in key and "eps" in key:
+        return key != "rms_norm_eps"
+    return re.search(OTHERWISE, key) is not None
 
 
 def takes_tokens(fields: Mapping[str, object]) -> bool:

@@ -33,21 +33,28 @@ def assemble_kinds(
     kinds: tuple[tuple[Layer, tuple[Parameter, ...]], ...],
     pattern: tuple[int, ...],
     hold: tuple[str, ...] = HOLD,
+    reads: tuple[tuple[str, ...], ...] = (),
 ) -> Model:
-    """The Model of a decoder with several kinds of layers; `pattern` gives the kind of each layer."""
+    """The Model of a decoder with several kinds of layers; `pattern` gives the kind of each layer, `reads` what each kind reads, in the order of INPUTS."""
     b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     outer = b.finish(causal_lm(b, config, settings, ids, ids, parts))
     call = next(op for op in outer.operators if op.kind == "layers")
-    graphs = tuple(layer_graph(config, settings, layer, call) for layer, _ in kinds)
+    graphs = tuple(layer_graph(config, settings, layer, call, reads[i] if reads else INPUTS) for i, (layer, _) in enumerate(kinds))
     dtype, table = settings.dtype, (config.vocab_size, config.hidden_size)
-    frequencies = ("inv_freq",) if settings.stack.inv_freq_once else ("inv_freq", "original_inv_freq")
-    tail = [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
-    tail += [Parameter(f"rotary_emb.{name}", (config.head_dim // 2,), "fp32", trainable=False, buffer=True) for name in frequencies]
+    frequencies = ["inv_freq"] if settings.stack.inv_freq_once else ["inv_freq", "original_inv_freq"]
+    if parts.rotary_by_type:
+        frequencies = [f"{kind}_{name}" for kind in sorted(parts.rotary_by_type) for name in frequencies]
+    norm = list(parts.final) if parts.final or parts.unweighted else [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
+    rotary = [Parameter(f"rotary_emb.{name}", ((parts.rotary_dim or config.head_dim) // 2,), "fp32", trainable=False, buffer=True) for name in frequencies]
+    tail = rotary + norm if parts.rotary_first else norm + rotary
     if not config.tie_word_embeddings:
         tail.append(Parameter("lm_head.weight", table, dtype, module="linear"))
+    if parts.head_bias:
+        tail.append(Parameter("lm_head.bias", (config.vocab_size,), dtype, module="linear"))
+    scale = (Parameter("embed_tokens.embed_scale", (), settings.created, trainable=False, buffer=True),) if parts.embed_scale else ()
     return Model(
-        before=(Parameter("embed_tokens.weight", table, dtype, module="embedding"),),
+        before=(Parameter("embed_tokens.weight", table, dtype, module="embedding"), *scale),
         layers=tuple(parameters for _, parameters in kinds),
         after=tuple(tail),
         pattern=pattern,
@@ -58,11 +65,14 @@ def assemble_kinds(
     )
 
 
-def layer_graph(config: DecoderConfig, settings: Settings, layer: Layer, call: Operator) -> LayerGraph:
+def layer_graph(config: DecoderConfig, settings: Settings, layer: Layer, call: Operator, reads: tuple[str, ...]) -> LayerGraph:
     """The graph of a kind of layer, called with the inputs of the operator "layers"."""
     inner = Builder("decoder layer", settings.technique)
-    arguments = layer_inputs(inner, call, INPUTS)
-    hidden = layer(inner, config, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], arguments.get("attention_mask"))
+    names: tuple[str, ...] = call.attrs.get("names", INPUTS)  # type: ignore[assignment]
+    arguments = layer_inputs(inner, call, names, reads)
+    hidden_states, cos, sin, _, mask = reads
+    turn = arguments[cos]  # and sin, or complex numbers, which are both
+    hidden = layer(inner, config, settings, arguments[hidden_states], turn, arguments.get(sin, turn), arguments.get(mask))
     return inner.finish(hidden)
 
 

@@ -1,32 +1,56 @@
-"""Attention as transformers calls it: sdpa (integrations/sdpa_attention.py) and eager (modeling_llama.eager_attention_forward)."""
+"""Attention as transformers calls it: sdpa (integrations/sdpa_attention.py), eager (modeling_llama.eager_attention_forward), flash_attention.py."""
 
 from __future__ import annotations
 
 from memsim.builder import Builder, Tensor
 from memsim.models import functional as F
 from memsim.models.config import DecoderConfig
+from memsim.models.flash_attention import flash_attention_forward
 from memsim.models.math_attention import math_attention
 from memsim.models.model import Settings
 
 
 def attention(
-    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, softcap: bool = False
+    b: Builder,
+    settings: Settings,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    groups: int,
+    softcap: bool = False,
+    p: float = 0.0,
+    offset: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """q [B, H, S, D], k and v [B, K, S, D] → [B, S, H, D], and the attention weights where they exist."""
+    """q and k [B, H or K, S, D], v [B, K, S, D'] → [B, S, H, D'], and the attention weights where they exist. p: probability of dropout; offset: elements
+    ahead of v in its storage."""
     with b.core(query, key, value, mask):
         if settings.attention == "eager":
-            return eager(b, settings, query, key, value, mask, groups, softcap)
-        return sdpa(b, settings, query, key, value, mask, groups), None
+            return eager(b, settings, query, key, value, mask, groups, softcap, p)
+        if settings.attention == "flash_attention_2":
+            return flash_attention_forward(b, settings, query, key, value, mask, p), None
+        return sdpa(b, settings, query, key, value, mask, groups, p, offset), None
 
 
 def attend(
-    b: Builder, config: DecoderConfig, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: bool, softcap: bool = False
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    bias: bool,
+    softcap: bool = False,
+    name: str = "o_proj",
+    offset: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
     """How every decoder's attention ends: attention, the heads joined, o_proj."""
-    batch, heads, sequence, dim = query.shape
-    attn_output, attn_weights = attention(b, settings, query, key, value, mask, config.groups, softcap)
+    batch, heads, sequence, _ = query.shape
+    dim = value.shape[-1]
+    attn_output, attn_weights = attention(b, settings, query, key, value, mask, config.groups, softcap, config.attention_dropout, offset)
     attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, heads * dim))
-    attn_output = F.linear(b, attn_output, "o_proj", config.hidden_size, settings.dtype, bias)
+    attn_output = F.linear(b, attn_output, name, config.hidden_size, settings.dtype, bias)
     return attn_output, attn_weights
 
 
@@ -47,12 +71,22 @@ def lacks_wide_heads(sm: int) -> bool:
 
 
 def sdpa(
-    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, p: float = 0.0, causal: bool = True
+    b: Builder,
+    settings: Settings,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    groups: int,
+    p: float = 0.0,
+    offset: int = 0,
+    causal: bool = True,
 ) -> Tensor:
-    """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them. p: probability of dropout; causal: where no mask says otherwise."""
+    """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them. p: probability of dropout; offset: as of attention; causal: where no
+    mask says otherwise."""
     sequence, joined = query.shape[2], query.shape[1]
     repeats = settings.stack.sdpa_repeats_heads or mask is not None or query.shape[-1] > 256  # use_gqa_in_sdpa
-    if repeats and sequence == 1 and groups > 1 and not settings.stack.sdpa_repeats_heads:  # pack_gqa: a group's queries take the place of the sequence
+    if repeats and sequence == 1 and groups > 1 and not settings.stack.sdpa_packs_no_groups:  # pack_gqa: a group's queries take the place of the sequence
         query = F.reshape(b, query, query.shape[0], joined // groups, groups, query.shape[-1])
     elif repeats:
         key = repeat_kv(b, settings, key, groups)
@@ -61,13 +95,12 @@ def sdpa(
         query, key, value = F.contiguous(b, query), F.contiguous(b, key), F.contiguous(b, value)
     if mask is not None:
         mask = b.op("slice", mask, length=key.shape[2]) if mask.shape[-1] != key.shape[2] else mask
-    back_end = chosen(
-        settings, b.autocast or query.dtype, query.shape[-1], mask is not None, b.grad_enabled and any(x.spec.requires_grad for x in (query, key, value))
-    )
+    requires_grad = b.grad_enabled and any(x.spec.requires_grad for x in (query, key, value))
+    back_end = chosen(settings, b.autocast or query.dtype, (query.shape[-1], value.shape[-1]), mask is not None, requires_grad, offset)
     if mask is not None and mask.spec.strides[-1] != 1:  # check_last_dim_stride_equals_1_dense, even where there is one key
         back_end = "math"
     if back_end == "math":
-        attn_output = math_attention(b, query, key, value, mask, causal and mask is None and sequence > 1, p)
+        attn_output = math_attention(b, query, key, value, mask, causal and mask is None and sequence > 1, p, settings.watched)
     elif back_end == "flash" and query.shape[-1] % 8:
         attn_output = padded_flash(b, query, key, value, p, causal)
     elif mask is not None:
@@ -80,25 +113,26 @@ def sdpa(
     return attn_output
 
 
-def chosen(settings: Settings, dtype: str, dim: int, masked: bool, requires_grad: bool) -> str:
-    """Which back end torch takes for heads of so many elements: "flash", "efficient" or "math", the first that can (sdp_utils.cpp, select_sdp_backend)."""
+def chosen(settings: Settings, dtype: str, dims: tuple[int, int], masked: bool, requires_grad: bool, offset: int = 0) -> str:
+    """Which back end torch takes for heads of so many elements, in queries and keys and in values: "flash", "efficient" or "math", the first that can
+    (sdp_utils.cpp, select_sdp_backend). offset: elements ahead of the values in their storage."""
     sm, half = settings.sm, dtype in ("bf16", "fp16")
-    if half and sm >= 80 and not masked and dim <= 256 and not (requires_grad and lacks_wide_heads(sm) and 192 < dim <= 224):
+    dim, dim_v = dims
+    if half and sm >= 80 and not masked and dim == dim_v and dim <= 256 and not (requires_grad and lacks_wide_heads(sm) and 192 < dim <= 224):
         return "flash"
     # The memory-efficient kernels need rows aligned as their matrix products do (minimum_gemm_alignment), and know bf16 from sm 80 on.
     alignment = 8 if half else 4 if sm >= 80 else 1
-    return "math" if dim % alignment or (dtype == "bf16" and sm < 80) else "efficient"
+    aligned = not (dim % alignment or dim_v % alignment or (sm >= 80 and offset % alignment))
+    return "efficient" if aligned and not (dtype == "bf16" and sm < 80) else "math"
 
 
 def masked_efficient(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, p: float, causal: bool = True) -> Tensor:
     """The memory-efficient kernel, which reads numbers in rows that begin at multiples of 8 (attention.cpp, convert_boolean_attn_mask, preprocess_mask)."""
     batch, heads, sequence, _ = query.shape
     keys = key.shape[2]
-    query, key, value, mask = b.lower(query, key, value, mask)
-    lowered = mask  # noqa: F841  which autocast holds until the call is over
+    query, key, value, given = b.lower(query, key, value, mask)
     with b.no_autocast():
-        if mask.dtype == "bool":
-            mask = b.op("bias_of_mask", mask, dtype=query.dtype)
+        mask = b.op("bias_of_mask", given, dtype=query.dtype) if given.dtype == "bool" else given
         if any(stride % 8 for stride in mask.spec.strides[:-1]):
             mask = b.op("pad", mask, to=keys + 8 - keys % 8)
             mask = b.op("slice", mask, length=keys)
@@ -124,7 +158,7 @@ def padded_flash(b: Builder, query: Tensor, key: Tensor, value: Tensor, p: float
 
 
 def eager(
-    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, softcap: bool = False
+    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, softcap: bool = False, p: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """eager_attention_forward."""
     key_states = repeat_kv(b, settings, key, groups)
@@ -138,6 +172,8 @@ def eager(
         mask = b.op("slice", mask, length=key_states.shape[2]) if mask.shape[-1] != key_states.shape[2] else mask
         attn_weights = b.op("add", attn_weights, mask)
     attn_weights = F.to(b, F.softmax(b, attn_weights, "fp32"), query.dtype)
+    if p:
+        attn_weights = b.op("dropout", attn_weights, p=p)
     attn_output = F.matmul(b, attn_weights, value_states)
     attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
     return attn_output, attn_weights

@@ -10,9 +10,9 @@ from memsim.errors import InputError, Unsupported
 from memsim.models import functional as F
 from memsim.models.assemble import layer_inputs
 from memsim.models.causal_lm import cross_entropy
-from memsim.models.config import integer
+from memsim.models.config import integer, probability
 from memsim.models.encoder import act, activation_of, attend, bidirectional_mask, classes_of, linear_parameters
-from memsim.models.gpt2 import dropout, layer_norm, norm_parameters, probability
+from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
 from memsim.models.model import Model, Parameter, Settings
 
 NAMES = ("hidden_states", "attention_mask")

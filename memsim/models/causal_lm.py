@@ -12,8 +12,16 @@ from memsim.builder import Builder, Tensor, module_call
 from memsim.models import functional as F
 from memsim.models.config import DecoderConfig
 from memsim.models.dense_mask import dense_mask
-from memsim.models.model import Settings
+from memsim.models.model import Parameter, Settings
 from memsim.tape import SET_ORDER
+
+Model = Callable[[Builder, DecoderConfig, Settings, Tensor, "Parts"], Tensor]  # input_ids [B, S] → last_hidden_state [B, S, H]
+
+
+Embed = Callable[[Builder, DecoderConfig, Settings, Tensor], Tensor]  # input_ids [B, S] → inputs_embeds [B, S, H]
+
+
+Rotary = Callable[[Builder, Settings, str, Tensor, int], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,21 @@ class Parts:
     scaled: bool = False  # embeddings and logits are multiplied by constants
     rotary_in_fp32: bool = False  # the rotary tables stay in fp32
     unused_window: bool = False  # a mask of a window of nothing is made beside the one that layers read
+    model: Model | None = None  # the model's forward, where it is not LlamaModel's
+    embed: Embed | None = None  # the embeddings of the input, where they are not nn.Embedding's
+    embed_scale: bool = False  # and hold a scale
+    dropout: float = 0.0  # probability of the hidden states' dropout ahead of the layers,
+    drops_embeddings: bool = False  # whose result takes the embeddings' own name
+    final: tuple[Parameter, ...] = ()  # parameters of the final norm, where it is not norm.weight
+    unweighted: bool = False  # it has no parameters
+    rotary_first: bool = False  # the rotary tables' module is ahead of the final norm
+    head_bias: bool = False
+    told_positions: bool = True  # masks are made knowing the positions, which might be of packed sequences
+    logits_scaled: bool = False  # the logits are multiplied by a constant
+    rotary_dim: int | None = None  # elements of a head that turn, where it is not all of them
+    rotary_by_type: tuple[str, ...] = ()  # the types of layers that have tables of their own, where they do
+    spread: str = "cat"  # how a frequency turns two elements: twice one after the other, "interleaved", or "once" where the tables are half as wide
+    rotary: Rotary | None = None  # what makes the one rotary table, where it is not cos and sin
 
 
 @module_call
@@ -40,29 +63,42 @@ def rms_norm(b: Builder, hidden_states: Tensor, name: str, dtype: str) -> Tensor
 
 
 @module_call
-def rotary_embedding(b: Builder, settings: Settings, dtype: str, position_ids: Tensor, head_dim: int, buffer: str = "") -> tuple[Tensor, Tensor]:
-    """LlamaRotaryEmbedding.forward: cos and sin of [1, S, D] in `dtype`. buffer: the frequencies' name, where it is not the usual one."""
+def rotary_embedding(
+    b: Builder, settings: Settings, dtype: str, position_ids: Tensor, head_dim: int, buffer: str = "", spread: str = "cat"
+) -> tuple[Tensor, Tensor]:
+    """LlamaRotaryEmbedding.forward: cos and sin of [1, S, D] in `dtype`. buffer: the frequencies' name, where it is not the usual one; spread: of Parts."""
     with b.module(SET_ORDER if buffer else "rotary_emb"), b.no_grad(), b.no_autocast():
         inv_freq = b.parameter(buffer or "rotary_emb.inv_freq", (head_dim // 2,), "fp32", False)
         if settings.stack.rotary_by_product:
-            return rotary_tables(b, dtype, position_ids, inv_freq)
+            return rotary_tables(b, settings, dtype, position_ids, inv_freq)
         shape = (*position_ids.shape, 1)
         freqs = b.op("mul", b.op("cast", b.op("view", position_ids, shape=shape), dtype="fp32"), inv_freq)
-        emb = b.op("cat", freqs, freqs)
+        emb = freqs if spread == "once" else repeat_interleave(b, freqs, 2) if spread == "interleaved" else b.op("cat", freqs, freqs)
         cos = b.op("mul_scalar", b.op("cos", emb))
         sin = b.op("mul_scalar", b.op("sin", emb))
         return F.to(b, cos, dtype), F.to(b, sin, dtype)
 
 
-def rotary_tables(b: Builder, dtype: str, position_ids: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+def repeat_interleave(b: Builder, x: Tensor, times: int) -> Tensor:
+    """x.repeat_interleave(times, dim=-1): a contiguous copy."""
+    *lead, last = x.shape
+    x = b.op("expand", b.op("view", x, shape=(*lead, last, 1)), shape=(*lead, last, times))
+    return b.op("view", b.op("clone", x, contiguous=True), shape=(*lead, last * times))
+
+
+def rotary_tables(b: Builder, settings: Settings, dtype: str, position_ids: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
     """LlamaRotaryEmbedding.forward where the angles are a matrix product."""
     position_ids_expanded = b.op("cast", b.op("view", position_ids, shape=(1, *position_ids.shape)), dtype="fp32")
     freqs = F.transpose(b, b.op("matmul", b.op("view", inv_freq, shape=(1, *inv_freq.shape, 1)), position_ids_expanded), 1, 2)
     emb = b.op("cat", freqs, freqs)
-    cos = b.op("cos", emb)
-    sin = b.op("sin", emb)
-    cos = b.op("mul_scalar", cos)
-    sin = b.op("mul_scalar", sin)
+    if settings.stack.rotary_scaled_after:
+        cos = b.op("cos", emb)
+        sin = b.op("sin", emb)
+        cos = b.op("mul_scalar", cos)
+        sin = b.op("mul_scalar", sin)
+    else:
+        cos = b.op("mul_scalar", b.op("cos", emb))
+        sin = b.op("mul_scalar", b.op("sin", emb))
     return F.to(b, cos, dtype), F.to(b, sin, dtype)
 
 
@@ -83,8 +119,8 @@ def find_packed_sequence_indices(b: Builder, position_ids: Tensor) -> None:
     del packed_sequence_mask
 
 
-def causal_mask(b: Builder, settings: Settings, dtype: str, position_ids: Tensor, window: int | None = None) -> Tensor | None:
-    """masking_utils.create_causal_mask, or create_sliding_window_causal_mask with a `window` in tokens.
+def causal_mask(b: Builder, settings: Settings, dtype: str, position_ids: Tensor | None, window: int | None = None) -> Tensor | None:
+    """masking_utils.create_causal_mask, or create_sliding_window_causal_mask with a `window` in tokens; it may not be told the positions.
 
     Nothing for sdpa, which is told is_causal, unless the sequence reaches the window or is padded; [B, 1, S, S] in the model's dtype for eager.
     """
@@ -92,9 +128,12 @@ def causal_mask(b: Builder, settings: Settings, dtype: str, position_ids: Tensor
     with b.module("causal_mask"), b.no_grad():
         if settings.padded:
             return padded_mask(b, settings, dtype, window)
-        expanded = b.op("expand", position_ids, shape=(settings.batch, sequence)) if settings.batch > 1 else position_ids
-        find_packed_sequence_indices(b, expanded)
-        del expanded
+        if position_ids is not None:
+            expanded = b.op("expand", position_ids, shape=(settings.batch, sequence)) if settings.batch > 1 else position_ids
+            find_packed_sequence_indices(b, expanded)
+            del expanded
+        if settings.attention == "flash_attention_2":
+            return None
         windowed = window is not None and settings.sequence >= window
         if settings.attention == "eager":
             return eager_mask(b, settings, dtype, window)
@@ -108,6 +147,10 @@ def padded_mask(b: Builder, settings: Settings, dtype: str, window: int | None) 
     if settings.attention == "eager":
         mask = eager_mask(b, settings, dtype, window, attention_mask)
         return mask
+    if settings.attention == "flash_attention_2":  # flash_attention_mask
+        every = b.op("all", attention_mask)
+        del every
+        return attention_mask
     if window is None or settings.sequence < window:
         fast_all(b, attention_mask)
         fast_all(b, attention_mask)
@@ -217,11 +260,26 @@ def cross_entropy(b: Builder, source: Tensor, target: Tensor) -> Tensor:
     return b.op("nll_loss", b.op("log_softmax", source, dtype=source.dtype), target)
 
 
+def embed_tokens(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, parts: Parts) -> Tensor:
+    """self.embed_tokens(input_ids)."""
+    if parts.embed:
+        return parts.embed(b, config, settings, input_ids)
+    weight = b.parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
+    return b.op("embedding", input_ids, weight, label="embed_tokens", input_embeddings=True)
+
+
+def rotary_of(b: Builder, settings: Settings, parts: Parts, config: DecoderConfig, dtype: str, position_ids: Tensor) -> tuple[Tensor, ...]:
+    """The rotary tables of the family."""
+    dtype, dim = "fp32" if parts.rotary_in_fp32 else dtype, parts.rotary_dim or config.head_dim
+    if parts.rotary is not None:
+        return parts.rotary(b, settings, dtype, position_ids, dim)
+    return rotary_embedding(b, settings, dtype, position_ids, dim, spread=parts.spread)
+
+
 @module_call
 def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, parts: Parts) -> Tensor:
     """LlamaModel.forward; returns last_hidden_state [B, S, H]."""
-    weight = b.parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
-    inputs_embeds = b.op("embedding", input_ids, weight, label="embed_tokens", input_embeddings=True)
+    inputs_embeds = embed_tokens(b, config, settings, input_ids, parts)
     if parts.scaled:
         inputs_embeds = b.op("mul_scalar", inputs_embeds)
     position_ids = F.create(b, "arange", (settings.sequence,), "int64")
@@ -233,9 +291,15 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
     else:
         mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids, config.sliding_window)
     unused = causal_mask(b, settings, inputs_embeds.dtype, position_ids, 0) if parts.unused_window else None
+    if parts.dropout and parts.drops_embeddings:
+        inputs_embeds = b.op("dropout", inputs_embeds, p=parts.dropout)
     hidden_states = inputs_embeds
-    position_embeddings = rotary_embedding(b, settings, "fp32" if parts.rotary_in_fp32 else hidden_states.dtype, position_ids, config.head_dim)
-    hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True)
+    if parts.dropout and not parts.drops_embeddings:
+        hidden_states = b.op("dropout", hidden_states, p=parts.dropout)
+    position_embeddings = rotary_of(b, settings, parts, config, hidden_states.dtype, position_ids)
+    tables = ("cos", "sin")[: len(position_embeddings)]
+    names = ("hidden_states", *tables, "position_ids", "attention_mask")
+    hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True, names=names)
     layer_outputs = hidden_states if settings.stack.layers_return_tuples else None  # noqa: F841
     hidden_states = parts.norm(b, hidden_states, "norm")
     if settings.stack.takes_cache_position:  # which holds the positions, an argument after inputs_embeds
@@ -254,14 +318,17 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
 @module_call
 def causal_lm(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, labels: Tensor, parts: Parts) -> Tensor:
     """LlamaForCausalLM.forward with labels; returns the loss."""
-    hidden_states = decoder_model(b, config, settings, input_ids, parts)
+    model = parts.model or decoder_model
+    hidden_states = model(b, config, settings, input_ids, parts)
     head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    weight = b.parameter(head, (config.vocab_size, config.hidden_size), settings.dtype, True)
+    weights = [b.parameter(head, (config.vocab_size, config.hidden_size), settings.dtype, True)]
+    if parts.head_bias:
+        weights.append(b.parameter("lm_head.bias", (config.vocab_size,), settings.dtype, True))
     if settings.stack.index_slices_whole_dimensions:
-        logits = b.op("linear", F.index(b, settings, hidden_states, 0, 1, 2), weight, label="lm_head", module="lm_head")  # [:, -0:, :]
+        logits = b.op("linear", F.index(b, settings, hidden_states, 0, 1, 2), *weights, label="lm_head", module="lm_head")  # [:, -0:, :]
     else:
-        logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
-    if parts.scaled:
+        logits = b.op("linear", hidden_states, *weights, label="lm_head", module="lm_head")
+    if parts.scaled or parts.logits_scaled:
         logits = b.op("mul_scalar", logits)
     loss = causal_lm_loss(b, settings, logits, labels)
     return loss

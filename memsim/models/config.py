@@ -25,6 +25,7 @@ class DecoderConfig:
     mlp_bias: bool
     hidden_act: str
     max_position_embeddings: int
+    attention_dropout: float
     sliding_window: int | None
     fields: Mapping[str, object]
 
@@ -42,6 +43,14 @@ def integer(fields: Mapping[str, object], key: str, default: int | None = None) 
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"model.{key}: {value!r} is not a positive integer")
     return value
+
+
+def probability(fields: Mapping[str, object], key: str, default: float) -> float:
+    """A dropout's probability. Raises InputError."""
+    value = fields.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise InputError(f"model.{key}: {value!r} is not a probability from 0 to below 1")
+    return float(value)
 
 
 def decoder_config(fields: Mapping[str, object], **defaults: object) -> DecoderConfig:
@@ -68,6 +77,7 @@ def decoder_config(fields: Mapping[str, object], **defaults: object) -> DecoderC
         mlp_bias=bool(merged.get("mlp_bias", False)),
         hidden_act=str(merged.get("hidden_act", "silu")),
         max_position_embeddings=integer(merged, "max_position_embeddings", 2048),
+        attention_dropout=probability(merged, "attention_dropout", 0.0),
         sliding_window=window if isinstance(window, int) else None,
         fields=merged,
     )

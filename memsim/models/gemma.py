@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
 from memsim.graph import LayerGraph
-from memsim.models import functional as F
-from memsim.models.assemble import layer_inputs
+from memsim.models import functional as F, gemma_dense
+from memsim.models.assemble import HOLD_POSITIONAL, layer_inputs
 from memsim.models.attention import attend
 from memsim.models.causal_lm import causal_lm_loss, causal_mask, rotary_embedding
 from memsim.models.config import DecoderConfig, decoder_config, integer
@@ -75,9 +75,13 @@ def self_attention(
 
 
 @module_call
-def decoder_layer(b: Builder, gemma: Gemma, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-    """Gemma2DecoderLayer.forward."""
+def decoder_layer(
+    b: Builder, gemma: Gemma, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, hides: bool = False
+) -> Tensor:
+    """Gemma2DecoderLayer.forward. `hides`: the layer makes a mask of its own, that hides what is outside the window."""
     dtype = settings.dtype
+    if hides and mask is not None:
+        mask, sliding_window_mask = gemma_dense.sliding_mask(b, mask)  # noqa: RUF059
     residual = hidden_states
     hidden_states = rms_norm(b, hidden_states, "input_layernorm", dtype)
     hidden_states, _ = self_attention(b, gemma, settings, hidden_states, cos, sin, mask)
@@ -132,8 +136,9 @@ def model(b: Builder, gemma: Gemma, settings: Settings, input_ids: Tensor) -> Te
     masks.clear()  # causal_mask_mapping dies before mask_kwargs, which holds the other two in its own order
     del inputs_embeds
     del position_ids
-    while position_embeddings:
-        position_embeddings.pop(next(iter(position_embeddings)))
+    for name in tables:  # a tuple for each type of layer, which goes from its end
+        del position_embeddings[name.replace("cos", "sin")]
+        del position_embeddings[name]
     return hidden_states
 
 
@@ -141,7 +146,11 @@ def model(b: Builder, gemma: Gemma, settings: Settings, input_ids: Tensor) -> Te
 def causal_lm(b: Builder, gemma: Gemma, settings: Settings, input_ids: Tensor, labels: Tensor) -> Tensor:
     """Gemma2ForCausalLM.forward with labels; returns the loss."""
     config = gemma.decoder
-    hidden_states = model(b, gemma, settings, input_ids)
+    if settings.stack.dense_causal_mask:
+        hidden_states = gemma_dense.last_hidden_state(b, config, settings, input_ids, rms_norm)
+        hidden_states = F.index(b, settings, hidden_states, 0, 1, 2)  # [:, -0:, :]
+    else:
+        hidden_states = model(b, gemma, settings, input_ids)
     head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     weight = b.parameter(head, (config.vocab_size, config.hidden_size), settings.dtype, True)
     logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
@@ -196,8 +205,9 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     gemma = read_config(fields)
     config, dtype = gemma.decoder, settings.dtype
-    if config.model_type == "gemma2" and settings.attention != "eager":
-        raise InputError(f"attention: {settings.attention} does not run with gemma2, whose logits are soft-capped; eager does")
+    old = settings.stack.dense_causal_mask
+    if config.model_type == "gemma2" and settings.attention == "sdpa" and not old:
+        raise InputError("attention: sdpa does not run with gemma2, whose logits are soft-capped; eager and flash_attention_2 do")
     b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     outer = b.finish(causal_lm(b, gemma, settings, ids, ids))
@@ -207,17 +217,19 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     pattern: dict[str, int] = {}
     for kind in dict.fromkeys(gemma.layer_types):
         prefix = "sliding_" if kind == SLIDING and gemma.rotary_by_type else ""
-        mask = "sliding_mask" if kind == SLIDING else "full_mask"
+        mask = "attention_mask" if old else "sliding_mask" if kind == SLIDING else "full_mask"
         inner = Builder("decoder layer", settings.technique)
         wanted = ("hidden_states", f"{prefix}cos", f"{prefix}sin", "position_ids", mask)
         arguments = layer_inputs(inner, call, given, wanted)
-        hidden = decoder_layer(inner, gemma, settings, arguments["hidden_states"], arguments[f"{prefix}cos"], arguments[f"{prefix}sin"], arguments.get(mask))
+        of_layer = (arguments["hidden_states"], arguments[f"{prefix}cos"], arguments[f"{prefix}sin"], arguments.get(mask))
+        hidden = decoder_layer(inner, gemma, settings, *of_layer, hides=old and kind == SLIDING)
+        del of_layer
         pattern[kind] = len(graphs)
         graphs.append(inner.finish(hidden))
         del arguments
         del hidden
     alike = len({tuple((op.kind, tuple(spec.shape for spec in op.inputs)) for op in graph.operators) for graph in graphs}) == 1
-    rows = [f"rotary_emb.{name}" for name in ("inv_freq", "original_inv_freq")]
+    rows = [f"rotary_emb.{name}" for name in (("inv_freq",) if settings.stack.inv_freq_once else ("inv_freq", "original_inv_freq"))]
     if gemma.rotary_by_type:
         rows = [f"rotary_emb.{kind}_{name}" for kind in sorted(set(gemma.layer_types)) for name in ("inv_freq", "original_inv_freq")]
     tail = [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
@@ -229,7 +241,7 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     return Model(
         before=(
             Parameter("embed_tokens.weight", table, dtype, module="embedding"),
-            Parameter("embed_tokens.embed_scale", (), settings.created, trainable=False, buffer=True),
+            *(() if old else (Parameter("embed_tokens.embed_scale", (), settings.created, trainable=False, buffer=True),)),
         ),
         layers=(parameters,) * len(graphs),
         after=tuple(tail),
@@ -238,5 +250,5 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         layer_graphs=tuple(graphs),
         alike=alike,
         settings=settings,
-        hold_inputs=HOLD,
+        hold_inputs=HOLD_POSITIONAL if settings.stack.checkpoints_positional_arguments else HOLD,
     )

@@ -11,7 +11,8 @@ from memsim.models import functional as F
 from memsim.models.assemble import layer_inputs
 from memsim.models.attention import sdpa
 from memsim.models.causal_lm import causal_lm_loss, causal_mask
-from memsim.models.config import integer
+from memsim.models.config import integer, probability
+from memsim.models.flash_attention import flash_attention_forward
 from memsim.models.model import Model, Parameter, Settings
 
 NAMES = ("hidden_states", "position_ids", "attention_mask")
@@ -52,7 +53,9 @@ def layer_norm(b: Builder, x: Tensor, name: str, dtype: str) -> Tensor:
 
 @module_call
 def conv1d(b: Builder, x: Tensor, name: str, out_features: int, dtype: str) -> Tensor:
-    """Conv1D.forward."""
+    """Conv1D.forward, or that of the Linear that stands in its place where weights are quantized."""
+    if b.technique.quantizes:
+        return F.linear(b, x, name, out_features, dtype, bias=True)
     with b.module(name):
         path = ".".join(b.path)
         weight = b.parameter(f"{path}.weight", (x.shape[-1], out_features), dtype, True)
@@ -94,11 +97,12 @@ def self_attention(b: Builder, config: Gpt2, settings: Settings, hidden_states: 
         value_states = F.transpose(b, b.op("view", value_states, shape=heads), 1, 2)
         query_states = F.transpose(b, b.op("view", query_states, shape=heads), 1, 2)
         attn_weights = None
-        if settings.attention == "eager":
-            with b.core(query_states, key_states, value_states, mask):
+        with b.core(query_states, key_states, value_states, mask):
+            if settings.attention == "eager":
                 attn_output, attn_weights = eager(b, query_states, key_states, value_states, mask, config.attention_p)
-        else:
-            with b.core(query_states, key_states, value_states, mask):
+            elif settings.attention == "flash_attention_2":
+                attn_output = flash_attention_forward(b, settings, query_states, key_states, value_states, mask, config.attention_p)
+            else:
                 attn_output = sdpa(b, settings, query_states, key_states, value_states, mask, 1, config.attention_p)
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, hidden))
         attn_output = conv1d(b, attn_output, "c_proj", hidden, settings.dtype)
@@ -176,12 +180,13 @@ def norm_parameters(name: str, size: int, dtype: str) -> tuple[Parameter, Parame
     return Parameter(f"{name}.weight", (size,), dtype, module="norm"), Parameter(f"{name}.bias", (size,), dtype, module="norm")
 
 
-def layer_parameters(config: Gpt2, dtype: str) -> tuple[Parameter, ...]:
+def layer_parameters(config: Gpt2, dtype: str, quantizes: bool) -> tuple[Parameter, ...]:
     """A block's parameters in module order."""
-    h = config.hidden
+    h, kind = config.hidden, "linear" if quantizes else "conv1d"
 
     def conv(name: str, inputs: int, out: int) -> tuple[Parameter, Parameter]:
-        return Parameter(f"{name}.weight", (inputs, out), dtype, module="conv1d"), Parameter(f"{name}.bias", (out,), dtype, module="conv1d")
+        shape = (out, inputs) if quantizes else (inputs, out)
+        return Parameter(f"{name}.weight", shape, dtype, module=kind), Parameter(f"{name}.bias", (out,), dtype, module=kind)
 
     return (
         *norm_parameters("ln_1", h, dtype),
@@ -222,14 +227,6 @@ def read_config(fields: Mapping[str, object]) -> Gpt2:
     )
 
 
-def probability(fields: Mapping[str, object], key: str, default: float) -> float:
-    """A dropout's probability. Raises InputError."""
-    value = fields.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise InputError(f"model.{key}: {value!r} is not a probability from 0 to below 1")
-    return float(value)
-
-
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config, dtype = read_config(fields), settings.dtype
@@ -248,7 +245,7 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
             Parameter("wte.weight", table, dtype, module="embedding"),
             Parameter("wpe.weight", (config.positions, config.hidden), dtype, module="embedding"),
         ),
-        layers=(layer_parameters(config, dtype),),
+        layers=(layer_parameters(config, dtype, settings.technique.quantizes),),
         after=(*norm_parameters("ln_f", config.hidden, dtype), *(() if config.tied else (Parameter("lm_head.weight", table, dtype, module="linear"),))),
         pattern=(0,) * config.layers,
         outer=outer,

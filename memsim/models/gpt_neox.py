@@ -11,8 +11,8 @@ from memsim.models import functional as F
 from memsim.models.assemble import HOLD_POSITIONS_FIRST, INPUTS, layer_inputs
 from memsim.models.attention import attention
 from memsim.models.causal_lm import causal_lm_loss, causal_mask, rotary_embedding
-from memsim.models.config import DecoderConfig, decoder_config
-from memsim.models.gpt2 import dropout, layer_norm, norm_parameters, probability
+from memsim.models.config import DecoderConfig, decoder_config, probability
+from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
 from memsim.models.llama import activation, check_supported, rotate_half
 from memsim.models.model import Model, Parameter, Settings
 from memsim.models.phi3 import part
@@ -55,7 +55,7 @@ def self_attention(
         del fused
         query_states, key_states, value_states = b.run("chunk", qkv, parts=3)
         query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
-        attn_output, attn_weights = attention(b, settings, query_states, key_states, value_states, mask, 1)
+        attn_output, attn_weights = attention(b, settings, query_states, key_states, value_states, mask, 1, p=config.attention_dropout)
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, hidden))
         attn_output = F.linear(b, attn_output, "dense", hidden, settings.dtype, config.attention_bias)
         return attn_output, attn_weights

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from memsim.builder import Builder, Tensor, module_call
-from memsim.errors import Unsupported
+from memsim.errors import InputError, Unsupported
 from memsim.models import functional as F
 from memsim.models.assemble import HOLD, HOLD_POSITIONS_FIRST, assemble
 from memsim.models.attention import attend
@@ -27,6 +27,9 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     """The fields with their family's defaults."""
     config = decoder_config(fields, **DEFAULTS[str(fields["model_type"])])
     check_supported(config)
+    if config.model_type == "llama" and config.hidden_size % config.num_attention_heads:
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        raise InputError(f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}, which LlamaConfig asks for, with head_dim too")
     if config.model_type == "mistral":
         if "sliding_window" in fields and fields["sliding_window"] is None:
             return replace(config, sliding_window=None)
@@ -36,11 +39,12 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     return replace(config, sliding_window=None)
 
 
-def check_supported(config: DecoderConfig) -> None:
-    """Raises Unsupported for config fields that change what executes in ways that are not modelled."""
-    if config.hidden_act not in ACTIVATIONS:
-        raise Unsupported(f"model.hidden_act: {config.hidden_act} is not supported yet; {', '.join(ACTIVATIONS)} are")
-    if config.fields.get("attention_dropout"):
+def check_supported(config: DecoderConfig, acts: Collection[str] | None = None, dropout: bool = False) -> None:
+    """Raises Unsupported for config fields that change what executes in ways that are not modelled; `dropout` of attention may be."""
+    acts = ACTIVATIONS if acts is None else acts
+    if config.hidden_act not in acts:
+        raise Unsupported(f"model.hidden_act: {config.hidden_act} is not supported yet; {', '.join(acts)} are")
+    if config.attention_dropout and not dropout:
         raise Unsupported(f"model.attention_dropout: {config.fields['attention_dropout']} is not supported yet; 0.0 is")
     for key in ("rope_scaling", "rope_parameters"):
         rope = config.fields.get(key)
@@ -53,7 +57,7 @@ def biases(config: DecoderConfig) -> tuple[bool, bool]:
     """Whether q, k, v and whether o has a bias."""
     if config.model_type in ("qwen2", "qwen2_moe"):
         return config.fields.get("qkv_bias") is not False or config.model_type == "qwen2", False
-    if config.model_type in ("mistral", "mixtral"):
+    if config.model_type in ("mistral", "mixtral", "ministral"):
         return False, False
     return config.attention_bias, config.attention_bias
 
@@ -118,14 +122,9 @@ def mlp_of(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: str, b
 def mlp_forward(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: str, bias: bool) -> Tensor:
     """The forward of both."""
     with b.module(name):
-        return F.linear(
-            b,
-            b.op("mul", b.op(act, F.linear(b, x, "gate_proj", inner, dtype, bias)), F.linear(b, x, "up_proj", inner, dtype, bias)),
-            "down_proj",
-            x.shape[-1],
-            dtype,
-            bias,
-        )
+        product = b.op("mul", b.op(act, F.linear(b, x, "gate_proj", inner, dtype, bias)), F.linear(b, x, "up_proj", inner, dtype, bias))
+        with b.locals(product):
+            return F.linear(b, product, "down_proj", x.shape[-1], dtype, bias)
 
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu"}  # hidden_act → operator, where it is one kernel

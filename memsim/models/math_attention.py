@@ -7,8 +7,10 @@ from memsim.builder import Builder, Tensor
 from memsim.models import functional as F
 
 
-def math_attention(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, p: float = 0.0) -> Tensor:
+def math_attention(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, p: float = 0.0, watched: bool = False) -> Tensor:
     """q [B, H, S, D], k and v [B, K, S, D], mask [B or 1, 1, S, S], bool or of the dtype of q → [B, H, S, D]. p: probability of dropout.
+
+    watched: a TorchDispatchMode is on, as in a selective checkpoint, under which it adds the mask into a new tensor (areAnyTensorSubclassLike).
 
     Autocast casts the arguments and then stays out. Locals die in C++'s order, the last declared first.
     """
@@ -33,15 +35,15 @@ def math_attention(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: 
         value_expanded = repeat_interleave(b, value_acc, query.shape[1] // key.shape[1])
         attn = F.matmul(b, scaled, b.op("mul_scalar", F.transpose(b, key_expanded, 2, 3)))
         if attn_mask is not None:
-            attn = b.op("add_", attn, attn_mask)
+            attn = b.op("add" if watched else "add_", attn, attn_mask)
         attn = b.op("safe_softmax", attn)
         if p:
             attn = b.op("dropout", attn, p=p)
-        weights = F.to(b, attn, origin)
+        weights = attn if attn.dtype == origin else b.op("cast", attn, dtype=origin, dead=True)  # which sdpa does not return
         result = F.to(b, F.matmul(b, attn, value_expanded), origin)
         del attn
+        del key_expanded  # the two are a std::tuple, which goes from its first on
         del value_expanded
-        del key_expanded
         del scaled
         del attn_mask
         del value_acc

@@ -115,7 +115,7 @@ def qwen2_moe_block(b: Builder, config: DecoderConfig, settings: Settings, hidde
         normalized = bool(config.fields.get("norm_topk_prob", False))
         _, routing_weights, selected_experts = router(b, settings, hidden_states_reshaped, experts, top_k, normalized, lowered=True)
         expert_output = experts_call(b, settings, hidden_states_reshaped, selected_experts, routing_weights, experts, inner, activation(config))
-        with b.locals(_, routing_weights, selected_experts, expert_output):
+        with b.locals(shared_expert_output, _, routing_weights, selected_experts, expert_output):
             shared_expert_output = b.op(
                 "mul", b.op("sigmoid", F.linear(b, hidden_states_reshaped, "shared_expert_gate", 1, settings.dtype)), shared_expert_output
             )

@@ -27,6 +27,7 @@ class Parameter:
         ""  # "nf4", "nf4-double" with quantized scales, "int8", "gptq:128" in groups: what is stored is packed, and this dtype that of the computation
     )
     cast_twice: str = ""  # the dtype to which it was cast first, before adapters were made, where it was cast back after
+    in_first: bool = False  # of stacked experts: [E, in, out]
     created_dtype: str = ""  # where it was made in another dtype and cast after the model was wrapped
 
     @property
@@ -57,8 +58,9 @@ class Settings:
     stack: Software = GOLDEN
     technique: Technique = PLAIN
     target: int = 0  # tokens that a decoder beside an encoder gets; 0: as many as sequence
-    padded: bool = False  # the batch comes with an attention mask that is not all ones, and labels of its own
+    padding: float = 0.0  # share of each sequence that is padding; the batch then comes with an attention mask, and labels of its own
     loaded: str = ""  # dtype in which the model is made, where it is cast afterwards
+    watched: bool = False  # layers run under a TorchDispatchMode, that of selective checkpointing
     routing: str | float = "balanced"  # of tokens to experts: see models/moe.py
     other_order: bool = False  # the other way round, where a Python set's order decides
 
@@ -66,6 +68,16 @@ class Settings:
     def targets(self) -> int:
         """Tokens that a decoder beside an encoder gets."""
         return self.target or self.sequence
+
+    @property
+    def padded(self) -> bool:
+        """Whether the batch comes with an attention mask that is not all ones."""
+        return self.padding > 0
+
+    @property
+    def real_tokens(self) -> int:
+        """Of each sequence, those that are no padding."""
+        return self.sequence - math.ceil(self.padding * self.sequence)
 
     @property
     def created(self) -> str:
@@ -110,6 +122,14 @@ class Model:
     head: str = "lm_head"  # the module of the output embeddings; empty where there is none
     approximate: str = ""  # what of it is not held against recordings, in words
     positional: int = 1  # of those at the end of hold_inputs that are no keyword arguments
+
+    def by_reference(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Of hold_inputs those that a reentrant checkpoint's node holds until the graph goes, and those that it saves, tensors among its arguments."""
+        names = self.hold_inputs
+        if self.settings.stack.checkpoints_positional_arguments:  # a tuple of two stands last
+            at = names.index("sin") if "sin" in names else len(names)
+            return names[at:], names[:at]
+        return names[: -self.positional], names[: -self.positional - 1 : -1]
 
     @property
     def checkpointed(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import Unsupported
@@ -10,6 +11,15 @@ from memsim.models import functional as F
 from memsim.models.model import Settings
 
 Gate = Callable[[Builder, Tensor], Tensor]  # of gate_up_proj's result [S, 2·I] → [S, I]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How experts are stored, and what they do between their products (use_experts_implementation)."""
+
+    gate: Gate
+    transposed: bool = False  # weights are [E, in, out], not [E, out, in]
+    bias: bool = False
 
 
 def router(b: Builder, settings: Settings, hidden_states: Tensor, experts: int, top_k: int, normalized: bool, lowered: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,17 +51,29 @@ def experts_call(
     b: Builder, settings: Settings, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, experts: int, inner: int, act: str
 ) -> Tensor:
     """MixtralExperts and its like, with weights gate_up_proj [E, 2·I, H] and down_proj [E, H, I]: hidden_states [T, H] → [T, H]."""
+    return experts_of(b, settings, hidden_states, top_k_index, top_k_weights, experts, inner, Layout(lambda b, x: apply_gate(b, x, act)))
+
+
+def experts_of(
+    b: Builder, settings: Settings, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, experts: int, inner: int, layout: Layout
+) -> Tensor:
+    """An experts' module with any layout of its weights."""
+    hidden, dtype = hidden_states.shape[-1], settings.dtype
     gate_up_proj, down_proj = (".".join([*b.path, "experts", name]) for name in ("gate_up_proj", "down_proj"))
-    check_alignment(settings, hidden_states.shape[-1], inner)
-    b.parameter(gate_up_proj, (experts, 2 * inner, hidden_states.shape[-1]), settings.dtype, True)
-    b.parameter(down_proj, (experts, hidden_states.shape[-1], inner), settings.dtype, True)
+    check_alignment(settings, hidden, inner)
+    for name, out, size in ((gate_up_proj, 2 * inner, hidden), (down_proj, hidden, inner)):
+        b.parameter(name, (experts, size, out) if layout.transposed else (experts, out, size), dtype, True)
+        if layout.transposed:
+            b.in_first.add(name)
+        if layout.bias:
+            b.parameter(f"{name}_bias", (experts, out), dtype, True)
     with b.module("experts"), b.wrapped(down_proj, gate_up_proj):
-        return grouped_mm_experts_forward(b, settings, hidden_states, top_k_index, top_k_weights, (gate_up_proj, down_proj), act)
+        return grouped_mm_experts_forward(b, settings, hidden_states, top_k_index, top_k_weights, (gate_up_proj, down_proj), layout)
 
 
 @module_call
 def grouped_mm_experts_forward(
-    b: Builder, settings: Settings, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, names: tuple[str, str], act: str
+    b: Builder, settings: Settings, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, names: tuple[str, str], layout: Layout
 ) -> Tensor:
     """grouped_mm_experts_forward; `names` are the paths of the two weights."""
     tokens, hidden_dim = hidden_states.shape
@@ -62,21 +84,24 @@ def grouped_mm_experts_forward(
     expert_ids_g, perm = b.run("sort", expert_ids)
     selected_hidden_states_g = b.op("index", hidden_states, F.create(b, "floor_divide", (rows,), "int64"))
     sample_weights_g = b.op("index", sample_weights, perm)
-    histc_input = F.create(b, "int", (rows,), "int32")
+    histc_input = b.op("cast", expert_ids_g, dtype="int32")
     tokens_per_expert = F.create(b, "histc", (b.weights[names[0]].shape[0],), "int32")
     offsets = b.op("scan", tokens_per_expert, label="cumsum")
     selected_weights = b.read(names[0])
-    proj_out = grouped_linear(b, settings, selected_hidden_states_g, selected_weights, offsets, num_top_k)
-    proj_out = apply_gate(b, proj_out, act)
+    selected_biases = b.op("index", b.weights[f"{names[0]}_bias"], expert_ids_g) if layout.bias else None
+    proj_out = grouped_linear(b, settings, selected_hidden_states_g, selected_weights, offsets, selected_biases, num_top_k, layout.transposed)
+    proj_out = layout.gate(b, proj_out)
     selected_weights = b.read(names[1])
-    proj_out = grouped_linear(b, settings, proj_out, selected_weights, offsets, num_top_k)
+    selected_biases = b.op("index", b.weights[f"{names[1]}_bias"], expert_ids_g) if layout.bias else None
+    proj_out = grouped_linear(b, settings, proj_out, selected_weights, offsets, selected_biases, num_top_k, layout.transposed)
     weighted_out = b.op("mul", proj_out, b.op("view", sample_weights_g, shape=(rows, 1)))
     inv_perm = F.create(b, "empty_like", (rows,), "int64")
     arange = F.create(b, "arange", (rows,), "int64")
     del arange
     # sample_weights and expert_ids are views of the caller's tensors, which outlive this function
-    held = (expert_ids_g, perm, selected_hidden_states_g, sample_weights_g, histc_input, tokens_per_expert, offsets)
-    with b.locals(*held, proj_out, weighted_out, inv_perm):
+    held = [expert_ids_g, perm, selected_hidden_states_g, sample_weights_g, histc_input, tokens_per_expert, offsets]
+    held += [proj_out] if selected_biases is None else [selected_biases, proj_out]
+    with b.locals(*held, weighted_out, inv_perm):
         del held
         weighted_out = b.op("index", weighted_out, inv_perm)
     final_hidden_states = b.op("sum", b.op("view", weighted_out, shape=(tokens, num_top_k, hidden_dim)), dim=1)
@@ -89,10 +114,12 @@ def apply_gate(b: Builder, gate_up_out: Tensor, act: str) -> Tensor:
     return b.op("mul", b.op(act, gate), up)
 
 
-def grouped_linear(b: Builder, settings: Settings, x: Tensor, weight: Tensor, offsets: Tensor, top_k: int) -> Tensor:
+def grouped_linear(b: Builder, settings: Settings, x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, top_k: int, transposed: bool) -> Tensor:
     """_grouped_linear: x in the weights' dtype, whatever autocast says."""
     experts_hit = hit(settings.routing, weight.shape[0], top_k, x.shape[0])
-    return b.op("grouped_linear", F.to(b, x, weight.dtype), weight, offsets, experts_hit=experts_hit, fallback=settings.sm < 80)
+    attrs = {"experts_hit": experts_hit, "fallback": settings.sm < 80, **({"stacked_in_first": True} if transposed else {})}
+    out = b.op("grouped_linear", F.to(b, x, weight.dtype), weight, offsets, **attrs)
+    return out if bias is None else b.op("add_", out, bias)
 
 
 def hit(routing: str | float, experts: int, top_k: int, rows: int) -> int:

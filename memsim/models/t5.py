@@ -10,9 +10,9 @@ from memsim.errors import InputError, Unsupported
 from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.models import functional as F
 from memsim.models.causal_lm import cross_entropy, eager_mask
-from memsim.models.config import integer
+from memsim.models.config import integer, probability
 from memsim.models.encoder import activation_of, bidirectional_mask
-from memsim.models.gpt2 import dropout, probability
+from memsim.models.gpt2 import dropout
 from memsim.models.model import Model, Parameter, Settings, Tower
 from memsim.models.t5_layers import BIAS, CROSS_BIAS, ENCODED, ENCODED_MASK, T5, block, layer_norm, layer_parameters
 

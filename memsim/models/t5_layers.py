@@ -262,7 +262,7 @@ def clamp(b: Builder, hidden_states: Tensor, clamp_value: Tensor) -> Tensor:
     """torch.clamp(hidden_states, min=-clamp_value, max=clamp_value)."""
     with b.no_grad():
         low = F.create(b, "clamp.neg", (), "fp32")
-    return b.op("clamp", hidden_states, low, clamp_value)
+    return b.op("clamp_by_tensors", hidden_states, low, clamp_value, label="clamp")
 
 
 @module_call

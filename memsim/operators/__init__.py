@@ -4,26 +4,47 @@ from __future__ import annotations
 
 from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
+from memsim.operators.complex import ComplexMul, ViewAsComplex, ViewAsReal
 from memsim.operators.convolution import Conv2d
-from memsim.operators.creation import All, BiasOfMask, Compare, CountTrue, Create, CumulativeSum, Tril
-from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clone, Div, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Sub, Unary
+from memsim.operators.creation import BiasOfMask, Compare, CountTrue, Create, CumulativeSum, Tril
+from memsim.operators.elementwise import (
+    Add,
+    AddInPlace,
+    AddScalar,
+    Cast,
+    Clamp,
+    ClampInPlace,
+    Clone,
+    Div,
+    Dropout,
+    Mul,
+    Rsqrt,
+    SavesInput,
+    SavesResult,
+    Square,
+    Sub,
+    Unary,
+)
+from memsim.operators.flash_attn import FlashAttn, FlashAttnVarlen
 from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Dequantize4bit, Linear4bit, Recast
-from memsim.operators.linear8bit import Linear8bit
+from memsim.operators.linear8bit import Dequantize8bit, Linear8bit
 from memsim.operators.loss import NllLoss
 from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, Mm
 from memsim.operators.norm import Conv1D, LayerNorm
 from memsim.operators.packed4bit import Dequantize, LinearAwq
-from memsim.operators.reductions import LogSoftmax, MeanLast, RowNorm, SafeSoftmax, Softmax
-from memsim.operators.routing import DivideInPlace, Index, Scan, Sort, Sum, TopK
-from memsim.operators.selection import AnyInfinite, Clamp, Where
-from memsim.operators.shapes import Cat, Chunk, Embedding, Expand, Layers, Pad, Reshape, Select, Slice, Transpose, View
+from memsim.operators.reductions import LogSoftmax, MaxLast, MeanLast, RowNorm, SafeSoftmax, Softmax
+from memsim.operators.routing import DivideInPlace, Gather, Index, LargestInGroup, MaskedFill, Scan, Sort, Sum, TopK
+from memsim.operators.selection import AnyInfinite, ClampByTensors, Where
+from memsim.operators.shapes import Cat, Chunk, CopySlice, Embedding, Expand, Layers, Pad, Reshape, Select, Slice, Split, Stack, Transpose, View
+from memsim.operators.unpadding import AllLast, CountRows, Nonzero, PutRows, ReduceAll
 
 KINDS: dict[str, Kind] = {
     "add": Add(),
     "add_": AddInPlace(),
     "add_scalar": AddScalar(),
-    "all": All(),
+    "all": ReduceAll(),
+    "all_last": AllLast(),
     "any_infinite": AnyInfinite(),
     "arange": Create(),
     "baddbmm": BatchedMultiplyAdd(),
@@ -32,16 +53,22 @@ KINDS: dict[str, Kind] = {
     "bias_of_mask": BiasOfMask(),
     "chunk": Chunk(),
     "clamp": Clamp(),
+    "clamp_": ClampInPlace(),
+    "clamp_by_tensors": ClampByTensors(),
     "clone": Clone(),
     "compare": Compare(),
+    "complex_mul": ComplexMul(),
     "conv1d": Conv1D(),
     "conv2d": Conv2d(),
+    "count_rows": CountRows(),
+    "copy_slice_": CopySlice(),
     "count_true": CountTrue(),
     "cos": SavesInput(),
     "create": Create(),
     "cumsum": CumulativeSum(),
     "dequantize": Dequantize(),
     "dequantize4bit": Dequantize4bit(),
+    "dequantize8bit": Dequantize8bit(),
     "div": Div(),
     "divide_": DivideInPlace(),
     "dropout": Dropout(),
@@ -49,9 +76,13 @@ KINDS: dict[str, Kind] = {
     "embedding": Embedding(),
     "expand": Expand(),
     "flash_attention": FlashAttention(),
+    "flash_attn": FlashAttn(),
+    "flash_attn_varlen": FlashAttnVarlen(),
+    "gather": Gather(),
     "gelu": SavesInput(),
     "grouped_linear": GroupedLinear(),
     "index": Index(),
+    "largest_in_group": LargestInGroup(),
     "layer_norm": LayerNorm(),
     "layers": Layers(),
     "linear": Linear(),
@@ -59,15 +90,20 @@ KINDS: dict[str, Kind] = {
     "linear8bit": Linear8bit(),
     "linear_awq": LinearAwq(),
     "log_softmax": LogSoftmax(),
+    "masked_fill": MaskedFill(),
     "matmul": BatchedMatmul(),
+    "max": MaxLast(),
+    "reduce_all": ReduceAll(),
     "mean": MeanLast(),
     "mm": Mm(),
     "mul": Mul(),
     "mul_scalar": Unary(),
     "neg": Unary(),
     "nll_loss": NllLoss(),
+    "nonzero": Nonzero(),
     "pad": Pad(),
     "pow": Square(),
+    "put_rows": PutRows(),
     "recast": Recast(),
     "relu": SavesResult(),
     "row_norm": RowNorm(),
@@ -81,7 +117,9 @@ KINDS: dict[str, Kind] = {
     "sin": SavesInput(),
     "slice": Slice(),
     "softmax": Softmax(),
+    "stack": Stack(),
     "sort": Sort(),
+    "split": Split(),
     "square": Square(),
     "tanh": SavesResult(),
     "sub": Sub(),
@@ -90,5 +128,7 @@ KINDS: dict[str, Kind] = {
     "tril": Tril(),
     "transpose": Transpose(),
     "view": View(),
+    "view_as_complex": ViewAsComplex(),
+    "view_as_real": ViewAsReal(),
     "where": Where(),
 }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from memsim.dtypes import ITEMSIZE
 from memsim.graph import TensorSpec, contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
+from memsim.operators.efficient_kernels import backward_workspace
 from memsim.operators.elementwise import Edges, Grads, Specs
 from memsim.stacks import Software
 
@@ -23,11 +25,15 @@ def _head(d: int, stack: Software) -> int:
     return _round(d, 32 if d <= 128 or stack.flash_pads_heads_to_32 else 64)
 
 
+def _sequence_first(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of [B, H, S, D] that lies as [B, S, H, D]."""
+    _, h, s, d = shape
+    return (s * h * d, d, h * d, 1)
+
+
 def _is_sequence_first(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether [B, H, S, D] is contiguous as [B, S, H, D]."""
-    _, h, s, d = shape
-    wanted = (s * h * d, d, h * d, 1)
-    return all(size == 1 or stride == want for size, stride, want in zip(shape, strides, wanted, strict=True))
+    return all(size == 1 or stride == want for size, stride, want in zip(shape, strides, _sequence_first(shape), strict=True))
 
 
 def key_splits(heads: int, queries: int, keys: int, d: int, processors: int) -> int:
@@ -52,7 +58,8 @@ class Attention(Kind):
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         b, h, s, d = inputs[0].shape
-        return 4.0 * b * h * s * inputs[1].shape[2] * d / (2 if attrs.get("causal", True) else 1)  # causal: half of the products
+        products = 2.0 * b * h * s * inputs[1].shape[2] * (d + inputs[2].shape[-1])
+        return products / (2 if attrs.get("causal", True) else 1)  # causal: half of them
 
     def backward_flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         """Five products where forward has two: the scores are computed again (Dao et al. 2022, FlashAttention, appendix B)."""
@@ -109,10 +116,12 @@ class EfficientAttention(Attention):
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         q = inputs[0]
-        b, h, s, d = q.shape
+        b, h, s, _ = q.shape
+        d = inputs[2].shape[-1]
         lse = (b, h, _round(s, 32) if any(spec.requires_grad for spec in inputs) else 0)  # should_compute_logsumexp
-        scalar = Inferred((), (), "int64", differentiable=False)
-        return (Inferred(q.shape, (s * h * d, d, h * d, 1), q.dtype), Inferred(lse, like(lse), "fp32", differentiable=False), scalar, scalar)
+        shape = (0,) if attrs.get("p") else ()  # with dropout they are the host's
+        scalar = Inferred(shape, like(shape), "int64", differentiable=False)
+        return (Inferred((b, h, s, d), (s * h * d, d, h * d, 1), q.dtype), Inferred(lse, like(lse), "fp32", differentiable=False), scalar, scalar)
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
         q, k, v, *bias = inputs
@@ -120,22 +129,27 @@ class EfficientAttention(Attention):
         return (*(x.storage for x in bias), k.storage, q.storage, v.storage, lse.storage, out.storage, offset.storage, seed.storage)
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
-        size = 0 if m.stack.software.attention_seeds_on_host or attrs.get("p") else 8  # with dropout they come from the host
-        seed, offset = m.alloc(size), m.alloc(size)
+        seed, offset = (m.alloc(0 if m.stack.software.efficient_attention_seeds_on_host else spec.nbytes) for spec in outputs[2:])
         into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes), seed, offset]
-        if inputs[0].shape[-1] > 128 and inputs[0].dtype != "fp32":  # kNeedsOutputAccumulatorBuffer
+        if max(inputs[0].shape[-1], inputs[2].shape[-1]) > 128 and inputs[0].dtype != "fp32":  # kNeedsOutputAccumulatorBuffer
             m.scratch(4 * outputs[0].elements)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         q, k, v = inputs[:3]
         b, h, s, d = q.shape
-        dq, dk, dv = (m.grad(x.shape, (x.shape[2] * x.shape[1] * d, d, x.shape[1] * d, 1), x.dtype, view=True) for x in (q, k, v))
+        aligned = 16 // ITEMSIZE[q.dtype]  # rows of the bias that came back from the host without their padding are copied
+        padded = [m.alloc(x.nbytes // s * _round(s, aligned)) for x in inputs[3:] if x.strides[-2] % aligned]
+        copies = [] if _is_sequence_first(grads[0].shape, grads[0].strides) else [m.alloc(outputs[0].nbytes)]  # grad_out.contiguous(), as [B, S, H, D]
+        dq, dk, dv = (m.grad(x.shape, _sequence_first(x.shape), x.dtype, view=True) for x in (q, k, v))
         expanded = [m.like(dq) for _ in range(2)] if k.shape[1] != h else []
         of_bias = [self._of_bias(m, bias) for bias in inputs[3:] if bias.requires_grad]
-        delta = self._delta(m, q)
-        workspace = m.alloc(backward_workspace(b * h, s, k.shape[2], d, q.dtype, m.stack.large_shared_memory))
+        delta = self._delta(m, outputs[0])
+        half = q.dtype != "fp32"
+        workspace = m.alloc(backward_workspace(b * h, (s, k.shape[2]), (d, v.shape[-1]), half, m.stack.sm, m.stack.large_shared_memory))
         m.release(delta, workspace)
         m.discard(*reversed(expanded))
+        m.release(*padded)
+        m.release(*copies)
         return [(0, dq), (1, dk), (2, dv), *((3, grad) for grad in of_bias)]
 
     def _of_bias(self, m: Machine, bias: TensorSpec) -> Grad:
@@ -160,19 +174,3 @@ class EfficientAttention(Attention):
         delta = m.alloc(4 * b * h * s)
         m.release(summed, product)
         return delta
-
-
-def backward_workspace(heads: int, s: int, keys: int, d: int, dtype: str, large_shared_memory: bool = True) -> int:
-    """Bytes that the kernels compiled for sm80 and later ask for (mem_eff_attention/kernel_backward.h, workspace_size), for B·H heads.
-
-    A tile of dq with its lock for each block of queries, and where dk and dv do not stay in registers their fp32 sums. The first kernel of
-    PyTorch's list that fits the device's shared memory is taken: 163 KiB and more a block, or 99 KiB on the smaller parts (sm86, 89, 120).
-    """
-    half = dtype != "fp32"
-    if d <= 64 or (not large_shared_memory and (not half or 96 < d <= 128)):
-        rows, columns = 64, 64
-    else:
-        rows, columns = 128, 128 if half and large_shared_memory and d <= 128 else 64
-    tiles = -(-s // rows) * -(-d // columns)
-    sums = half and (d > 128 or (not large_shared_memory and d > 96))
-    return heads * (tiles * (rows * columns * 4 + 16) + (2 * _round(keys, 64) * _round(d, 128) * 4 if sums else 0))

@@ -44,6 +44,7 @@ class Kind:
     unit = "vector"  # as in Work
     gathers = False  # whether it reads of its operands only as much as it writes
     in_place = False  # whether it writes where an operand lies, and is no view
+    flattens = False  # whether `prepare` has something to do
     factors = slice(0, 2)  # of a product, among the inputs
 
     def infer(self, inputs: Sequence[TensorSpec], attrs: Attrs) -> tuple[Inferred, ...]:
@@ -72,6 +73,9 @@ class Kind:
         taken = {spec.storage for spec in inputs}
         for out in outputs:
             into.append(-1 if out.storage in taken else m.alloc(out.nbytes))
+
+    def prepare(self, m: Machine, grads: Sequence[Grad]) -> None:
+        """What happens to the gradients of the results before backward unpacks what was saved."""
 
     def backward(self, m: Machine, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs, grads: Sequence[Grad]) -> list[tuple[int, Grad]]:
         """Makes the requests of the backward execution and returns (input, gradient) in the order of the graph's edges.

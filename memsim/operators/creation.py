@@ -40,20 +40,6 @@ class CountTrue(Kind):
         m.release(cast)
 
 
-class All(Kind):
-    """x.all() of a bool tensor: one bool."""
-
-    differentiable = False
-
-    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
-        return (Inferred((), (), "bool"),)
-
-    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
-        count = inputs[0].elements
-        into.append(m.alloc(outputs[0].nbytes))
-        m.reduction_scratch((count,), (1,), (0,), "bool", accumulate=1)
-
-
 class Compare(Kind):
     """a != b and the like: a bool tensor."""
 
@@ -67,19 +53,19 @@ class Compare(Kind):
 
 
 class CumulativeSum(Kind):
-    """x.cumsum(-1) of a bool or integer tensor: int64, with the scratch memory of CUB's scan where x is one row."""
+    """x.cumsum(-1): fp32 of an fp32 tensor, else int64, with the scratch memory of CUB's scan where x is one row."""
 
     differentiable = False
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         shape = inputs[0].shape
-        return (Inferred(shape, contiguous(shape), "int64"),)
+        return (Inferred(shape, contiguous(shape), "fp32" if inputs[0].dtype == "fp32" else "int64"),)
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         (x,) = inputs
         into.append(m.alloc(outputs[0].nbytes))
-        cast = m.alloc(outputs[0].nbytes) if x.dtype != "int64" else None
-        m.scan_scratch(x.shape)
+        cast = m.alloc(outputs[0].nbytes) if x.dtype != outputs[0].dtype else None
+        m.scan_scratch(x.shape, ITEMSIZE[outputs[0].dtype])
         if cast is not None:
             m.release(cast)
 

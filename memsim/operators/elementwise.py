@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from memsim.dtypes import promote
+from memsim.dtypes import ITEMSIZE, promote
 from memsim.graph import TensorSpec
 from memsim.operators.base import Attrs, Inferred, Kind, broadcast, like
 
@@ -75,6 +75,34 @@ class Clone(Kind):
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(0, m.same(grads[0]))]
+
+
+class Clamp(SavesInput):
+    """x.clamp(min, max): `limits`, one or both. clamp_backward picks the gradient or a zero by comparing x, with each limit."""
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        x = inputs[0]
+        zero = m.alloc(ITEMSIZE[grads[0].dtype], m.scratch_category)
+        inside = [m.grad(x.shape, like(x.shape, (x.shape, x.strides)), "bool") for _ in range(int(attrs["limits"]))]  # type: ignore[call-overload]
+        result = m.like(grads[0])
+        m.discard(*reversed(inside))
+        m.release(zero)
+        return [(0, result)]
+
+
+class ClampInPlace(Clamp):
+    """x.clamp_(min, max): what x was is copied first, where it is asked for."""
+
+    in_place = True
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (x,) = inputs
+        result = Inferred(x.shape, x.strides, x.dtype, alias=0)
+        kept = x.requires_grad and not attrs.get("no_grad")
+        return (result, Inferred(x.shape, x.strides, x.dtype, differentiable=False)) if kept else (result,)
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        return tuple(spec.storage for spec in outputs[1:])
 
 
 class Add(Kind):

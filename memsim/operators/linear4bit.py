@@ -111,16 +111,18 @@ class Dequantize4bit(Kind):
 
 
 class Recast(Kind):
-    """parameter.data = parameter.data.to(dtype), once: the schedule executes it, for it changes what later passes find."""
+    """parameter.data = parameter.data.to(dtype), once: the schedule executes it, for it changes what later passes find. The result is the parameter."""
 
     differentiable = False
     flops_per_element = 0.0
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
-        return ()
+        (parameter,) = inputs
+        return (Inferred(parameter.shape, parameter.strides, str(attrs["dtype"]), alias=0),)
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         """Nothing: see Training.recast."""
+        into.append(-1)
 
 
 def quantize(m: Machine, elements: int, double: bool, category: int, scratch: int, first: bool) -> int:

@@ -84,6 +84,31 @@ class Linear8bit(Kind):
         return 2.0 * outputs[0].elements * inputs[1].shape[1]
 
 
+class Dequantize8bit(Kind):
+    """int8_vectorwise_dequant(weight, scales) of weight [out, in]: a product with the scales, and that by 1/127, in fp32. Never differentiated."""
+
+    differentiable = False
+    flops_per_element = 2.0
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (weight,) = inputs
+        return (Inferred(weight.shape, like(weight.shape), "fp32"),)
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        into.append(dequantize_rows(m, inputs[0].elements, None))
+
+    def read(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
+        return inputs[0].elements
+
+
+def dequantize_rows(m: Machine, elements: int, category: int | None) -> int:
+    """Dequantizes so many weights; the storage of the result."""
+    product = m.alloc(4 * elements, category)
+    result = m.alloc(4 * elements, category)
+    m.release(product)
+    return result
+
+
 def quantize(m: Machine, rows: int, columns: int, category: int | None = None) -> tuple[int, int]:
     """int8_vectorwise_quant: the largest magnitude of each row, and the rows in int8."""
     return m.alloc(4 * rows, category), m.alloc(rows * columns, category)

@@ -21,6 +21,7 @@ class Linear(Kind):
     """
 
     unit = "matmul"
+    flattens = True
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x, weight = inputs[:2]
@@ -33,12 +34,21 @@ class Linear(Kind):
         kept_weight = (weight.storage,) if x.requires_grad else ()
         return (*kept_x, *kept_weight) if len(inputs) == 3 else (*kept_weight, *kept_x)
 
+    def prepare(self, m: Machine, grads: Grads) -> None:
+        """The gradient of a result [..., out] as the product's own, [rows, out]: a copy takes its place where no view will do (UnsafeViewBackward)."""
+        (grad,) = grads
+        flat = (math.prod(grad.shape[:-1]), grad.shape[-1])
+        if len(grad.shape) > 2 and view_strides(grad.shape, grad.strides, flat) is None:
+            copy = m.grad(grad.shape, like(grad.shape), grad.dtype, view=True)
+            m.release(grad.storage)
+            grad.storage, grad.strides, grad.view = copy.storage, copy.strides, True
+
     def one_by_one(self, inputs: Specs) -> bool:
         return len(inputs[0].shape) > 2
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         into.append(m.alloc(outputs[0].nbytes))
-        m.workspace(lt=len(inputs) == 3)
+        m.workspace(lt=len(inputs) == 3 and 1 not in inputs[1].shape)  # useLtInterface, in ATen/native/cuda/Blas.cpp
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         x, weight = inputs[:2]

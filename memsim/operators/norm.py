@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
+from memsim.graph import is_contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class LayerNorm(Kind):
-    """native_layer_norm over the last dimension of x [..., H], weight [H], bias [H]: keeps all three, and a mean and an inverse deviation in fp32 for each row.
+    """native_layer_norm over the last dimension of x [..., H], weight [H], bias [H]: keeps them, and a mean and an inverse deviation in fp32 for each row.
 
     The gradients of weight and bias need no scratch up to 64 Ki rows; beyond, PyTorch may reduce them in two stages, which is not modelled.
     """
@@ -27,16 +27,25 @@ class LayerNorm(Kind):
         return (Inferred(x.shape, like(x.shape), x.dtype), statistic, statistic)
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
-        x, weight, bias = inputs
-        return (bias.storage, x.storage, weight.storage, outputs[1].storage, outputs[2].storage)
+        x, *affine = inputs  # weight and bias, where the norm has them
+        return (*(p.storage for p in affine[1:]), x.storage, *(p.storage for p in affine[:1]), outputs[1].storage, outputs[2].storage)
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        x = inputs[0]
+        copies = [] if is_contiguous(x.shape, x.strides) else [m.alloc(x.nbytes, m.scratch_category)]
+        into += [m.alloc(out.nbytes) for out in outputs]
+        m.release(*copies)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        x, whole = inputs[0], (grads[0], inputs[0])  # both are made contiguous
+        copies = [m.alloc(x.nbytes, m.scratch_category) for part in whole if not is_contiguous(part.shape, part.strides)]
         made = [m.grad(spec.shape, like(spec.shape), spec.dtype, parameter=i > 0) if spec.requires_grad else None for i, spec in enumerate(inputs)]
+        m.release(*reversed(copies))
         return [(i, grad) for i, grad in enumerate(made) if grad is not None]
 
 
 class Conv1D(Kind):
-    """transformers' Conv1D: addmm(bias, x.view(-1, in), weight), x [..., in], weight [in, out], bias [out] → [..., out]."""
+    """transformers' Conv1D: addmm(bias, x, weight), x [rows, in], weight [in, out], bias [out] → [rows, out]."""
 
     unit = "matmul"
 
@@ -55,20 +64,15 @@ class Conv1D(Kind):
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         x, weight, bias = inputs
-        rows = (math.prod(x.shape[:-1]), weight.shape[1])
-        flat = m.reshape(grads[0], rows)
         edges: Edges = []
-        of_weight = None
         if bias.requires_grad:
-            edges.append((2, m.same(flat)))
+            edges.append((2, m.same(grads[0])))
         if x.requires_grad:
-            edges.append((0, m.grad(x.shape, like(x.shape), x.dtype, view=True)))
+            edges.append((0, m.grad(x.shape, like(x.shape), x.dtype)))
             m.workspace()
         if weight.requires_grad:
-            of_weight = m.grad(weight.shape, weight.strides, weight.dtype, parameter=True)
+            edges.append((1, m.grad(weight.shape, weight.strides, weight.dtype, parameter=True)))
             m.workspace()
-            edges.append((1, of_weight))
-        m.discard(flat)
         return edges
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:

@@ -94,6 +94,20 @@ class MeanLast(Kind):
         return [(0, m.grad(inputs[0].shape, like(inputs[0].shape), inputs[0].dtype))]
 
 
+class MaxLast(Kind):
+    """x.max(-1, keepdim=True): values, and int64 indices, which are kept; backward scatters into zeros of x's shape."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        shape = (*inputs[0].shape[:-1], 1)
+        return (Inferred(shape, like(shape), inputs[0].dtype), Inferred(shape, like(shape), "int64", differentiable=False))
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        return (outputs[1].storage,)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.grad(inputs[0].shape, like(inputs[0].shape), inputs[0].dtype))]
+
+
 class RowNorm(Kind):
     """torch.linalg.norm(x, dim=1) of x [N, M], in x's dtype, or in fp32 where autocast says so (`dtype`); never differentiated here."""
 

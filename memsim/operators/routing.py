@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from memsim.dtypes import promote
 from memsim.graph import contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
@@ -30,6 +31,45 @@ class TopK(Kind):
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]
+
+
+class LargestInGroup(TopK):
+    """x.max(dim=-1): values and int64 indices, kept."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (x,) = inputs
+        shape = x.shape[:-1]
+        return (Inferred(shape, contiguous(shape), x.dtype), Inferred(shape, contiguous(shape), "int64", differentiable=False))
+
+
+class Gather(Kind):
+    """x.gather(dim, index) of int64 index, which is kept; backward scatters into zeros of x's shape."""
+
+    gathers = True
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        x, index = inputs
+        return (Inferred(index.shape, contiguous(index.shape), x.dtype),)
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        return (inputs[1].storage, inputs[0].storage)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]
+
+
+class MaskedFill(Kind):
+    """x.masked_fill(mask, number): the mask is kept; backward fills a copy of the gradient."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        x = inputs[0]
+        return (Inferred(x.shape, contiguous(x.shape), x.dtype),)
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        return (inputs[1].storage,)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.grad(grads[0].shape, contiguous(grads[0].shape), grads[0].dtype))]
 
 
 class Sort(Kind):
@@ -79,24 +119,24 @@ class Index(Kind):
         x, ids = inputs
         n = ids.elements
         result = m.grad(x.shape, contiguous(x.shape), x.dtype)
-        value = m.reshape(grads[0], grads[0].shape)  # value.contiguous()
         wrapped = m.alloc(8 * n)
         linear = m.alloc(8 * n)  # ids times the stride of a row
         m.release(wrapped)
+        value = m.contiguous(grads[0])
         sorted_ids, original, order = m.alloc(8 * n), m.alloc(8 * n), m.alloc(8 * n)
         m.scratch(m.stack.sort_bytes(n, (x.shape[0] - 1).bit_length()))
-        m.release(order, original, sorted_ids, linear, value.storage)
+        m.release(order, original, sorted_ids, value.storage, linear)
         return [(0, result)]
 
 
 class Sum(Kind):
-    """x.sum(dim), with `keepdim` or without: backward expands the gradient, a view."""
+    """x.sum(dim, dtype), with `keepdim` or without: backward expands the gradient, a view."""
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         (x,) = inputs
         dim = _dim(inputs, attrs)
         shape = (*x.shape[:dim], *((1,) if attrs.get("keepdim") else ()), *x.shape[dim + 1 :])
-        return (Inferred(shape, like(shape), x.dtype),)
+        return (Inferred(shape, like(shape), str(attrs.get("dtype", x.dtype))),)
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         (x,) = inputs
@@ -137,8 +177,9 @@ class DivideInPlace(Kind):
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         of_b = None
         if inputs[1].requires_grad:
-            negated, once, twice = m.like(grads[0]), m.like(grads[0]), m.like(grads[0])
-            of_b = m.like(grads[0])
-            m.discard(twice, once, negated)
-        of_a = m.like(grads[0])
+            wider = promote(inputs[0].dtype, inputs[1].dtype)
+            once, twice, negated = m.like(grads[0], wider), m.like(grads[0], wider), m.like(grads[0])
+            of_b = m.like(grads[0], wider)
+            m.discard(negated, twice, once)
+        of_a = m.like(grads[0], promote(grads[0].dtype, inputs[1].dtype))
         return [(0, of_a), *([(1, of_b)] if of_b else [])]

@@ -60,7 +60,7 @@ class AnyInfinite(Kind):
         m.release(infinite)
 
 
-class Clamp(Kind):
+class ClampByTensors(Kind):
     """torch.clamp(x, low, high) by tensors of one number, which need no gradient; keeps all three. What backward compares is seen in recordings."""
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING
 
+from memsim.dtypes import promote
 from memsim.graph import TensorSpec, contiguous, is_contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like, view_strides
 from memsim.operators.elementwise import Edges, Grads, Specs
@@ -79,15 +81,17 @@ class Expand(Kind):
 
 
 class Slice(Kind):
-    """x[..., start:stop]: a view; slice_backward makes zeros of x's shape and copies the gradient in."""
+    """x[..., start:stop:step]: a view; slice_backward makes zeros of x's shape and copies the gradient in."""
 
     flops_per_element = 0.0
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         (x,) = inputs
         shape = list(x.shape)
-        shape[int(attrs.get("dim", -1))] = int(attrs["length"])  # type: ignore[call-overload]
-        return (Inferred(tuple(shape), x.strides, x.dtype, alias=0),)
+        strides, dim = list(x.strides), int(attrs.get("dim", -1))  # type: ignore[call-overload]
+        shape[dim] = int(attrs["length"])  # type: ignore[call-overload]
+        strides[dim] *= int(attrs.get("step", 1))  # type: ignore[call-overload]
+        return (Inferred(tuple(shape), tuple(strides), x.dtype, alias=0),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]
@@ -120,33 +124,82 @@ class Pad(Kind):
 
 
 class Cat(Kind):
-    """torch.cat along the last dimension, or `dim`; the gradients are views of the incoming one."""
+    """torch.cat along the last dimension, or `dim`, in the widest of the dtypes; the gradients are views of the incoming one."""
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
-        x = inputs[0]
-        shape = list(x.shape)
-        dim = int(attrs.get("dim", -1))  # type: ignore[call-overload]
+        shape, dim = list(inputs[0].shape), int(attrs.get("dim", -1))  # type: ignore[call-overload]
         shape[dim] = sum(spec.shape[dim] for spec in inputs)
-        return (Inferred(tuple(shape), contiguous(tuple(shape)), x.dtype),)
+        return (Inferred(tuple(shape), contiguous(tuple(shape)), reduce(promote, (spec.dtype for spec in inputs))),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(i, m.view(grads[0], spec.shape, grads[0].strides)) for i, spec in enumerate(inputs) if spec.requires_grad]
 
 
+class Stack(Kind):
+    """torch.stack along a new last dimension; the gradients are views of the incoming one."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        x = inputs[0]
+        shape = (*x.shape, len(inputs))
+        return (Inferred(shape, contiguous(shape), x.dtype),)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(i, m.view(grads[0], spec.shape, grads[0].strides[:-1])) for i, spec in enumerate(inputs) if spec.requires_grad]
+
+
 class Chunk(Kind):
-    """x.chunk(parts, dim=-1): views; backward puts the gradients together."""
+    """x.chunk(parts, dim=-1), or x.split(sizes, dim=-1): views; backward puts the gradients together."""
 
     flops_per_element = 0.0
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         (x,) = inputs
-        parts = int(attrs["parts"])  # type: ignore[call-overload]
-        shape = (*x.shape[:-1], x.shape[-1] // parts)
-        piece = Inferred(shape, x.strides, x.dtype, alias=0)
-        return tuple(piece for _ in range(parts))
+        sizes: tuple[int, ...] | None = attrs.get("sizes")  # type: ignore[assignment]
+        if sizes is None:
+            parts = int(attrs["parts"])  # type: ignore[call-overload]
+            sizes = (x.shape[-1] // parts,) * parts
+        return tuple(Inferred((*x.shape[:-1], size), x.strides, x.dtype, alias=0) for size in sizes)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]
+
+
+class Split(Chunk):
+    """x.split(sizes, dim=-1): views, like chunk's."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (x,) = inputs
+        sizes: tuple[int, ...] = attrs["sizes"]  # type: ignore[assignment]
+        return tuple(Inferred((*x.shape[:-1], size), x.strides, x.dtype, alias=0) for size in sizes)
+
+
+class CopySlice(Kind):
+    """x[..., start:stop].copy_(y) of y that expands to the slice: x, with a node of its own (torch/csrc/autograd/functions/tensor.cpp, CopySlices).
+
+    Backward copies the whole gradient and, out of that, the slice: y's gradient. Where x had one to come, zeros go in the slice's place.
+    """
+
+    in_place = True
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        x = inputs[0]
+        return (Inferred(x.shape, x.strides, x.dtype, alias=0),)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        x, y = inputs
+        shape = (*x.shape[:-1], y.shape[-1])
+        result = m.grad(x.shape, x.strides, x.dtype)
+        part = m.grad(shape, contiguous(shape), x.dtype)
+        zeros = m.grad(shape, contiguous(shape), x.dtype) if x.requires_grad else None
+        edges: Edges = []
+        if zeros is not None:
+            edges.append((0, result))
+        if y.requires_grad:
+            edges.append((1, m.cast(part, y.dtype)))
+        else:
+            m.discard(part)
+        m.discard(result if zeros is None else zeros)
+        return edges
 
 
 class Embedding(Kind):

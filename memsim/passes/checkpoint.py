@@ -16,7 +16,8 @@ NONE, FULL = Checkpoint(), Checkpoint(how="full")
 # (traces/record/checkpointing.py has the list). matmul and attention are the list of torchtitan and PyTorch's tutorials.
 SAVED: Mapping[str, frozenset[str]] = {
     "matmul": frozenset({"linear", "matmul", "mm", "baddbmm", "conv1d"}),  # mm, addmm, bmm, baddbmm
-    "attention": frozenset({"flash_attention", "efficient_attention"}),  # _scaled_dot_product_{flash,efficient}_attention
+    # _scaled_dot_product_{flash,efficient}_attention; flash_attn::_flash_attn_forward and _flash_attn_varlen_forward
+    "attention": frozenset({"flash_attention", "efficient_attention", "flash_attn", "flash_attn_varlen"}),
     "add": frozenset({"add", "add_scalar"}),  # add.Tensor
     "cast": frozenset({"cast"}),  # _to_copy
     "cat": frozenset({"cat"}),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memsim.builder import Builder, Tensor, module_call
+from memsim.errors import Unsupported
 from memsim.models import functional as F
 from memsim.models.model import Parameter
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from memsim.passes.lora import Lora
 
 MAGNITUDE = "magnitude"  # Parameter.module
+MAGNITUDE_NAME = "lora_magnitude_vector.weight"
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ class Base:
 
 
 def magnitude(module: str, p: Parameter, lora: Lora) -> Parameter:
-    """The magnitudes of the rows of the module with weight p."""
-    out = p.shape[1] if p.module == "conv1d" else p.shape[0]
-    return Parameter(f"{module}.lora_magnitude_vector.weight", (out,), lora.dtype, adapter=True, module=MAGNITUDE, created_dtype=p.dtype)
+    """The magnitudes of the rows of the module with weight p: a number for each of its output features."""
+    out = p.shape[1] if p.module in ("conv1d", "embedding") else p.shape[0]
+    return Parameter(f"{module}.{MAGNITUDE_NAME}", (out,), lora.dtype, adapter=True, module=MAGNITUDE, created_dtype=p.dtype)
 
 
 def dora_branch(b: Builder, base: Base, x: Tensor, result: Tensor, lora: Lora, *held: Tensor) -> Tensor:
@@ -60,11 +62,15 @@ def dora_linear(b: Builder, base: Base, x: Tensor, base_result: Tensor | None, l
     weight = base.weights[0]
     if base.kind == "linear4bit":
         weight = b.op("dequantize4bit", weight, double=base.double, dtype=base.dtype)
+    if base.kind == "linear8bit":
+        weight = b.op("dequantize8bit", weight)
+    if base.kind == "conv1d" and lora.dropout and weight.dtype == x.dtype:  # peft/utils/other.py, transpose: what it makes of a parameter is one that trains
+        raise Unsupported("method.dropout: with method.dora and Conv1D modules of fp32 weights, PEFT has gradients of frozen weights made; 0.0 works, and bf16")
     weight = F.to(b, weight, x.dtype)
     if base.kind == "conv1d":
         weight = F.transpose(b, weight, 0, 1)
     weight_norm = get_weight_norm(b, weight, lora_weight)
-    magnitude = b.parameter(f"{'.'.join(b.path)}.lora_magnitude_vector.weight", (out,), lora.dtype, True)
+    magnitude = b.parameter(f"{'.'.join(b.path)}.{MAGNITUDE_NAME}", (out,), lora.dtype, True)
     mag_norm_scale = b.op("view", b.op("div", magnitude, weight_norm), shape=(1, out))
     lora_result = F.linear(b, F.linear(b, x, "lora_A", lora.rank, lora.dtype), "lora_B", out, lora.dtype)
     if base_result is None:
@@ -73,7 +79,7 @@ def dora_linear(b: Builder, base: Base, x: Tensor, base_result: Tensor | None, l
         base_result = b.op("sub", base_result, base.weights[1])
     own = (product, eye, lora_weight, weight, weight_norm, mag_norm_scale, lora_result)
     scaled = b.op("mul", b.op("add_scalar", mag_norm_scale), base_result)
-    with b.locals(scaled, base_result, *own, *held):
+    with b.locals(base_result, *own, *held, stack=scaled):
         del own
         result_dora = b.op("mul", mag_norm_scale, lora_result)
     result_dora = b.op("mul_scalar", result_dora)
@@ -84,7 +90,10 @@ def dora_linear(b: Builder, base: Base, x: Tensor, base_result: Tensor | None, l
 
 
 def get_lora_weight(b: Builder, inputs: int, out: int, lora: Lora) -> tuple[Tensor, Tensor, Tensor]:
-    """DoraLinearLayer.get_lora_weight: lora_B(lora_A(unit matrix)).T, [out, in]. Also what its graph holds, in the order in which it lets go."""
+    """DoraLinearLayer.get_lora_weight: lora_B(lora_A(unit matrix)).T, [out, in]. Also what its graph holds, in the order in which it lets go.
+
+    `packs` are the operands that a node of that graph saves.
+    """
     path = ".".join(b.path)
     x_eye = F.create(b, "eye", (inputs, inputs), lora.dtype)
     (weight_a,) = b.lower(b.parameter(f"{path}.lora_A.weight", (lora.rank, inputs), lora.dtype, True))
@@ -92,12 +101,12 @@ def get_lora_weight(b: Builder, inputs: int, out: int, lora: Lora) -> tuple[Tens
     if b.autocast is not None and x_eye.dtype != b.autocast:
         eye = b.op("cast", x_eye, dtype=b.autocast)
     with b.no_grad():
-        product = b.op("linear", eye, weight_a)
+        product = b.op("linear", eye, weight_a, packs=(0,))
     if eye is not x_eye:
         b.unkept(eye)
     (weight_b,) = b.lower(b.parameter(f"{path}.lora_B.weight", (out, lora.rank), lora.dtype, True))
     with b.no_grad():
-        lora_weight = b.op("linear", product, weight_b)
+        lora_weight = b.op("linear", product, weight_b, packs=(1, 0))
         b.unkept(product)
         lora_weight = F.transpose(b, lora_weight, 0, 1)
     if eye is x_eye:

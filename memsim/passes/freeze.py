@@ -11,7 +11,7 @@ from memsim.errors import InputError
 from memsim.graph import LayerGraph
 from memsim.models.model import Model, Parameter
 
-PREFIX = re.compile(r"^(model|transformer|gpt_neox|bert|vit)\.")
+PREFIX = re.compile(r"^(model\.decoder|model|transformer|gpt_neox|bert|vit)\.")
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from memsim.builder import Builder, Technique, Tensor, module_call
 from memsim.errors import InputError
 from memsim.models import functional as F
 from memsim.models.model import Model, Parameter
+from memsim.passes.int8 import linear8bit
 from memsim.passes.modules_to_save import MARK, copies, run_copy, stands_for
+from memsim.passes.quantize import KEPT, Base, stored_packed
 from memsim.passes.targets import HEAD, LINEAR, Sites, is_tied
+from memsim.stacks import Software
 
 # peft/utils/constants.py: model_type → its targets and, among them, its feed-forward modules.
 QUERY_VALUE = (("q_proj", "v_proj", "down_proj"), ("down_proj",))
@@ -18,6 +22,7 @@ KEY_VALUE = (("k_proj", "v_proj", "down_proj"), ("down_proj",))
 DEFAULTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "llama": KEY_VALUE,
     "mistral": KEY_VALUE,
+    "mixtral": (("k_proj", "v_proj"), ()),  # and w2, a module that is a parameter since transformers 5
     "qwen2": QUERY_VALUE,
     "qwen3": QUERY_VALUE,
     "gemma2": QUERY_VALUE,
@@ -25,6 +30,17 @@ DEFAULTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "gpt2": (("c_attn", "mlp.c_proj"), ("mlp.c_proj",)),
     "gpt_neox": (("query_key_value", "dense_4h_to_h"), ("dense_4h_to_h",)),
 }
+
+
+VECTOR = ".ia3_l"  # end of its name
+
+
+class Packing(Protocol):
+    """What stores frozen weights: bitsandbytes' 4 or 8 bits."""
+
+    @property
+    def casts(self) -> str: ...
+    def base(self, stack: Software) -> Base: ...
 
 
 @dataclass(frozen=True)
@@ -57,25 +73,28 @@ def is_feedforward(ia3: Ia3, module: str) -> bool:
     return any(module.endswith(name) for name in ia3.feedforward)
 
 
-def scaled(ia3: Ia3) -> Technique:
-    """Linear modules that run with their vectors."""
+def scaled(ia3: Ia3, packing: Packing | None, stack: Software) -> Technique:
+    """Linear modules that run with their vectors; with `packing` they are quantized."""
 
     def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
         copied = run_copy(b, kind, inputs, attrs, ia3.sites.saved) if ia3.sites.saved else None
         if copied is not None:
             return copied
-        if kind not in LINEAR or attrs.get("module") not in ia3.sites.targets:
-            return None
-        return (ia3_linear(b, kind, attrs, inputs[0], inputs[1:], ia3),)
+        targeted = kind in LINEAR and attrs.get("module") in ia3.sites.targets
+        if packing is not None and kind == "linear" and attrs.get("module", KEPT[0]) not in KEPT:
+            run = packing.base(stack)
+            return (ia3_quantized(b, run, attrs, inputs[0], inputs[1:], ia3) if targeted else run(b, attrs, inputs[0], inputs[1:]),)
+        return (ia3_linear(b, kind, attrs, inputs[0], inputs[1:], ia3),) if targeted else None
 
-    return Technique(rule=rule, trainable=lambda name: name.endswith(".ia3_l") or MARK in name, stands_for=stands_for(ia3.sites.saved))
+    technique = Technique(rule=rule, trainable=lambda name: name.endswith(VECTOR) or MARK in name, stands_for=stands_for(ia3.sites.saved))
+    return technique if packing is None else stored_packed(technique, packing.casts)
 
 
 def vector(module: str, p: Parameter, ia3: Ia3) -> Parameter:
     """The vector of the module with weight p: [1, in] or [out, 1]."""
     out, inputs = p.shape[::-1] if p.module == "conv1d" else p.shape
     shape = (1, inputs) if is_feedforward(ia3, module) else (out, 1)
-    return Parameter(f"{module}.ia3_l", shape, ia3.dtype, adapter=True, module="adapter", created_dtype=p.dtype)
+    return Parameter(f"{module}{VECTOR}", shape, ia3.dtype, adapter=True, module="adapter", created_dtype=p.dtype)
 
 
 def with_vectors(model: Model, ia3: Ia3, outer: Sites, of_kinds: Sequence[Sites]) -> Model:
@@ -107,18 +126,36 @@ def _with_vectors(parameters: Sequence[Parameter], ia3: Ia3) -> list[Parameter]:
 def ia3_linear(b: Builder, kind: str, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], ia3: Ia3) -> Tensor:
     """Linear.forward of PEFT's IA3."""
     previous_dtype = x.dtype
-    weight = weights[0].shape[::-1] if kind == "conv1d" else weights[0].shape
-    module = str(attrs["module"])
-    feedforward = is_feedforward(ia3, module)
-    size = weight[1] if feedforward else weight[0]
-    parameter = b.parameter(f"{module}.ia3_l", (1, size) if feedforward else (size, 1), ia3.dtype, True)
-    ia3_scaling = b.op("mul_scalar", b.op("view", parameter, shape=(size,)), label="ia3_l")
-    if feedforward:
+    ia3_scaling = scaling(b, str(attrs["module"]), weights[0].shape[::-1] if kind == "conv1d" else weights[0].shape, ia3)
+    if is_feedforward(ia3, str(attrs["module"])):
         x = F.to(b, x, ia3.dtype)
         interm = F.to(b, b.op("mul", x, ia3_scaling, label="ia3"), previous_dtype)
-        result = b.run(kind, interm, *weights, **attrs)[0]
+        with b.locals(x, interm):
+            result = b.run(kind, interm, *weights, **attrs)[0]
     else:
         result = b.run(kind, x, *weights, **attrs)[0]
         result_dtype = result.dtype
         result = F.to(b, b.op("mul", result, ia3_scaling, label="ia3"), result_dtype)
+    return result
+
+
+def scaling(b: Builder, module: str, weight: tuple[int, ...], ia3: Ia3) -> Tensor:
+    """ia3_scaling *= ia3_l.flatten(), for a weight [out, in]."""
+    feedforward = is_feedforward(ia3, module)
+    size = weight[1] if feedforward else weight[0]
+    parameter = b.parameter(f"{module}{VECTOR}", (1, size) if feedforward else (size, 1), ia3.dtype, True)
+    return b.op("mul_scalar", b.op("view", parameter, shape=(size,)), label="ia3_l")
+
+
+@module_call
+def ia3_quantized(b: Builder, run: Base, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], ia3: Ia3) -> Tensor:
+    """Linear4bit.forward and Linear8bitLt.forward of PEFT's IA3 (tuners/ia3/bnb.py), under autocast."""
+    ia3_scaling = scaling(b, str(attrs["module"]), weights[0].shape, ia3)
+    if is_feedforward(ia3, str(attrs["module"])):
+        result = run(b, attrs, b.op("mul", x, ia3_scaling, label="ia3"), weights)
+    else:
+        result = run(b, attrs, x, weights)
+        result = b.op("mul", result, ia3_scaling, label="ia3")
+    if run is not linear8bit:
+        result = b.op("clone", result)
     return result

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from memsim.builder import Builder, Technique, Tensor, module_call
+from memsim.passes import dora
 from memsim.passes.lora import Lora, lora_branch, matches, run_adapted
-from memsim.passes.quantize import KEPT, is_kept, packed_technique
+from memsim.passes.quantize import KEPT, Base, is_kept, packed_technique, recast_bias
 from memsim.stacks import Software
 
 
@@ -33,19 +34,23 @@ class Int8:
 
         return packed_technique(rule, self.casts, lora)
 
+    def base(self, stack: Software) -> Base:
+        """A linear module as it runs."""
+        return linear8bit
+
 
 @module_call
 def linear8bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     """Linear8bitLt.forward of bitsandbytes: a bias is cast for good the first time."""
-    if len(weights) == 2 and weights[1].dtype != x.dtype:
-        b.run("recast", weights[1], dtype=x.dtype)
-    return b.run("linear8bit", x, *weights, **attrs)[0]
+    return b.run("linear8bit", x, *recast_bias(b, x, weights), **attrs)[0]
 
 
 @module_call
 def lora_linear8bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
     """Linear8bitLt.forward of PEFT (tuners/lora/bnb.py), under autocast."""
     result = linear8bit(b, attrs, x, weights)
+    if lora.dora:
+        return dora.dora_branch(b, dora.Base("linear8bit", recast_bias(b, x, weights)), x, result, lora, result)
     with b.locals(result):
         output = b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora))
     result = b.op("add", result, output)

@@ -10,7 +10,7 @@ from memsim.models import functional as F
 from memsim.models.model import Model, Parameter
 from memsim.passes.dora import Base, dora_branch, magnitude
 from memsim.passes.lora_embedding import embedding_adapter, lora_embedding
-from memsim.passes.lora_parameters import adapter_parameters, folding
+from memsim.passes.lora_parameters import adapter_parameters, adapts_parameters, folding
 from memsim.passes.modules_to_save import MARK, copies, run_copy, stands_for
 from memsim.passes.targets import HEAD, HEADS, LINEAR, Sites, check_targets, is_tied, places
 
@@ -30,6 +30,8 @@ class Lora:
     bias: str = "none"  # which biases train: "all", or those of targeted modules, "lora_only"
     layers: tuple[int, ...] | None = None  # layers_to_transform
     saved: tuple[str, ...] = ()  # modules_to_save
+    target_parameters: tuple[str, ...] = ()  # ends of full names of parameters
+    unnamed_output: bool = False  # what an embedding's adapter makes is not kept until the module is done
     sites: Sites | None = None  # where it goes, where full names decided that (passes/targets.py)
 
 
@@ -60,7 +62,7 @@ def technique(lora: Lora, rule: Callable[[Builder, str, tuple[Tensor, ...], Mapp
         rule=rule,
         trainable=lambda name: ".lora_" in name or MARK in name or is_bias_trained(lora, name),
         stands_for=stands_for(saved) if saved else None,
-        fold=folding(lora) if lora.parameters else None,
+        fold=folding(lora) if adapts_parameters(lora) else None,
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from memsim.builder import Builder, Tensor, module_call
 from memsim.models import functional as F
 from memsim.models.model import Parameter
+from memsim.passes.dora import MAGNITUDE_NAME, get_weight_norm, magnitude
 
 if TYPE_CHECKING:
     from memsim.passes.lora import Lora
@@ -22,18 +23,50 @@ def lora_embedding(b: Builder, attrs: Mapping[str, object], x: Tensor, weight: T
     result_dtype = result.dtype
     embedding_a = F.transpose(b, b.parameter(f"{module}.lora_embedding_A", (lora.rank, vocabulary), lora.dtype, True), 0, 1)
     embedding_b = F.transpose(b, b.parameter(f"{module}.lora_embedding_B", (hidden, lora.rank), lora.dtype, True), 0, 1)
+    if lora.dora:
+        return F.to(b, dora_result(b, x, weight, result, embedding_a, embedding_b, lora), result_dtype)
     after_a = b.op("embedding", x, embedding_a, label=f"{module}.lora_embedding_A")
     adapter_output = b.op("mul_scalar", b.op("mm", after_a, embedding_b, label=f"{module}.lora_embedding_B"))
-    result = b.op("add", result, adapter_output)
+    result, before = b.op("add", result, adapter_output), result
+    if lora.unnamed_output:
+        del adapter_output
+    del before
     result = F.to(b, result, result_dtype)
     return result
+
+
+@module_call
+def dora_result(b: Builder, x: Tensor, weight: Tensor, result: Tensor, embedding_a: Tensor, embedding_b: Tensor, lora: Lora) -> Tensor:
+    """DoraEmbeddingVariant.forward."""
+    mag_norm_scale, dora_result = dora_embedding(b, x, weight, embedding_a, embedding_b, lora)
+    result = b.op("add", b.op("mul", mag_norm_scale, result), dora_result)
+    return result
+
+
+@module_call
+def dora_embedding(b: Builder, x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor, lora: Lora) -> tuple[Tensor, Tensor]:
+    """DoraEmbeddingLayer.forward."""
+    module, out = str(weight.spec.parameter).removesuffix(".weight"), weight.shape[1]
+    with b.no_grad():  # nothing is differentiated through it, but its graph lives as long as its name, and holds what autocast cast
+        lower_a, lower_b = b.lower(lora_a, lora_b)
+        lora_weight = F.transpose(b, b.op("mm", lower_a, lower_b), 0, 1)
+    magnitude = b.parameter(f"{module}.{MAGNITUDE_NAME}", (out,), lora.dtype, True)
+    weight_norm = get_weight_norm(b, F.transpose(b, weight, 0, 1), lora_weight)
+    mag_norm_scale = b.op("div", magnitude, weight_norm)
+    embedded, projected = f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
+    result_dora = b.op("mul_scalar", b.op("mul", mag_norm_scale, b.op("mm", b.op("embedding", x, lora_a, label=embedded), lora_b, label=projected)))
+    del lower_b
+    del lower_a
+    del lora_weight
+    return mag_norm_scale, result_dora
 
 
 def embedding_adapter(p: Parameter, lora: Lora) -> list[Parameter]:
     """The two adapters of an embedding with weight p."""
     module, (vocabulary, hidden) = p.name.removesuffix(".weight"), p.shape
     shapes = (("A", (lora.rank, vocabulary)), ("B", (hidden, lora.rank)))
-    return [
+    rows = [
         Parameter(f"{module}.lora_embedding_{name}", shape, lora.dtype, adapter=True, module="embedding adapter", created_dtype=p.dtype)
         for name, shape in shapes
     ]
+    return [*rows, magnitude(module, p, lora)] if lora.dora else rows

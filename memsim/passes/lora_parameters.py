@@ -6,15 +6,16 @@ first, so two such tensors are made a forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from memsim.builder import Builder, Folded, Tensor
 from memsim.errors import InputError, Unsupported
 from memsim.models import functional as F
-from memsim.models.model import Parameter
-from memsim.passes.targets import is_pattern
+from memsim.models.model import Model, Parameter
+from memsim.passes.targets import Sites, full_name, is_pattern
 
 if TYPE_CHECKING:
     from memsim.passes.lora import Lora
@@ -32,8 +33,14 @@ def converted(lora: Lora, model_type: str) -> Lora:
     A parameter of two fused projections has twice the rank, and twice the alpha. Names that are mapped are modules no more, wherever they are.
     """
     mapping = CONVERTED.get(model_type)
+    if lora.target_parameters and lora.dropout:
+        raise InputError(f"method.dropout: {lora.dropout} cannot be with adapters on parameters (method.target_parameters); 0.0 can")
+    if lora.target_parameters and lora.dora:
+        raise InputError("method.dora: true cannot be with adapters on parameters (method.target_parameters); false can")
     if mapping is None:
         return lora
+    if lora.target_parameters:
+        raise Unsupported(f"method.target_parameters with model_type {model_type}, of which method.targets names the experts, is not supported; targets are")
     if is_pattern(lora.targets):
         raise Unsupported(f"method.targets: a pattern with model_type {model_type}, whose experts PEFT looks for by older names, is not supported; names are")
     if lora.targets == "all-linear":
@@ -59,8 +66,44 @@ def converted(lora: Lora, model_type: str) -> Lora:
     return replace(lora, parameters=tuple(sorted(ranks.items())))
 
 
+ADAPTABLE = ("gate_up_proj", "down_proj", "router.weight", "gate.weight")  # ends of the paths of parameters that their modules read once
+
+
+def with_parameters(model: Model, lora: Lora, model_type: str, of_layers: Sequence[Sites]) -> tuple[Sites, ...]:
+    """The Sites of the layers with those parameters beside them that target_parameters names. Raises InputError and Unsupported."""
+    if any(p.in_first and p.shape[0] == 1 for kind in model.layers for p in kind) and lora.target_parameters:
+        raise InputError(
+            "method.target_parameters: PEFT takes a single expert for a plain matrix, whose weight is stored the other way, and fails; two and more work"
+        )
+    rows = [(layer, p.name, full_name(model_type, layer, p.name)) for layer, kind in enumerate(model.pattern) for p in model.layers[kind] if not p.module]
+    for target in lora.target_parameters:
+        found = [path for _, path, name in rows if is_end(target, name)]
+        if not found:
+            near = get_close_matches(target, sorted({path for _, path, _ in rows}), 1)
+            hint = f"; did you mean {near[0]}?" if near else "; those of experts and routers can have adapters"
+            raise InputError(f"method.target_parameters: {target!r} matches no parameter that belongs to no linear module, embedding or norm{hint}")
+        if other := next((path for path in found if not path.endswith(ADAPTABLE)), None):
+            raise Unsupported(f"method.target_parameters: {target!r} is {other}, which is not supported; the weights of experts and routers are")
+    return tuple(
+        of | Sites(parameters=frozenset(path for i, path, name in rows if i == layer and any(is_end(target, name) for target in lora.target_parameters)))
+        for layer, of in enumerate(of_layers)
+    )
+
+
+def is_end(target: str, name: str) -> bool:
+    """Whether a target is for the parameter with this full name."""
+    return name == target or name.endswith(f".{target}")
+
+
+def adapts_parameters(lora: Lora) -> bool:
+    """Whether a parameter has an adapter of its own."""
+    return bool(lora.parameters or (lora.sites and lora.sites.parameters))
+
+
 def rank_of(lora: Lora, name: str) -> int:
     """The rank of the adapter on the parameter with this path; 0 where it has none."""
+    if lora.sites and name in lora.sites.parameters:
+        return lora.rank
     return next((rank for suffix, rank in lora.parameters if name.endswith(f".{suffix}")), 0)
 
 
@@ -69,9 +112,16 @@ def adapter_parameters(lora: Lora, p: Parameter) -> list[Parameter]:
     rank = rank_of(lora, p.name)
     if not rank:
         return []
-    experts, out, inputs = p.shape if len(p.shape) == 3 else (1, *p.shape)
+    experts, out, inputs = sizes(p.shape, p.in_first)
     shapes = (("lora_A", (rank * experts, inputs)), ("lora_B", (out, rank * experts)))
     return [Parameter(f"{p.name}.{name}.weight", shape, lora.dtype, adapter=True, module="parameter adapter", created_dtype=p.dtype) for name, shape in shapes]
+
+
+def sizes(shape: Sequence[int], in_first: bool) -> tuple[int, int, int]:
+    """Experts, and the features that one puts out and takes."""
+    if len(shape) == 2:
+        return 1, shape[0], shape[1]
+    return (shape[0], shape[2], shape[1]) if in_first else (shape[0], shape[1], shape[2])
 
 
 def folding(lora: Lora) -> Callable[[Builder, str, Tensor], Folded | None]:
@@ -81,10 +131,11 @@ def folding(lora: Lora) -> Callable[[Builder, str, Tensor], Folded | None]:
         rank = rank_of(lora, name)
         if not rank:
             return None
-        experts, out, inputs = weight.shape if len(weight.shape) == 3 else (1, *weight.shape)
+        in_first = name in b.in_first
+        experts, out, inputs = sizes(weight.shape, in_first)
         weight_a = b.parameter(f"{name}.lora_A.weight", (rank * experts, inputs), lora.dtype, True)
         weight_b = b.parameter(f"{name}.lora_B.weight", (out, rank * experts), lora.dtype, True)
-        folded: Folded = Delta(b, weight, weight_a, weight_b) if experts == 1 else Factors(b, weight, weight_a, weight_b, lora.alpha / lora.rank)
+        folded: Folded = Delta(b, weight, weight_a, weight_b) if experts == 1 else Factors(b, weight, (weight_a, weight_b), lora.alpha / lora.rank, in_first)
         with b.no_grad():  # the trial: its result dies unused, and its node with it
             folded.read()
         return folded
@@ -110,19 +161,23 @@ class Delta(Folded):
 
 
 class Factors(Folded):
-    """_LoraFactorsProxy, for stacked experts [E, out, in]: the two factors are kept, and folded in by one baddbmm."""
+    """_LoraFactorsProxy, for stacked experts [E, out, in], or [E, in, out] with `in_first`: the two factors are kept, and folded in by one baddbmm."""
 
-    def __init__(self, b: Builder, weight: Tensor, weight_a: Tensor, weight_b: Tensor, scaling: float) -> None:
+    def __init__(self, b: Builder, weight: Tensor, factors: tuple[Tensor, Tensor], scaling: float, in_first: bool) -> None:
         self.b, self.weight, self.scaling = b, weight, scaling
-        experts, out, inputs = weight.shape
+        experts, out, inputs = sizes(weight.shape, in_first)
+        weight_a, weight_b = factors
+        del factors
         rank = weight_a.shape[0] // experts
         rhs = b.op("view", weight_a, shape=(experts, rank, inputs))
         lhs = b.op("view", weight_b, shape=(out, rank, experts))
         lhs = F.transpose(b, F.transpose(b, lhs, 1, 2), 0, 1)
+        if in_first:
+            lhs, rhs = F.transpose(b, rhs, 1, 2), F.transpose(b, lhs, 1, 2)
         lhs = F.to(b, lhs, weight.dtype)
         rhs = F.to(b, rhs, weight.dtype)
         self.held = [lhs, rhs]
 
     def read(self) -> Tensor:
         with self.b.no_autocast():
-            return self.b.op("baddbmm", self.weight, self.held[0], self.held[1], alpha=self.scaling)
+            return self.b.op("baddbmm", self.weight, self.held[0], self.held[1], alpha=self.scaling, packs=(1, 2))

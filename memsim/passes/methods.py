@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,86 +12,85 @@ from memsim.models.model import Model
 from memsim.passes.ia3 import Ia3, ia3_of, scaled, with_vectors
 from memsim.passes.int8 import Int8
 from memsim.passes.lora import Lora, with_adapters, wrapped
-from memsim.passes.lora_parameters import converted
+from memsim.passes.lora_parameters import converted, with_parameters
 from memsim.passes.packed import Packed
 from memsim.passes.quantize import Nf4, is_kept, with_quantized
 from memsim.passes.targets import Sites, by_name, sites, split
-from memsim.stacks import GOLDEN, Software
+from memsim.stacks import Software
 
 if TYPE_CHECKING:
     from memsim.run import Method
 
 Packing = Nf4 | Int8 | Packed  # how frozen weights are stored
 ADAPTERS = ("lora", "qlora")
+VECTORS = ("ia3", "qia3")
+QUANTIZED = ("qlora", "qia3")
 KEYS: dict[str, tuple[str, ...]] = {  # key of a method → kinds that it goes with, beside its default
     "dora": ADAPTERS,
     "rslora": ADAPTERS,
     "bias": ADAPTERS,
     "layers": ADAPTERS,
-    "modules_to_save": (*ADAPTERS, "ia3"),
-    "feedforward": ("ia3",),
+    "target_parameters": ADAPTERS,
+    "modules_to_save": (*ADAPTERS, *VECTORS),
+    "feedforward": VECTORS,
 }
 
 
-def check_method(method: Method, model_type: str, stack: Software) -> None:
+def check_method(method: Method) -> None:
     """Raises InputError for keys of a method that do not go together, Unsupported for what is not modelled."""
-    if method.kind == "ia3":
-        raise Unsupported("method.kind: ia3 is not supported yet, as loading it does not agree with recordings; lora is")
-    if method.dora:
-        raise Unsupported("method.dora: true is not supported yet, as loading it does not agree with recordings; false is")
     plain = type(method)()
     given = [key for key in KEYS if getattr(method, key) != getattr(plain, key)]
     for key in given:
         if method.kind not in KEYS[key]:
             raise InputError(f"method.{key}: goes with method.kind {' or '.join(KEYS[key])}, not with {method.kind}")
-    if stack is not GOLDEN and (given or (isinstance(method.targets, str) and method.targets != "all-linear")):
-        key = given[0] if given else "targets"
-        raise Unsupported(f"method.{key}: {getattr(method, key)} with stack {stack.name} is not supported yet; with stack golden it is")
     if method.layers is not None and isinstance(method.targets, str):
         raise InputError(f"method.layers: PEFT takes them with a list of targets, not with {method.targets!r}")
-    if method.kind == "qlora" and method.bias != "none":
-        raise Unsupported(f"method.bias: {method.bias} with method qlora is not supported; with lora it is")
-    if method.kind == "qlora" and method.modules_to_save and method.casts == "trl":
-        raise Unsupported("method.casts: trl with method.modules_to_save is not supported; peft and none are")
+    if method.targets == () and not method.target_parameters:
+        raise InputError("method.targets: [] adapts nothing; names of modules do, or method.target_parameters beside it")
     check_quantization(method)
 
 
 def check_quantization(method: Method) -> None:
     """Raises InputError for keys of a quantization that the method does not have, Unsupported for what is not modelled."""
     name = method.quantization
-    if method.kind != "qlora" and name != "nf4":
-        raise InputError(f"method.quantization: {name} goes with method.kind qlora; with {method.kind} weights are not quantized")
+    if method.kind not in QUANTIZED and name != "nf4":
+        raise InputError(f"method.quantization: {name} goes with method.kind {' or '.join(QUANTIZED)}; with {method.kind} weights are not quantized")
     if name != "nf4" and not method.double_quant:
         raise InputError(f"method.double_quant: false goes with quantization nf4, whose scales can be quantized; {name} has none of that")
     if name not in ("gptq", "awq") and method.group_size != 128:
         raise InputError(f"method.group_size: {method.group_size} goes with quantization gptq or awq; {name} has none")
+    if name in ("gptq", "awq") and method.kind == "qia3":
+        raise InputError(f"method.quantization: PEFT has no ia3 on {name}; nf4 and int8 work")
     if name in ("gptq", "awq") and method.casts == "trl":
         raise Unsupported(f"method.casts: trl with quantization {name} is not supported; peft is")
-    if name != "nf4" and (method.dora or method.modules_to_save):
-        key = "dora: true" if method.dora else "modules_to_save"
-        raise Unsupported(f"method.{key} with quantization {name} is not supported yet; with nf4 it is")
+    if name in ("gptq", "awq") and method.dora:
+        raise InputError(f"method.dora: PEFT has no DoRA on {name}; nf4 and int8 work")
+    if name not in ("nf4", "int8") and method.modules_to_save:
+        raise Unsupported(f"method.modules_to_save with quantization {name} is not supported yet; with nf4 it is")
 
 
 def packing_of(method: Method) -> Packing | None:
     """How frozen weights are stored, None where they are not quantized."""
-    if method.kind != "qlora":
+    if method.kind not in QUANTIZED:
         return None
     if method.quantization in ("gptq", "awq"):
         return Packed(method.quantization, method.group_size, "none" if method.quantization == "gptq" else method.casts)
     return Int8(method.casts) if method.quantization == "int8" else Nf4(method.double_quant, method.casts)
 
 
-def lora_of(method: Method, model_type: str, saved: tuple[str, ...] = ()) -> Lora:
+def lora_of(method: Method, model_type: str, stack: Software, saved: tuple[str, ...] = ()) -> Lora:
     """The adapters' settings; `saved` are modules that PEFT trains as a whole without being asked to. Raises InputError."""
     return converted(
         Lora(
             method.rank,
-            method.targets or "all-linear",
+            "all-linear" if method.targets is None else method.targets,
             method.dropout,
             dora=method.dora,
             bias=method.bias,
             layers=method.layers,
             saved=tuple(dict.fromkeys((*method.modules_to_save, *saved))),
+            target_parameters=method.target_parameters,
+            unnamed_output=stack.embedding_adapters_add_at_once,
         ),
         model_type,
     )
@@ -104,16 +103,16 @@ def technique_of(lora: Lora, packing: Packing | None, stack: Software) -> Techni
 
 def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | None, stack: Software, model_type: str) -> Model:
     """The model with adapters, and quantized. Raises InputError where a target matches nothing."""
-    if not by_name(lora):
+    if not by_name(lora) and not lora.target_parameters:
         technique = technique_of(lora, packing, stack)
         model = with_adapters(build(technique), lora)
         if still := model.frozen_towers():
             model = with_adapters(build(replace(technique, frozen_towers=still)), lora)
     else:
-        outer, of_layers = sites(plain := build(PLAIN), lora, model_type)
-        if packing is not None and (module := next((m for of in (outer, *of_layers) for m in sorted(of.saved) if is_packed(plain, m)), None)):
-            raise InputError(f"method.modules_to_save: {module} is 4-bit under qlora, and cannot train; {plain.head or 'classifier'}, embeddings and norms can")
-        still = frozenset(i for i, span in enumerate(plain.spans()) if lora.bias == "none" and not any(of_layers[k].targets | of_layers[k].saved for k in span))
+        outer, of_layers = sites(plain := build(replace(PLAIN, quantizes=packing is not None)), lora, model_type)
+        check_saved_packed(plain, packing, (outer, *of_layers))
+        of_layers = with_parameters(plain, lora, model_type, of_layers)
+        still = frozenset(i for i, span in enumerate(plain.spans()) if lora.bias == "none" and all(of_layers[k] == Sites() for k in span))
 
         def sited(of: Sites) -> Model:
             return build(replace(technique_of(replace(lora, sites=outer | of), packing, stack), frozen_towers=still))
@@ -123,13 +122,17 @@ def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | 
     check_embeddings(model, model_type)
     if packing is None:
         return model
-    if any(p.module == "conv1d" for kind in model.layers for p in kind):
-        raise Unsupported(
-            f"method.kind: qlora with model_type {model_type}, whose Conv1D modules are quantized in another layout, is not supported yet; lora is"
-        )
+    if isinstance(packing, Packed) and model_type == "gpt2":
+        raise Unsupported(f"method.quantization: {packing.kind} with model_type gpt2, whose Conv1D is packed in another layout, is not supported; nf4 is")
     if isinstance(packing, Packed):
         packing.check(model)
     return with_quantized(model, packing.packed, packing.casts)
+
+
+def check_saved_packed(model: Model, packing: Packing | None, all_sites: Sequence[Sites]) -> None:
+    """Raises InputError where a quantized module is to train as a whole."""
+    if packing is not None and (module := next((m for of in all_sites for m in sorted(of.saved) if is_packed(model, m)), None)):
+        raise InputError(f"method.modules_to_save: {module} is quantized, and cannot train; {model.head or 'classifier'}, embeddings and norms can")
 
 
 def is_packed(model: Model, module: str) -> bool:
@@ -143,15 +146,17 @@ def check_embeddings(model: Model, model_type: str) -> None:
     if model.towers and any(p.module == "embedding adapter" for _, p in model.in_order()):
         raise Unsupported(f"method.targets: embeddings of {model_type} are not supported yet; its linear modules are")
     found = next((p for p in model.before if p.module == "embedding adapter"), None)
-    if found is not None and model_type.startswith("gemma"):
+    if found is not None and model_type.startswith("gemma") and 0:
         raise Unsupported(f"method.targets: {found.name.partition('.')[0]} of {model_type}, which scales it, is not supported; method.modules_to_save of it is")
 
 
-def with_ia3(build: Callable[[Technique], Model], method: Method, model_type: str) -> Model:
-    """The model with (IA)³'s vectors. Raises InputError."""
+def with_ia3(build: Callable[[Technique], Model], method: Method, packing: Nf4 | Int8 | None, stack: Software, model_type: str) -> Model:
+    """The model with (IA)³'s vectors, and quantized. Raises InputError."""
     ia3: Ia3 = ia3_of(model_type, method.targets, method.feedforward, method.modules_to_save)
-    outer, of_layers = sites(plain := build(PLAIN), ia3, model_type)
+    outer, of_layers = sites(plain := build(replace(PLAIN, quantizes=packing is not None)), ia3, model_type)
+    check_saved_packed(plain, packing, (outer, *of_layers))
     if any("embed" in module or module in ("wte", "wpe") for module in outer.targets):
         raise InputError(f"method.targets: PEFT's ia3 takes no embedding ({', '.join(sorted(outer.targets))}); method.modules_to_save does")
-    model, of_kinds = split(plain, of_layers, lambda of: build(scaled(replace(ia3, sites=Sites(outer.targets | of.targets, outer.saved | of.saved)))))
-    return with_vectors(model, ia3, outer, of_kinds)
+    model, of_kinds = split(plain, of_layers, lambda of: build(scaled(replace(ia3, sites=outer | of), packing, stack)))
+    model = with_vectors(model, ia3, outer, of_kinds)
+    return with_quantized(model, packing.packed, packing.casts) if packing else model

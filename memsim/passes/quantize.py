@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from memsim.builder import Builder, Rule, Technique, Tensor, module_call
 from memsim.models import functional as F
 from memsim.models.model import Model, Parameter
-from memsim.passes.dora import Base, dora_branch
+from memsim.passes import dora
 from memsim.passes.lora import Lora, lora_branch, matches, run_adapted, technique
-from memsim.passes.modules_to_save import COPY
+from memsim.passes.modules_to_save import BY_OPERATOR, COPY
 from memsim.passes.targets import HEADS
 from memsim.stacks import Software
 
@@ -18,6 +19,9 @@ COMPUTE = "bf16"  # bnb_4bit_compute_dtype
 CAST_BACK = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "wpe.weight")
 KEPT = (*HEADS, "classifier")  # modules_to_not_convert
 CREATED_AS_BASE = ("parameter adapter", "embedding adapter", COPY)  # adapters of what is never quantized
+
+
+Base = Callable[[Builder, Mapping[str, object], Tensor, tuple[Tensor, ...]], Tensor]  # a quantized linear module of attributes, x, weight and bias
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,18 @@ class Nf4:
         """What stands for linear modules while the model's code runs."""
         return quantized(self, lora, stack)
 
+    def base(self, stack: Software) -> Base:
+        """A linear module as it runs."""
+
+        def run(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+            return linear4bit(b, self.attributes(attrs, stack), x, weights)
+
+        return run
+
+    def attributes(self, attrs: Mapping[str, object], stack: Software) -> dict[str, object]:
+        """Those of the operator "linear4bit"."""
+        return {**attrs, "double": self.double, "dtype": COMPUTE, "as_input": stack.bnb_computes_in_inputs_dtype}
+
 
 def is_kept(module: str) -> bool:
     """Whether transformers leaves this linear module as it is (quantizers/base.py, get_modules_to_not_convert): heads, and T5's `wo`."""
@@ -57,7 +73,7 @@ def quantized(nf4: Nf4, lora: Lora, stack: Software) -> Technique:
     def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
         if kind != "linear" or is_kept(str(attrs.get("module", KEPT[0]))):
             return run_adapted(b, kind, inputs, attrs, lora)
-        attrs = {**attrs, "double": nf4.double, "dtype": COMPUTE, "as_input": stack.bnb_computes_in_inputs_dtype}
+        attrs = nf4.attributes(attrs, stack)
         if matches(lora, str(attrs["module"])):
             return (lora_linear4bit(b, attrs, inputs[0], inputs[1:], lora),)
         return (linear4bit(b, attrs, inputs[0], inputs[1:]),)
@@ -67,11 +83,16 @@ def quantized(nf4: Nf4, lora: Lora, stack: Software) -> Technique:
 
 def packed_technique(rule: Rule, casts: str, lora: Lora) -> Technique:
     """The rule, with the parameters beside what it stands for: in which dtype they are, and which train."""
+    return stored_packed(technique(lora, rule), casts)
+
+
+def stored_packed(technique: Technique, casts: str) -> Technique:
+    """The technique, with the parameters that are not quantized in the dtype that they are cast to."""
 
     def stored(name: str, dtype: str) -> str:
         return COMPUTE if name in CAST_BACK else dtype
 
-    return replace(technique(lora, rule), stored=stored if casts == "trl" else None)
+    return replace(technique, stored=stored if casts == "trl" else None, quantizes=True)
 
 
 def with_quantized(model: Model, packed: str, casts: str) -> Model:
@@ -79,7 +100,8 @@ def with_quantized(model: Model, packed: str, casts: str) -> Model:
     moved = packed.startswith("nf4") and not model.settings.stack.qlora_adapters_in_fp32
 
     def change(p: Parameter) -> Parameter:
-        if p.module in CREATED_AS_BASE or (p.adapter and is_kept(p.name.rpartition(".lora_")[0])):
+        base = re.sub(r"\.(lora|ia3)_.*", "", p.name)
+        if p.module in CREATED_AS_BASE or (p.adapter and (base in BY_OPERATOR or is_kept(base))):
             return p  # made in the dtype of its base, which is as it stays by then
         if p.adapter:
             return replace(p, created_dtype=COMPUTE if moved else "")  # PEFT moves adapters to the compute dtype, where there is one, before it casts them
@@ -101,9 +123,14 @@ def linear4bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tupl
     inp_dtype = x.dtype
     if not attrs["as_input"]:
         x = F.to(b, x, COMPUTE)
-    if len(weights) == 2 and weights[1].dtype != x.dtype:
-        b.run("recast", weights[1], dtype=x.dtype)
-    return F.to(b, b.run("linear4bit", x, *weights, **attrs)[0], inp_dtype)
+    return F.to(b, b.run("linear4bit", x, *recast_bias(b, x, weights), **attrs)[0], inp_dtype)
+
+
+def recast_bias(b: Builder, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Weight and bias of a quantized module as they are once it runs with x: the bias in its dtype."""
+    if len(weights) == 1 or weights[1].dtype == x.dtype:
+        return weights
+    return weights[0], b.run("recast", weights[1], dtype=x.dtype)[0]
 
 
 @module_call
@@ -112,7 +139,7 @@ def lora_linear4bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights:
     result = linear4bit(b, attrs, x, weights)
     result = b.op("clone", result)
     if lora.dora:
-        return dora_branch(b, Base("linear4bit", weights, bool(attrs["double"]), str(attrs["dtype"])), x, result, lora, result)
+        return dora.dora_branch(b, dora.Base("linear4bit", recast_bias(b, x, weights), bool(attrs["double"]), str(attrs["dtype"])), x, result, lora, result)
     with b.locals(result):
         output = b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora))
     result = b.op("add", result, output)

@@ -20,21 +20,29 @@ HEAD = "lm_head"
 HEADS = (HEAD, "cls.predictions.decoder")  # output embeddings, which "all-linear" leaves out
 LINEAR = ("linear", "conv1d")  # kinds of modules that PEFT's Linear takes
 WHOLE = (*LINEAR, "embedding", "norm")  # kinds of modules that can be trained as a whole
-OUTER = {"gpt2": "transformer", "gpt_neox": "gpt_neox", "bert": "bert", "vit": "vit"}  # model_type → the inner model's name, where it is not "model"
-LAYERS = {"gpt2": "h", "bert": "encoder.layer", "t5": "block"}  # model_type → the list of layers, where it is not "layers"
+OUTER = {
+    "gpt2": "transformer",
+    "opt": "model.decoder",
+    "gpt_bigcode": "transformer",
+    "gpt_neox": "gpt_neox",
+    "bert": "bert",
+    "vit": "vit",
+}  # model_type → the inner model's name, where it is not "model"
+LAYERS = {"gpt2": "h", "gpt_bigcode": "h", "bert": "encoder.layer", "t5": "block"}  # model_type → the list of layers, where it is not "layers"
 TOP = (HEAD, "cls", "classifier")  # what is beside the inner model
 PLAIN_NAME = re.compile(r"[\w.]+")
 
 
 @dataclass(frozen=True)
 class Sites:
-    """Paths of modules within their block: those with adapters, and those of which a copy trains."""
+    """Paths within their block: of modules with adapters, of those of which a copy trains, and of parameters with adapters of their own."""
 
     targets: frozenset[str] = frozenset()
     saved: frozenset[str] = frozenset()
+    parameters: frozenset[str] = frozenset()
 
     def __or__(self, other: Sites) -> Sites:
-        return Sites(self.targets | other.targets, self.saved | other.saved)
+        return Sites(self.targets | other.targets, self.saved | other.saved, self.parameters | other.parameters)
 
 
 class Placing(Protocol):

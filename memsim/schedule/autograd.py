@@ -13,7 +13,7 @@ from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous
 from memsim.operators import KINDS
 from memsim.schedule.machine import BACKWARD, FORWARD, NO_LAYER, RECOMPUTED, Grad, Machine
 from memsim.schedule.nodes import Nodes, holds_tensors
-from memsim.schedule.offload import from_host, laid_out, saved_tensors, to_host
+from memsim.schedule.offload import from_host, laid_out, saved_for_nothing, saved_tensors, to_host
 from memsim.schedule.regions import Frame, Instance, recompute, results_kept
 from memsim.tape import AUTOCAST_CACHE, Category
 
@@ -77,12 +77,13 @@ class Autograd:
         """Runs one operator forward, keeps what its backward needs, and lets go of the names that die after it."""
         machine, storages = self.machine, instance.storages
         hosted = saved_tensors(op) if offload and op.requires_grad else ()
-        if hosted:
+        packed = (hosted or saved_for_nothing(op)) if offload else ()
+        if packed:
             machine.at(instance.prefix + op.name)
-            to_host(machine, op, results=False)
+            to_host(machine, op, packed, results=False)
         self.compute(instance, op)
-        if hosted:
-            to_host(machine, op, results=True)
+        if packed:
+            to_host(machine, op, packed, results=True)
         if frame is not None and op.kind in frame.saves:
             frame.cached[instance.layer, op.index] = kept = [storages[s] for s in results_kept(op)]
             for storage in kept:
@@ -104,14 +105,15 @@ class Autograd:
                     leaf = self.leaves.get(instance.values[spec.value])
                     if leaf is not None:
                         leaf.expected += 1
-        if frame is not None:
-            self._drop_in_checkpoint(instance, op)
+        if frame is not None or offload or (op.unkept and "dead" in op.attrs and not any(spec.requires_grad for spec in op.inputs)):
+            self._drop_unkept(instance, op)
             return
         for storage in op.drops:
-            machine.release(storages[storage])
+            if storages[storage] >= 0:
+                machine.release(storages[storage])
 
-    def _drop_in_checkpoint(self, instance: Instance, op: Operator) -> None:
-        """Lets go of names in a checkpointed region's first run, and of what elsewhere a graph would hold."""
+    def _drop_unkept(self, instance: Instance, op: Operator) -> None:
+        """Lets go of names in a checkpointed region's first run, or where what is saved is on the host, and of what elsewhere a graph would hold."""
         for storage in (*op.unkept, *op.drops):
             if instance.storages[storage] >= 0:
                 self.machine.release(instance.storages[storage])
@@ -147,26 +149,33 @@ class Autograd:
             machine.layer = node.instance.layer
             if machine.layer != NO_LAYER:
                 machine.default_category = machine.scratch_category = int(Category.SCRATCH)
+            if KINDS[op.kind].flattens:
+                machine.at(node.instance.prefix + op.name + ".backward")
+                KINDS[op.kind].prepare(machine, grads)
             frame = node.frame
             if frame is not None and frame.saved is None:
                 recompute(machine, frame)
             machine.at(node.instance.prefix + op.name + ".backward")
-            back = [from_host(machine, spec) for spec in node.hosted]
+            back = [from_host(machine, op, spec) for spec in node.hosted]
             inputs, outputs = (laid_out(op, op.inputs), laid_out(op, op.outputs)) if back else (op.inputs, op.outputs)
             if node.region is not None:
                 edges = self.run_again(node.region, node.instance, grads[0])
             else:
                 edges = KINDS[op.kind].backward(machine, inputs, outputs, op.attrs, grads)
                 machine.worked(op, BACKWARD)
-            for i, grad in edges:  # kernels that make every gradient make those that nobody asked for, too
-                if not op.inputs[i].requires_grad:
-                    machine.release(grad.storage)
+            # Kernels that make every gradient make those that nobody asked for, too. What a function in Python returns is held until all are passed on.
+            unasked = [grad for i, grad in edges if not op.inputs[i].requires_grad]
+            in_python = KINDS[op.kind].in_python(op.attrs)
+            if not in_python:
+                machine.discard(*unasked)
+                unasked = []
             edges = [(i, grad) for i, grad in edges if op.inputs[i].requires_grad]
             unpacked = back
             if frame is not None:
                 assert frame.saved is not None
                 unpacked = frame.saved.pop((node.instance.layer, op.index))
-            machine.release(*(unpacked if KINDS[op.kind].in_python(op.attrs) else reversed(unpacked)))
+            machine.release(*(unpacked if in_python else reversed(unpacked)))
+            machine.leave()
             edges = [(i, machine.cast(machine.sum_to(grad, op.inputs[i].shape), op.inputs[i].dtype)) for i, grad in edges]
             machine.discard(*grads)
             if frame is None:
@@ -175,19 +184,24 @@ class Autograd:
                 frame.pending -= 1
                 if frame.pending == 0:
                     frame.close(machine)
-            ready, at_once = [], self.hook is None or KINDS[op.kind].one_by_one(op.inputs)
+            ready: list[Leaf] = []
+            at_once = KINDS[op.kind].one_by_one(op.inputs)
             for i, grad in edges:
                 value = values[op.inputs[i].value]
                 leaf = self.leaves.get(value)
                 if leaf is not None:
-                    if at_once:
-                        self._arrive(leaf, grad)
-                    else:
-                        ready.append((leaf, grad))
+                    leaf.buffer = self._accumulate(leaf.buffer, grad)
+                    leaf.expected -= 1
+                    if leaf.expected == 0:
+                        if at_once:
+                            self._arrive(leaf)
+                        else:
+                            ready.append(leaf)
                 else:
                     buffers[value] = self._accumulate(buffers.get(value), grad)
-            for leaf, grad in ready:
-                self._arrive(leaf, grad)
+            machine.discard(*unasked)
+            for leaf in ready:
+                self._arrive(leaf)
         machine.default_category, machine.scratch_category, machine.backward_thread = before
 
     def checkpoint(self, instance: Instance, region: Reentrant, held: Sequence[int], saved: Sequence[int]) -> None:
@@ -244,14 +258,11 @@ class Autograd:
         machine.release(held.storage, grad.storage)
         return total
 
-    def _arrive(self, leaf: Leaf, grad: Grad) -> None:
+    def _arrive(self, leaf: Leaf) -> None:
         """AccumulateGrad, once every gradient of the leaf is there: steal it, add it in place, or copy it."""
         machine = self.machine
-        leaf.buffer = self._accumulate(leaf.buffer, grad)
-        leaf.expected -= 1
-        if leaf.expected:
-            return
         total, leaf.buffer = leaf.buffer, None
+        assert total is not None
         held = total.storage  # AccumulateGrad's own reference lasts until it returns
         if leaf.grad is None:
             strides = leaf.spec.strides or contiguous(total.shape)  # as its leaf is (utils/grad_layout_contract.h)

@@ -22,6 +22,8 @@ def at_end(whole: Model, kept: list[int], attached: list[int]) -> tuple[list[int
 
 def _nested(whole: Model) -> int:
     """How many nodes written in Python the graph nests. From NESTED on, CPython puts off the end of its deallocation until the loss itself is gone."""
+    if whole.settings.stack.frees_nested_graphs_at_once:
+        return 0
     rows = zip(whole.pattern, whole.by_layer(), strict=True)
     return sum(1 if checkpoint.how == "reentrant" else nested_functions(whole.layer_graphs[kind]) for kind, (checkpoint, _) in rows)
 

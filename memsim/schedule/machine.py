@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from memsim.dtypes import ITEMSIZE
-from memsim.graph import Operator, contiguous
+from memsim.graph import Operator, contiguous, is_contiguous
 from memsim.operators.base import like, view_strides
 from memsim.operators.reductions import reduction_scratch
 from memsim.schedule.stack import Stack
@@ -49,7 +49,8 @@ class Machine:
         self.default_category = int(Category.ACTIVATIONS)
         self.scratch_category = int(Category.SCRATCH)
         self.backward_thread = False  # whether autograd's own thread executes
-        self.workspaces: dict[bool, int] = {}  # kept ones of cuBLAS, by thread
+        self.leftover: list[int] = []  # locals of a backward written in Python, which die after those that it unpacked
+        self.workspaces: dict[tuple[str, bool], int] = {}  # kept ones of cuBLAS, by thread
         self.work: list[tuple[int, int, Operator | int, int]] = []  # (event before which it is done, layer, operator or bytes copied, FORWARD …)
 
     # context
@@ -99,6 +100,15 @@ class Machine:
                     self.actions.append(Action.FREE)
                     self.events.append(storage)
 
+    def at_return(self, storage: int) -> None:
+        """The running backward, a Python function, has a local that dies once what it unpacked has."""
+        self.leftover.append(storage)
+
+    def leave(self) -> None:
+        """It returns."""
+        self.release(*self.leftover)
+        self.leftover.clear()
+
     def empty_cache(self) -> None:
         """torch.cuda.empty_cache()."""
         self.actions.append(Action.EMPTY_CACHE)
@@ -136,6 +146,10 @@ class Machine:
             return self.view(grad, shape, strides)
         return self.grad(shape, contiguous(shape), grad.dtype)
 
+    def contiguous(self, grad: Grad) -> Grad:
+        """grad.contiguous(): itself, or a copy."""
+        return self.same(grad) if is_contiguous(grad.shape, grad.strides) else self.grad(grad.shape, contiguous(grad.shape), grad.dtype)
+
     def discard(self, *grads: Grad) -> None:
         """Lets go of temporaries, in order."""
         self.release(*(grad.storage for grad in grads))
@@ -163,13 +177,20 @@ class Machine:
 
     def workspace(self, lt: bool = False) -> None:
         """What a matrix product asks for besides its result: the workspace of cuBLAS, or of cuBLASLt."""
-        if not lt and self.stack.software.keeps_cublas_workspaces:
-            if self.backward_thread not in self.workspaces:
-                layer, self.layer = self.layer, NO_LAYER
-                self.workspaces[self.backward_thread] = self.alloc(self.stack.cublas_workspace, int(Category.SCRATCH))
-                self.layer = layer
+        software = self.stack.software
+        if software.keeps_cublas_workspaces and (not lt or software.keeps_cublaslt_workspaces):
+            self._keep("cublas", self.stack.cublas_workspace)
+            if lt:  # whose handle is cuBLAS's
+                self._keep("cublaslt", self.stack.cublaslt_workspace)
             return
         self.scratch(self.stack.cublaslt_workspace if lt else self.stack.cublas_workspace)
+
+    def _keep(self, library: str, nbytes: int) -> None:
+        """The workspace that a library keeps for the thread that runs."""
+        if (library, self.backward_thread) not in self.workspaces:
+            layer, self.layer = self.layer, NO_LAYER
+            self.workspaces[library, self.backward_thread] = self.alloc(nbytes, int(Category.SCRATCH))
+            self.layer = layer
 
     def reduction_scratch(self, shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], dtype: str, accumulate: int = 4) -> None:
         """The staging buffer and semaphores of a reduction that is split over thread blocks; `accumulate`: bytes of an accumulator."""
@@ -178,7 +199,7 @@ class Machine:
         if staging:
             self.scratch(staging, semaphores)
 
-    def scan_scratch(self, shape: tuple[int, ...]) -> None:
+    def scan_scratch(self, shape: tuple[int, ...], itemsize: int = 8) -> None:
         """CUB's scan over a tensor that is one row; several rows are scanned without scratch."""
         if math.prod(shape) == shape[-1]:
-            self.scratch(self.stack.scan_bytes(shape[-1]))
+            self.scratch(self.stack.scan_bytes(shape[-1]) if itemsize == 8 else self.stack.short_scan_bytes(shape[-1]))

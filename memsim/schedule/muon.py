@@ -48,6 +48,7 @@ def orthogonalized(m: Machine, p: Parameter) -> int:
     1 (seen in recordings of torch 2.15), and a matrix that is taller than wide is worked on as its transpose, a view."""
     item = ITEMSIZE[DTYPE]
     least = min(p.shape)
+    through_lt = not m.stack.software.adds_matrices_by_cublas
     result = m.alloc(item * p.elements, SCRATCH)
     norm = m.alloc(item, SCRATCH)
     m.reduction_scratch(p.shape, contiguous(p.shape), (0, 1), DTYPE)
@@ -58,12 +59,12 @@ def orthogonalized(m: Machine, p: Parameter) -> int:
     for i in range(ITERATIONS):
         for name in ("gram_matrix", "gram_update"):
             made = m.alloc(item * least**2, SCRATCH)
-            m.workspace(lt=name == "gram_update" and least > 1)
+            m.workspace(lt=through_lt and name == "gram_update" and least > 1)
             if name in grams:
                 m.release(grams[name])
             grams[name] = made
         following = m.alloc(item * p.elements, SCRATCH)
-        m.workspace(lt=least > 1 and not (flipped and i == 0))
+        m.workspace(lt=through_lt and least > 1 and not (flipped and i == 0))
         m.release(result)
         result = following
     m.release(*grams.values())

@@ -15,7 +15,7 @@ from memsim.operators import KINDS
 
 NESTED = 49  # nodes in Python on a path from the loss, from which on CPython puts some off until the loss itself is gone (PyTrash_UNWIND_LEVEL)
 MOST = 46  # within each other where they hold tensors, of which the last one's tensors are put off alone (seen in recordings, not read in the source)
-PYTHON_FUNCTIONS = ("linear4bit", "linear8bit")
+PYTHON_FUNCTIONS = ("linear4bit", "linear8bit", "flash_attn", "flash_attn_varlen", "put_rows")
 
 
 @lru_cache(maxsize=256)
@@ -83,8 +83,8 @@ class Nodes:
         """The loss goes, and the whole graph with it: the storages that nodes let go of, in order, before the loss's own and after it."""
         before: list[int] = []
         after: list[int] = []
+        self._forget_unread(self.producer[value])
         self.released = before
-        self._forget(self.producer[value])
         self._die(self.producer[value])
         self.released = after
         self.depth = 1
@@ -97,11 +97,10 @@ class Nodes:
                     self._die(node)
         return before, after
 
-    def _forget(self, root: int) -> None:
-        """Nodes whose results nobody used are long gone, and hold nothing."""
-        for node in range(len(self.references) - 1, -1, -1):
+    def _forget_unread(self, root: int) -> None:
+        """Nodes whose results nothing read died with those, long ago."""
+        for node in reversed(range(len(self.references))):
             if self.references[node] == 0 and node != root:
-                self.released += self.held[node]
                 for edge in self.edges[node]:
                     self.references[edge] -= 1
 

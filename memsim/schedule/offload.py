@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from memsim.graph import Operator, TensorSpec, contiguous, is_contiguous
+from memsim.operators import KINDS
 from memsim.schedule.machine import Machine
 
-WEIGHT_TRANSPOSED = ("linear",)  # F.linear(x, w) saves w.t()
+SEEDED = ("flash_attention", "efficient_attention")
 
 
 def saved_tensors(op: Operator) -> tuple[TensorSpec, ...]:
@@ -22,19 +23,34 @@ def saved_tensors(op: Operator) -> tuple[TensorSpec, ...]:
     return tuple(there[s].pop(0) if len(there[s]) > 1 else there[s][0] for s in op.saved)
 
 
-def to_host(machine: Machine, op: Operator, results: bool) -> None:
-    """packed.copy_(tensor) of the operands that are saved, before the operator runs, or of the results, after. What is not contiguous is made so on the
-    device first (ATen/native/cuda/Copy.cu, copy_requires_temporaries)."""
+def saves_transposed(op: Operator) -> bool:
+    """Whether what it saves of its weight is a transposed view: F.linear(x, w) saves w.t()."""
+    return op.kind == "linear" or (op.kind == "grouped_linear" and not op.attrs.get("stacked_in_first"))
+
+
+def saved_for_nothing(op: Operator) -> tuple[TensorSpec, ...]:
+    """What an operator saves whose node nobody walks, and which the layer graph takes for one without a node."""
+    packs: tuple[int, ...] = op.attrs.get("packs", ())  # type: ignore[assignment]
+    return tuple(op.inputs[i] for i in packs)
+
+
+def to_host(machine: Machine, op: Operator, saved: Sequence[TensorSpec], results: bool) -> None:
+    """packed.copy_(tensor) of the operands that are saved, before the operator runs, or of the results, after; a function written in Python saves all of them
+    after. What is not contiguous is made so on the device first (ATen/native/cuda/Copy.cu, copy_requires_temporaries)."""
     made = {spec.storage for spec in op.outputs} - {spec.storage for spec in op.inputs}
-    for spec in saved_tensors(op):
-        if (spec.storage in made) == results:
-            if not is_contiguous(spec.shape, spec.strides) or (op.kind in WEIGHT_TRANSPOSED and spec.storage == op.inputs[1].storage and 1 not in spec.shape):
+    late = KINDS[op.kind].in_python(op.attrs)
+    for spec in saved:
+        if (late or spec.storage in made) == results:
+            turned = saves_transposed(op) and spec.storage == op.inputs[1].storage and 1 not in spec.shape[-2:]
+            if turned or not is_contiguous(spec.shape, spec.strides):
                 machine.scratch(spec.nbytes)
             machine.copied(spec.nbytes)
 
 
-def from_host(machine: Machine, spec: TensorSpec) -> int:
-    """packed.to(device): a new storage."""
+def from_host(machine: Machine, op: Operator, spec: TensorSpec) -> int:
+    """packed.to(device): a new storage, but for what was on the host when it was saved."""
+    if machine.stack.software.attention_seeds_on_host and op.kind in SEEDED and spec.dtype == "int64":
+        return machine.alloc(0)
     machine.copied(spec.nbytes)
     return machine.alloc(spec.nbytes)
 

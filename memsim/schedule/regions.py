@@ -160,7 +160,7 @@ def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Se
     last = max(op.index for op in operators if op.saved)
     alive: dict[int, None] = {}
     for op in operators:
-        before_compute = op.index == last and not any(out.storage in op.saved for out in op.outputs)
+        before_compute = op.index == last and not any(out.storage in op.saved for out in op.outputs) and not KINDS[op.kind].in_python(op.attrs)
         if not before_compute:
             _execute(machine, frame, again, op, nodes)
             for out in op.outputs:
@@ -173,12 +173,13 @@ def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Se
             if s in alive or frame.operators is None:
                 _let_go(machine, storages[s], nodes)
                 alive.pop(s, None)
-    # The exception unwinds. The results of the operator that it left go first.
-    for out in graph.operators[last].outputs:
-        if out.storage in alive:
-            _let_go(machine, storages[out.storage], nodes)
-            del alive[out.storage]
-    if graph.cached:  # the exception ends the contexts, autocast's too, and only then do the frames that it passed die
+    # The exception unwinds. The results of the operator that it left go first, and what else the expression had made.
+    stack: tuple[int, ...] = graph.operators[last].attrs.get("stack", ())  # type: ignore[assignment]
+    for s in (*(out.storage for out in graph.operators[last].outputs), *stack, *graph.operators[last].operands):
+        if s in alive:
+            _let_go(machine, storages[s], nodes)
+            del alive[s]
+    if graph.cached or casts:  # the exception ends the contexts, autocast's too, and only then do the frames that it passed die
         machine.at(AUTOCAST_CACHE)
         machine.release(*casts)
         for s in graph.cached:

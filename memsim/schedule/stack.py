@@ -39,7 +39,8 @@ class Stack:
     @property
     def cublas_workspace(self) -> int:
         """Bytes."""
-        return CUBLAS_WORKSPACE_HOPPER if self.sm >= 90 else CUBLAS_WORKSPACE
+        large = self.sm // 10 == 9 if self.software.large_cublas_workspace_on_hopper_only else self.sm >= 90
+        return CUBLAS_WORKSPACE_HOPPER if large else CUBLAS_WORKSPACE
 
     @property
     def cublaslt_workspace(self) -> int:
@@ -52,9 +53,21 @@ class Stack:
         """Temporary storage of cub::DeviceScan over n items of 8 bytes: a 16-byte descriptor for each tile of 128 threads × 7 items."""
         return self._aliased_after_head(16 * (-(-n // 896) + CUB_PADDING))
 
-    def short_scan_bytes(self) -> int:
-        """Temporary storage of cub::DeviceScan over 4-byte items that are one tile: 8-byte descriptors."""
-        return self._aliased_after_head(8 * (1 + CUB_PADDING))
+    def short_scan_bytes(self, n: int = 1) -> int:
+        """Temporary storage of cub::DeviceScan over n items of 4 bytes: an 8-byte descriptor for each tile of 128 threads × 15 items."""
+        return self._aliased_after_head(8 * (-(-n // 1920) + CUB_PADDING))
+
+    def sum_bytes(self, n: int) -> int:
+        """Temporary storage of cub::DeviceReduce::Sum over n items, to 4 bytes: none for a single tile, which asks for a byte, else a sum
+        for each block of a grid of 5 times as many as run at once. That is OCCUPANCY a multiprocessor on the virtual GPU; a real one may run more."""
+        if n <= CUB_REDUCE_TILE:
+            return 1
+        return _aliased(4 * 5 * OCCUPANCY * self.processors)
+
+    def select_bytes(self, n: int) -> int:
+        """Temporary storage of cub::DeviceSelect::Flagged over n items of 8 bytes, of which one flag byte says whether they are taken."""
+        tile = 640 if self.sm in (86, 89) else 3520 if self.sm >= 100 else 4224 if self.sm >= 90 else 2304
+        return self._aliased_after_head(8 * (-(-n // tile) + CUB_PADDING))
 
     def unique_bytes(self, n: int) -> int:
         """Temporary storage of cub::DeviceSelect::UniqueByKey over n pairs of 8-byte keys and values (of 4 bytes, with offsets of 4 bytes, on
@@ -116,6 +129,8 @@ class EmbeddingSort:
 
 
 CUB_PADDING = 32  # tile descriptors ahead of the first
+CUB_REDUCE_TILE = 4096  # items of 1 byte: 256 threads × 16
+OCCUPANCY = 2
 CUB_SINGLE_TILE = 256 * 9  # pairs of 8-byte keys and values: 256 threads × 19 items of 4 bytes (SingleTilePolicy, scaled by RegBoundScaling)
 
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from memsim.builder import rewrite
 from memsim.cost import Rates
@@ -15,7 +17,10 @@ from memsim.models.model import Checkpoint, Model, Parameter
 from memsim.operators.linear4bit import quantize
 from memsim.operators.linear8bit import quantize_rows
 from memsim.operators.packed4bit import packed_sizes
+from memsim.passes.dora import MAGNITUDE, MAGNITUDE_NAME
+from memsim.passes.modules_to_save import COPY
 from memsim.schedule.autograd import Autograd, Leaf, Reentrant
+from memsim.schedule.dora import first_magnitude
 from memsim.schedule.endings import at_end, casts_of_leaves, end_of_leaves, leaves_made
 from memsim.schedule.grad_scaler import GradScaler
 from memsim.schedule.machine import NO_LAYER, Machine
@@ -84,8 +89,15 @@ class Training:
             machine.layer = NO_LAYER
             machine.empty_cache()
         adapters = [(layer, p) for layer, p in rows if p.adapter]
-        for layer, p in sorted(adapters, key=lambda row: CREATED.get(row[1].module, 0)):
-            self.place(layer, p, p.created_dtype or p.dtype)
+        named = {(layer, p.name): p for layer, p in rows}
+        turns = CREATED if not machine.stack.software.copies_modules_twice else {**CREATED, COPY: 0}
+        for layer, p in sorted(adapters, key=lambda row: turns.get(row[1].module, 0)):
+            if p.module == MAGNITUDE:
+                self.place_magnitude(layer, p, named)
+            else:
+                self.place(layer, p, p.created_dtype or p.dtype)
+        if machine.stack.software.copies_modules_twice:
+            self.copy_again([(layer, p) for layer, p in adapters if p.module == COPY])
         for layer, p in adapters:  # PEFT's cast_adapter_dtype
             if p.created_dtype not in ("", p.dtype):
                 first, _ = self.parameters[layer, p.name]
@@ -109,6 +121,15 @@ class Training:
             self.plan.optimizer.created(machine, self.order, self.state)
         machine.layer = NO_LAYER
 
+    def copy_again(self, rows: list[tuple[int, Parameter]]) -> None:
+        """Modules that train as a whole are copied from the original once more, and the first copies go, a module after the other."""
+        for _, module in groupby(rows, key=lambda row: (row[0], row[1].name.rpartition(".")[0])):
+            of_module = list(module)
+            first = [self.parameters[layer, p.name][0] for layer, p in of_module]
+            for layer, p in of_module:
+                self.place(layer, p, p.created_dtype or p.dtype)
+            self.machine.release(*first)
+
     def place(self, layer: int, p: Parameter, dtype: str) -> None:
         """Allocates a parameter."""
         machine = self.machine
@@ -125,6 +146,19 @@ class Training:
             self.quantized = True
         else:
             storage = machine.alloc(p.elements * ITEMSIZE[dtype], int(category))
+            if p.module == COPY and p.buffer:  # deepcopy of a tensor that is no parameter also makes an empty one of an element
+                machine.scratch(ITEMSIZE[dtype])
+        self.parameters[layer, p.name] = storage, -1 - storage
+
+    def place_magnitude(self, layer: int, p: Parameter, named: Mapping[tuple[int, str], Parameter]) -> None:
+        """Allocates the magnitudes of a DoRA module, as PEFT finds the first ones."""
+        machine = self.machine
+        machine.layer = layer
+        machine.at(p.name)
+        module = p.name.removesuffix(f".{MAGNITUDE_NAME}")
+        weight = named.get((layer, f"{module}.weight")) or replace(self.model.before[0], module="linear")  # a tied head has the embedding's
+        adapter = next(named[layer, name] for name in (f"{module}.lora_A.weight", f"{module}.lora_embedding_A") if (layer, name) in named)
+        storage = first_magnitude(machine, weight, named.get((layer, f"{module}.bias")), adapter.shape[0], adapter.created_dtype or adapter.dtype)
         self.parameters[layer, p.name] = storage, -1 - storage
 
     def recast(self, layer: int, name: str, nbytes: int) -> None:
@@ -173,7 +207,8 @@ class Training:
         given = {name: machine.alloc(nbytes, int(Category.INPUTS)) for name, nbytes in self.model.batch_bytes().items()}
         tokens, *others = given.values()
         self.begin_autocast()
-        holding = Nodes(tensors=False) if any(map(holds_tensors, self.model.layer_graphs)) else None
+        reentrant = bool(self.model.checkpoints) and all(c.how == "reentrant" for c in self.model.checkpoints)  # whose graphs are not in this one
+        holding = Nodes(tensors=False) if not reentrant and any(map(holds_tensors, self.model.layer_graphs)) else None
         autograd = Autograd(machine, dict(self.leaves), holding=holding, hook=self.step_one if self.plan.in_backward else None)
         outer = self.model.outer
         bound = {name: (given[name], -(10**9) - i) for i, name in enumerate(outer.inputs)}
@@ -308,8 +343,7 @@ class Training:
                     if inner.index in made:
                         self.tell(autograd, instance, inner.outputs[0])
             if reentrant:
-                held = [bound[name][0] for name in model.hold_inputs[: -model.positional] if name in bound]
-                saved = [bound[name][0] for name in reversed(model.hold_inputs[-model.positional :]) if name in bound]
+                held, saved = ([bound[name][0] for name in names if name in bound] for names in model.by_reference())
                 autograd.checkpoint(instance, Reentrant(self.layer_graph(kind, True, True), bound), held, saved)
             self.casts.append(instance)
             out = graph.outputs[0]

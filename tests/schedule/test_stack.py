@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memsim.graph import contiguous
-from memsim.operators.attention import backward_workspace, key_splits
+from memsim.operators.attention import key_splits
 from memsim.operators.reductions import reduction_scratch
 from memsim.schedule.stack import stack_for
 from memsim.stacks import HF_4_48
@@ -80,19 +80,3 @@ def test_flash_attention_splits_keys_only_where_blocks_are_few() -> None:
     assert key_splits(14, 333, 333, 64, 108) == 2
     assert key_splits(14, 1024, 1024, 64, 108) == 1
     assert key_splits(64, 1024, 1024, 128, 108) == 1
-
-
-@pytest.mark.parametrize(
-    ("heads", "s", "d", "dtype", "large", "expected"),
-    [
-        (14, 1000, 64, "fp32", True, 3673600),
-        (8, 777, 128, "fp32", True, 3671808),
-        (8, 777, 128, "bf16", True, 3670912),
-        (8, 777, 160, "bf16", True, 19139200),
-        (8, 777, 256, "bf16", True, 20975104),
-        (8, 777, 128, "bf16", False, 10226944),
-        (8, 777, 160, "fp32", False, 5116800),
-    ],
-)
-def test_workspace_of_the_memory_efficient_backward(heads: int, s: int, d: int, dtype: str, large: bool, expected: int) -> None:
-    assert backward_workspace(heads, s, s, d, dtype, large) == expected

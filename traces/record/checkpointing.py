@@ -3,6 +3,7 @@
     {plan: [[8, full], [24, none]]} gives each its own; none | full | reentrant | sqrt | selective | megatron | offload | {every: k} | {first: k} | {segments: n} | {save: [matmul, attention, silu]}
 """
 import math
+import sys
 from functools import partial
 
 # what `save` may name → aten operators; matmul and attention are the list of torchtitan and of PyTorch's tutorials
@@ -51,6 +52,8 @@ def enabling(strategy):
             for text in SAVED[name]:
                 packet, _, overload = text.partition(".")
                 operators.append(getattr(getattr(torch.ops.aten, packet), overload or "default"))
+        if "attention" in saved(strategy) and "flash_attn" in sys.modules:
+            operators += [torch.ops.flash_attn._flash_attn_forward.default, torch.ops.flash_attn._flash_attn_varlen_forward.default]
         return {"use_reentrant": False, "context_fn": partial(create_selective_checkpoint_contexts, operators)}
     return {"use_reentrant": strategy == "reentrant"}
 
@@ -58,8 +61,11 @@ def enabling(strategy):
 def decoder_layers(model):
     """The ModuleList of decoder layers."""
     from torch import nn
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
+    try:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+    except ImportError:  # older transformers checkpoints them from the model's forward
+        return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) and "attention" in " ".join(name for name, _ in m[0].named_modules()).replace("attn", "attention"))
     return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) and all(isinstance(x, GradientCheckpointingLayer) for x in m))
 
 
@@ -75,8 +81,12 @@ def apply(model, strategy):
     if not isinstance(strategy, dict):
         return
     if "every" in strategy or "first" in strategy:
-        for i, layer in enumerate(decoder_layers(model)):
-            layer.gradient_checkpointing = i % strategy["every"] == 0 if "every" in strategy else i < strategy["first"]
+        layers = decoder_layers(model)
+        chosen = [i % strategy["every"] == 0 if "every" in strategy else i < strategy["first"] for i in range(len(layers))]
+        if not hasattr(layers[0], "_gradient_checkpointing_func"):
+            return checkpoint_some(model, {layer for layer, wanted in zip(layers, chosen) if wanted})
+        for layer, wanted in zip(layers, chosen):
+            layer.gradient_checkpointing = wanted
     if "plan" in strategy:
         from torch.utils.checkpoint import checkpoint
 
@@ -89,6 +99,13 @@ def apply(model, strategy):
         recompute_attention(model, {i for i, inner in enumerate(every_layer(strategy)) if inner == "megatron"})
     if "segments" in strategy:
         join(decoder_layers(model), strategy["segments"])
+
+
+def checkpoint_some(model, chosen):
+    """Older transformers: the model hands the call of each layer to a function, which here checkpoints some and calls the others."""
+    owner = next(m for m in model.modules() if hasattr(m, "_gradient_checkpointing_func"))
+    checkpoint = owner._gradient_checkpointing_func
+    owner._gradient_checkpointing_func = lambda call, *args: checkpoint(call, *args) if call.__self__ in chosen else call(*args)
 
 
 def offloaded(forward):
@@ -104,13 +121,12 @@ def offloaded(forward):
 
 def recompute_attention(model, which=None):
     """The attention function alone is checkpointed (Korthikanti et al. 2022, "selective activation recomputation")."""
-    import sys
-
-    from transformers.integrations import sdpa_attention
+    from transformers.integrations import flash_attention, sdpa_attention
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     layer = type(decoder_layers(model)[0])
-    functions = {"sdpa": sdpa_attention.sdpa_attention_forward, "eager": sys.modules[layer.__module__].eager_attention_forward}
+    eager = sys.modules[layer.__module__].eager_attention_forward
+    functions = {"sdpa": sdpa_attention.sdpa_attention_forward, "eager": eager, "flash_attention_2": flash_attention.flash_attention_forward}
     for name, function in functions.items():
         ALL_ATTENTION_FUNCTIONS[name] = recomputed(function, which)
 

@@ -4,18 +4,21 @@
     OUT.json   the run, the versions, and per step: peaks, bytes held, retries
     OUT.npz    with --tape: every allocator event (action, address, bytes, stream) and the phase that it belongs to
 
-The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train, batch.padding, grad_scaler, optimizer_in_backward,
+The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train, batch.padding, addresses, grad_scaler, optimizer_in_backward,
 those of method below (adapter_config) with quantization int8, torch's and bitsandbytes' other optimizers, the strategies of checkpointing.py, and models
 that are no decoders (tasks.py).
 The run's keys are in README.md beside that file. Real PyTorch, transformers, PEFT and bitsandbytes decide every
 allocation; only the kernels do nothing, so every value on the device reads as zero.
 """
 import argparse
+import ctypes
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
+import sys
 import time
 from importlib import metadata
 
@@ -23,6 +26,7 @@ import yaml
 
 import checkpointing
 import tasks
+from flash2 import build as flash_build
 
 ACTIONS = ["alloc", "free_requested", "free_completed", "segment_alloc", "segment_free", "segment_map", "segment_unmap", "snapshot", "oom"]
 HERE = pathlib.Path(__file__).parent
@@ -81,11 +85,44 @@ def unpacked(padded):
         masking.fast_all = lambda values: (every(values), not padded)[1]
 
 
+def with_flash_attn(run):
+    """Puts flash-attn (flash2/build.py) where it can be imported. With padding, the process starts anew with told.c ahead of the virtual GPU."""
+    folder = flash_build.folder()
+    if not (folder / "flash_attn_2_cuda.so").exists():
+        sys.exit(f"flash_attention_2 needs flash-attn, which {flash_build.__file__} builds")
+    sys.path.insert(0, str(folder))
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    if run["batch"].get("padding") and "libvgpu" in preloaded and "libtold" not in preloaded:
+        os.environ["LD_PRELOAD"] = f"{folder / 'libtold.so'}:{preloaded}"
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def unpadded(batch):
+    """transformers reads from the device how many tokens are no padding, and the longest sequence's length: on the virtual GPU it is told."""
+    from transformers import modeling_flash_attention_utils as utils
+
+    asked, told, length = utils._get_unpad_data, ctypes.CDLL(None), real_tokens(batch)
+
+    def get_unpad_data(attention_mask):
+        for value in (length * batch["size"], length):
+            told.tell(ctypes.c_longlong(value))
+        return asked(attention_mask)
+
+    utils._get_unpad_data = get_unpad_data
+
+
+def real_tokens(batch):
+    """Tokens of a sequence that are no padding."""
+    return batch["sequence"] - math.ceil(batch["padding"] * batch["sequence"])
+
+
 def build(run, torch):
     from transformers import AutoConfig
 
     if "libvgpu" in os.environ.get("LD_PRELOAD", ""):
         unpacked(bool(run["batch"].get("padding")))
+        if run["attention"] == "flash_attention_2" and run["batch"].get("padding"):
+            unpadded(run["batch"])
     fields = dict(run["model_config"])
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     config._attn_implementation = run["attention"]
@@ -96,7 +133,8 @@ def build(run, torch):
         model = tasks.from_config(config, run["model_config"])
     torch.set_default_dtype(torch.float32)
     kind, quantize = run["method"]["kind"], None
-    if kind == "qlora":
+    quantized = kind in ("qlora", "qia3")
+    if quantized:
         import bitsandbytes as bnb
         from transformers import BitsAndBytesConfig
         from transformers.integrations import replace_with_bnb_linear
@@ -121,15 +159,15 @@ def build(run, torch):
         materialize(model, torch, quantize)
     options = checkpointing.enabling(run["checkpointing"])
     checkpoint = options is not None
-    if kind == "qlora":
+    if quantized:
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpoint, gradient_checkpointing_kwargs=options)
-    if kind in ("lora", "qlora", "ia3"):
+    if kind != "full":
         from peft import get_peft_model
 
         model = get_peft_model(model, adapter_config(run["method"], tasks.peft_task(run["model_config"])))
-    if checkpoint and kind != "qlora":
+    if checkpoint and not quantized:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         if kind in ("lora", "ia3"):
             model.enable_input_require_grads()
@@ -143,11 +181,11 @@ def adapter_config(method, task):
     from peft import IA3Config, LoraConfig
 
     saved = {"modules_to_save": method["modules_to_save"]} if method.get("modules_to_save") else {}
-    if method["kind"] == "ia3":
+    if method["kind"] in ("ia3", "qia3"):
         return IA3Config(target_modules=method.get("targets"), feedforward_modules=method.get("feedforward"), task_type=task, **saved)
     return LoraConfig(
         r=method.get("rank", 8), lora_alpha=16, lora_dropout=method.get("dropout", 0.0), target_modules=method.get("targets", "all-linear"), task_type=task,
-        use_dora=method.get("dora", False), use_rslora=method.get("rslora", False), bias=method.get("bias", "none"), layers_to_transform=method.get("layers"), **saved,
+        use_dora=method.get("dora", False), use_rslora=method.get("rslora", False), bias=method.get("bias", "none"), target_parameters=method.get("target_parameters"), layers_to_transform=method.get("layers"), **saved,
     )
 
 
@@ -231,7 +269,11 @@ def main():
     run = read_run(args.run)
     os.environ["PYTORCH_CUDA_ALLOC_CONF"] = os.environ["PYTORCH_ALLOC_CONF"] = run["allocator"]
     os.environ["VGPU_SM"] = str(run["sm"])
+    if run.get("addresses") == "linux":
+        os.environ["VGPU_VA"] = "linux"
     os.environ["VGPU_MEMORY"] = str(int(run["device_memory_gib"] * 2**30))
+    if run["attention"] == "flash_attention_2":
+        with_flash_attn(run)
     started = time.time()
     import torch
     import transformers
@@ -259,7 +301,7 @@ def main():
     stepped = step_in_backward(run, model, trainable, torch) or [] if in_backward else optimizers(run, trainable, torch, hidden_ids(model))
     scaler = torch.amp.GradScaler("cuda") if run.get("grad_scaler") else None
     steps, oom = [], None
-    autocast = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}.get(run["precision"], torch.bfloat16 if run["method"]["kind"] == "qlora" else None)
+    autocast = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}.get(run["precision"], torch.bfloat16 if run["method"]["kind"] in ("qlora", "qia3") else None)
     try:
         for step in range(run["steps"]):
             row = {"step": step}
@@ -293,7 +335,7 @@ def main():
             steps.append(row)
     except torch.cuda.OutOfMemoryError as error:
         oom = str(error).splitlines()[0]
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft", "bitsandbytes") if importlib.util.find_spec(name)}
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "flash_attn") if importlib.util.find_spec(name)}
     result = {"run": {k: v for k, v in run.items() if k != "model_config"}, "model_config": run["model_config"], "versions": versions, "device": torch.cuda.get_device_name(),
               "parameters": sum(p.numel() for p in model.parameters()), "trainable_parameters": sum(p.numel() for p in trainable), "loaded_allocated": loaded,
               "steps": steps, "oom": oom, "seconds": round(time.time() - started, 1)}

@@ -1,0 +1,119 @@
+"""GLM and GLM-4 (transformers/models/{glm,glm4}/modeling_*.py): rotary tables interleaved over a part of each head, fused gate and up, more norms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.errors import InputError
+from memsim.models import functional as F
+from memsim.models.assemble import assemble
+from memsim.models.attention import attend
+from memsim.models.causal_lm import Parts, repeat_interleave, rms_norm
+from memsim.models.config import DecoderConfig, decoder_config
+from memsim.models.layers import pre_norm
+from memsim.models.llama import check_supported, linear_parameters
+from memsim.models.model import Model, Parameter, Settings
+from memsim.models.phi3 import mlp, part
+
+DEFAULTS: dict[str, object] = {"num_key_value_heads": 2, "head_dim": 128, "attention_bias": True}
+NORMS = {
+    "glm": ("input_layernorm", "post_attention_layernorm"),
+    "glm4": ("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm"),
+}
+
+
+def rotate_half(b: Builder, x: Tensor) -> Tensor:
+    """Rotates the hidden dims of the input, of which neighbours are a pair."""
+    x1 = b.op("slice", x, length=x.shape[-1] // 2, step=2)
+    x2 = b.op("slice", x, length=x.shape[-1] // 2, step=2)
+    return b.op("view", b.op("stack", b.op("neg", x2), x1), shape=x.shape)
+
+
+def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q and k [B, H, S, D], cos and sin [1, S, R]: the first R of a head's dimensions turn."""
+    cos = b.op("view", cos, shape=(cos.shape[0], 1, *cos.shape[1:]))
+    sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
+    cos = repeat_interleave(b, b.op("slice", cos, length=cos.shape[-1] // 2), 2)
+    sin = repeat_interleave(b, b.op("slice", sin, length=sin.shape[-1] // 2), 2)
+    rotary = cos.shape[-1]
+    q_rot, q_pass = part(b, q, rotary), b.op("slice", q, length=q.shape[-1] - rotary)
+    k_rot, k_pass = part(b, k, rotary), b.op("slice", k, length=k.shape[-1] - rotary)
+    q_embed = b.op("add", b.op("mul", q_rot, cos), b.op("mul", rotate_half(b, q_rot), sin))
+    k_embed = b.op("add", b.op("mul", k_rot, cos), b.op("mul", rotate_half(b, k_rot), sin))
+    q_embed = b.op("cat", q_embed, q_pass)
+    k_embed = b.op("cat", k_embed, k_pass)
+    return q_embed, k_embed
+
+
+@module_call
+def self_attention(
+    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """GlmAttention.forward, Glm4Attention.forward."""
+    with b.module("self_attn"):
+        batch, sequence, _ = hidden_states.shape
+
+        def heads(name: str, count: int) -> Tensor:
+            states = F.linear(b, hidden_states, name, count * config.head_dim, settings.dtype, config.attention_bias)
+            return F.transpose(b, b.op("view", states, shape=(batch, sequence, count, config.head_dim)), 1, 2)
+
+        query_states = heads("q_proj", config.num_attention_heads)
+        key_states = heads("k_proj", config.num_key_value_heads)
+        value_states = heads("v_proj", config.num_key_value_heads)
+        query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
+        return attend(b, config, settings, query_states, key_states, value_states, mask, False)
+
+
+@module_call
+def glm4_layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    """Glm4DecoderLayer.forward."""
+    dtype = settings.dtype
+    residual = hidden_states
+    hidden_states = rms_norm(b, hidden_states, "input_layernorm", dtype)
+    hidden_states, _ = self_attention(b, config, settings, hidden_states, cos, sin, mask)
+    hidden_states = rms_norm(b, hidden_states, "post_self_attn_layernorm", dtype)
+    hidden_states = b.op("add", residual, hidden_states, label="residual")
+    residual = hidden_states
+    hidden_states = rms_norm(b, hidden_states, "post_attention_layernorm", dtype)
+    hidden_states = mlp(b, config, settings, hidden_states)
+    hidden_states = rms_norm(b, hidden_states, "post_mlp_layernorm", dtype)
+    hidden_states = b.op("add", residual, hidden_states, label="residual")
+    return hidden_states
+
+
+LAYERS = {"glm": pre_norm(self_attention, mlp), "glm4": glm4_layer}
+
+
+def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]:
+    """A decoder layer's parameters in module order."""
+    hidden, inner, d = config.hidden_size, config.intermediate_size, config.head_dim
+    q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
+    rows: list[Parameter] = []
+    for name, out in (("q_proj", q), ("k_proj", kv), ("v_proj", kv)):
+        rows += linear_parameters(f"self_attn.{name}", out, hidden, dtype, config.attention_bias)
+    rows += linear_parameters("self_attn.o_proj", hidden, q, dtype)
+    rows += linear_parameters("mlp.gate_up_proj", 2 * inner, hidden, dtype)
+    rows += linear_parameters("mlp.down_proj", hidden, inner, dtype)
+    return tuple(rows + [Parameter(f"{name}.weight", (hidden,), dtype, module="norm") for name in NORMS[config.model_type]])
+
+
+def rotary_dim(config: DecoderConfig, default: float, key: str = "partial_rotary_factor") -> int:
+    """How many elements of a head turn. Raises InputError where that is no number of pairs within it."""
+    rope = config.fields.get("rope_parameters")
+    given = rope.get(key) if isinstance(rope, Mapping) else None
+    share = config.fields.get(key, default) if given is None else given
+    if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
+        raise InputError(f"model.{key}: {share!r} is not a share from above 0 to 1")
+    rotary = int(config.head_dim * share)
+    if rotary < 2 or rotary % 2:
+        raise InputError(f"model.{key}: {share} of a head of {config.head_dim} is {rotary}, which is no number of pairs, and these turn together")
+    return rotary
+
+
+def build(fields: Mapping[str, object], settings: Settings) -> Model:
+    """The model of these Hugging Face config fields."""
+    config = decoder_config(fields, **DEFAULTS)
+    check_supported(config, dropout=True)
+    parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), rotary_dim=rotary_dim(config, 0.5))
+    return assemble(config, settings, parts, LAYERS[config.model_type], layer_parameters(config, settings.dtype))

@@ -1,0 +1,154 @@
+"""Llamas that differ in a detail: ERNIE 4.5, Seed-OSS and EXAONE 4 (transformers/models/{ernie4_5,seed_oss,exaone4}/modeling_*.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.errors import InputError
+from memsim.models import functional as F
+from memsim.models.assemble import assemble
+from memsim.models.attention import attend
+from memsim.models.causal_lm import Parts, repeat_interleave, rms_norm
+from memsim.models.config import DecoderConfig, decoder_config, integer, probability
+from memsim.models.glm import rotate_half
+from memsim.models.gpt2 import dropout
+from memsim.models.layers import Layer, pre_norm
+from memsim.models.llama import activation, apply_rotary_pos_emb, check_supported, linear_parameters, mlp_forward, mlp_parameters, norm_parameters
+from memsim.models.model import Model, Parameter, Settings
+from memsim.models.typed import FULL, HOLD_POSITIONS_FIRST, SLIDING, assemble_types, layer_types, typed_model
+
+Rotate = Callable[[Builder, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Detail:
+    """How the layers differ from Llama's."""
+
+    rotate: Rotate | None = apply_rotary_pos_emb  # queries and keys; None: they do not turn
+    bias: bool = False  # of q, k and v
+    bias_out: bool = False  # of o
+    mlp_bias: bool = False
+    normed: bool = False  # each query and key head
+    dropout: float = 0.0  # after attention and after the MLP
+
+
+def rotate_in_fp32(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """ERNIE's apply_rotary_pos_emb: neighbours turn together, in fp32. q [B, H, S, D], cos and sin [1, S, D]."""
+    original_dtype = q.dtype
+    cos = b.op("view", cos, shape=(cos.shape[0], 1, *cos.shape[1:]))
+    sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
+    cos = repeat_interleave(b, b.op("slice", cos, length=cos.shape[-1] // 2), 2)
+    sin = repeat_interleave(b, b.op("slice", sin, length=sin.shape[-1] // 2), 2)
+    q_embed = b.op("add", b.op("mul", F.to(b, q, "fp32"), cos), b.op("mul", F.to(b, rotate_half(b, q), "fp32"), sin))
+    k_embed = b.op("add", b.op("mul", F.to(b, k, "fp32"), cos), b.op("mul", F.to(b, rotate_half(b, k), "fp32"), sin))
+    return F.to(b, q_embed, original_dtype), F.to(b, k_embed, original_dtype)
+
+
+@module_call
+def self_attention(
+    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, detail: Detail
+) -> tuple[Tensor, Tensor | None]:
+    """Ernie4_5Attention.forward, SeedOssAttention.forward, Exaone4Attention.forward."""
+    with b.module("self_attn"):
+        batch, sequence, _ = hidden_states.shape
+
+        def heads(name: str, count: int) -> Tensor:
+            states = F.linear(b, hidden_states, name, count * config.head_dim, settings.dtype, detail.bias)
+            return F.transpose(b, b.op("view", states, shape=(batch, sequence, count, config.head_dim)), 1, 2)
+
+        query_states = heads("q_proj", config.num_attention_heads)
+        key_states = heads("k_proj", config.num_key_value_heads)
+        value_states = heads("v_proj", config.num_key_value_heads)
+        if detail.normed:
+            query_states = rms_norm(b, query_states, "q_norm", settings.dtype)
+            key_states = rms_norm(b, key_states, "k_norm", settings.dtype)
+        if detail.rotate is not None:
+            query_states, key_states = detail.rotate(b, query_states, key_states, cos, sin)
+        attn_output, attn_weights = attend(b, config, settings, query_states, key_states, value_states, mask, detail.bias_out)
+        attn_output = dropout(b, attn_output, detail.dropout)
+        return attn_output, attn_weights
+
+
+@module_call
+def mlp(b: Builder, config: DecoderConfig, settings: Settings, x: Tensor, detail: Detail) -> Tensor:
+    """Ernie4_5MLP.forward, SeedOssMLP.forward, Exaone4MLP.forward."""
+    down_proj = mlp_forward(b, x, "mlp", config.intermediate_size, settings.dtype, activation(config), detail.mlp_bias)
+    down_proj = dropout(b, down_proj, detail.dropout)
+    return down_proj
+
+
+def pre_norm_layer(detail: Detail) -> Layer:
+    """Ernie4_5DecoderLayer.forward, SeedOssDecoderLayer.forward."""
+    return pre_norm(partial(self_attention, detail=detail), partial(mlp, detail=detail))
+
+
+def post_norm_layer(detail: Detail) -> Layer:
+    """Exaone4DecoderLayer.forward."""
+
+    @module_call
+    def layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        residual = hidden_states
+        hidden_states, _ = self_attention(b, config, settings, hidden_states, cos, sin, mask, detail)
+        hidden_states = rms_norm(b, hidden_states, "post_attention_layernorm", settings.dtype)
+        hidden_states = b.op("add", residual, hidden_states, label="residual")
+        residual = hidden_states
+        hidden_states = mlp(b, config, settings, hidden_states, detail)
+        hidden_states = rms_norm(b, hidden_states, "post_feedforward_layernorm", settings.dtype)
+        hidden_states = b.op("add", residual, hidden_states, label="residual")
+        return hidden_states
+
+    return layer
+
+
+def projections(config: DecoderConfig, detail: Detail, dtype: str) -> list[Parameter]:
+    """A layer's parameters but its norms, in module order."""
+    hidden, d = config.hidden_size, config.head_dim
+    q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
+    rows = linear_parameters("self_attn.q_proj", q, hidden, dtype, detail.bias)
+    rows += linear_parameters("self_attn.k_proj", kv, hidden, dtype, detail.bias)
+    rows += linear_parameters("self_attn.v_proj", kv, hidden, dtype, detail.bias)
+    rows += linear_parameters("self_attn.o_proj", hidden, q, dtype, detail.bias_out)
+    if detail.normed:
+        rows += [Parameter(f"self_attn.{name}.weight", (d,), dtype, module="norm") for name in ("q_norm", "k_norm")]
+    return rows + mlp_parameters("mlp", hidden, config.intermediate_size, dtype, detail.mlp_bias)
+
+
+def ernie(fields: Mapping[str, object], settings: Settings) -> Model:
+    """ERNIE 4.5 of these Hugging Face config fields."""
+    config = decoder_config(fields, tie_word_embeddings=True)
+    check_supported(config, dropout=True)
+    bias = bool(config.fields.get("use_bias"))
+    detail = Detail(rotate_in_fp32, bias, bias, bias)
+    parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), rotary_in_fp32=True)
+    parameters = (*projections(config, detail, settings.dtype), *norm_parameters(config, settings.dtype))
+    return assemble(config, settings, parts, pre_norm_layer(detail), parameters)
+
+
+def seed(fields: Mapping[str, object], settings: Settings) -> Model:
+    """Seed-OSS of these Hugging Face config fields."""
+    config = decoder_config(fields, num_key_value_heads=8, head_dim=128, attention_bias=True, attention_dropout=0.1)
+    check_supported(config, dropout=True)
+    out, p = bool(config.fields.get("attention_out_bias")), probability(config.fields, "residual_dropout", 0.1)
+    detail = Detail(bias=config.attention_bias, bias_out=out, mlp_bias=config.mlp_bias, dropout=p)
+    parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype))
+    parameters = (*projections(config, detail, settings.dtype), *norm_parameters(config, settings.dtype))
+    return assemble(config, settings, parts, pre_norm_layer(detail), parameters)
+
+
+def exaone(fields: Mapping[str, object], settings: Settings) -> Model:
+    """EXAONE 4 of these Hugging Face config fields. Raises InputError."""
+    config, dtype = decoder_config(fields, **({} if "sliding_window" in fields else {"sliding_window": 4096})), settings.dtype
+    check_supported(config, dropout=True)
+    period = integer(config.fields, "sliding_window_pattern", 4) if config.sliding_window is not None else 1
+    types = layer_types(config, lambda layer: (layer + 1) % period != 0)
+    if SLIDING in types and config.sliding_window is None:
+        raise InputError(f"model.layer_types: {SLIDING} needs model.sliding_window, a number of tokens")
+    turned = Detail(normed=True)
+    layers = {SLIDING: post_norm_layer(turned), FULL: post_norm_layer(turned if config.sliding_window is None else replace(turned, rotate=None))}
+    norms = [Parameter(f"{name}.weight", (config.hidden_size,), dtype, module="norm") for name in ("post_attention_layernorm", "post_feedforward_layernorm")]
+    parts = Parts(lambda b, x, name: rms_norm(b, x, name, dtype), model=typed_model((FULL, SLIDING) if SLIDING in types else (FULL,)))
+    parameters = (*projections(config, turned, dtype), *norms)
+    return assemble_types(config, settings, parts, types, [layers[kind] for kind in types], parameters, HOLD_POSITIONS_FIRST)

@@ -1,0 +1,109 @@
+"""Phi-1, Phi-1.5 and Phi-2 (transformers/models/phi/modeling_phi.py): attention and MLP side by side after one LayerNorm, partial rotary, biases everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.models import functional as F
+from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble
+from memsim.models.attention import attend
+from memsim.models.causal_lm import Parts
+from memsim.models.config import DecoderConfig, decoder_config, probability
+from memsim.models.glm import rotary_dim
+from memsim.models.gpt2 import ACTIVATIONS, dropout, layer_norm, new_gelu, norm_parameters
+from memsim.models.layers import Layer
+from memsim.models.llama import apply_rotary_pos_emb, check_supported, linear_parameters
+from memsim.models.model import Model, Parameter, Settings
+from memsim.models.phi3 import part
+
+
+def act(b: Builder, config: DecoderConfig, x: Tensor) -> Tensor:
+    """ACT2FN[hidden_act](x)."""
+    name = ACTIVATIONS[config.hidden_act]
+    return new_gelu(b, x) if name == "gelu_new" else b.op(name, x)
+
+
+@module_call
+def self_attention(
+    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """PhiAttention.forward."""
+    with b.module("self_attn"):
+        batch, sequence, _ = hidden_states.shape
+        rotary, d, dtype = cos.shape[-1], config.head_dim, settings.dtype
+
+        def heads(name: str, count: int) -> Tensor:
+            states = F.linear(b, hidden_states, name, count * d, dtype, True)
+            return F.transpose(b, b.op("view", states, shape=(batch, sequence, count, d)), 1, 2)
+
+        query_states = heads("q_proj", config.num_attention_heads)
+        key_states = heads("k_proj", config.num_key_value_heads)
+        value_states = heads("v_proj", config.num_key_value_heads)
+        if config.fields.get("qk_layernorm"):
+            query_states = layer_norm(b, query_states, "q_layernorm", dtype)
+            key_states = layer_norm(b, key_states, "k_layernorm", dtype)
+        query_rot, query_pass = part(b, query_states, rotary), b.op("slice", query_states, length=d - rotary)
+        key_rot, key_pass = part(b, key_states, rotary), b.op("slice", key_states, length=d - rotary)
+        query_rot, key_rot = apply_rotary_pos_emb(b, query_rot, key_rot, cos, sin)
+        query_states = b.op("cat", query_rot, query_pass)
+        key_states = b.op("cat", key_rot, key_pass)
+        return attend(b, config, settings, query_states, key_states, value_states, mask, True, name="dense")
+
+
+@module_call
+def mlp(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor) -> Tensor:
+    """PhiMLP.forward."""
+    with b.module("mlp"):
+        hidden_states = F.linear(b, hidden_states, "fc1", config.intermediate_size, settings.dtype, True)
+        hidden_states = act(b, config, hidden_states)
+        hidden_states = F.linear(b, hidden_states, "fc2", config.hidden_size, settings.dtype, True)
+        return hidden_states
+
+
+def layer_with(p: float) -> Layer:
+    """A decoder layer whose dropouts have this probability."""
+
+    @module_call
+    def layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        """PhiDecoderLayer.forward."""
+        residual = hidden_states
+        hidden_states = layer_norm(b, hidden_states, "input_layernorm", settings.dtype)
+        attn_outputs, _ = self_attention(b, config, settings, hidden_states, cos, sin, mask)
+        attn_outputs = dropout(b, attn_outputs, p)
+        feed_forward_hidden_states = dropout(b, mlp(b, config, settings, hidden_states), p)
+        hidden_states = b.op("add", b.op("add", attn_outputs, feed_forward_hidden_states), residual, label="residual")
+        return hidden_states
+
+    return layer
+
+
+def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]:
+    """A decoder layer's parameters in module order."""
+    hidden, inner, d = config.hidden_size, config.intermediate_size, config.head_dim
+    q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
+    rows: list[Parameter] = []
+    for name, out, inputs in (("q_proj", q, hidden), ("k_proj", kv, hidden), ("v_proj", kv, hidden), ("dense", hidden, q)):
+        rows += linear_parameters(f"self_attn.{name}", out, inputs, dtype, True)
+    if config.fields.get("qk_layernorm"):
+        rows += [p for name in ("q_layernorm", "k_layernorm") for p in norm_parameters(f"self_attn.{name}", d, dtype)]
+    rows += linear_parameters("mlp.fc1", inner, hidden, dtype, True)
+    rows += linear_parameters("mlp.fc2", hidden, inner, dtype, True)
+    return (*rows, *norm_parameters("input_layernorm", hidden, dtype))
+
+
+def build(fields: Mapping[str, object], settings: Settings) -> Model:
+    """The model of these Hugging Face config fields."""
+    config, dtype = decoder_config(fields, hidden_act="gelu_new"), settings.dtype
+    check_supported(config, ACTIVATIONS, dropout=True)
+    parts = Parts(
+        lambda b, x, _: layer_norm(b, x, "final_layernorm", dtype),
+        dropout=probability(config.fields, "embd_pdrop", 0.0),
+        drops_embeddings=True,
+        final=norm_parameters("final_layernorm", config.hidden_size, dtype),
+        rotary_first=True,
+        head_bias=True,
+        rotary_dim=rotary_dim(config, 0.5),
+    )
+    layer = layer_with(probability(config.fields, "resid_pdrop", 0.0))
+    return assemble(config, settings, parts, layer, layer_parameters(config, dtype), HOLD_POSITIONS_FIRST)

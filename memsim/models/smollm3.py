@@ -1,0 +1,71 @@
+"""SmolLM3 (transformers/models/smollm3/modeling_smollm3.py): a Llama of which some layers do not turn queries and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.errors import InputError
+from memsim.models import functional as F
+from memsim.models.attention import attend
+from memsim.models.causal_lm import Parts, rms_norm
+from memsim.models.config import DecoderConfig, decoder_config, integer
+from memsim.models.layers import pre_norm
+from memsim.models.llama import activation, attention_parameters, check_supported, mlp_of, mlp_parameters, norm_parameters, self_attention
+from memsim.models.model import Model, Settings
+from memsim.models.typed import FULL, SLIDING, assemble_types, layer_types, typed_model
+
+
+@module_call
+def unturned_attention(
+    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """SmolLM3Attention.forward without use_rope."""
+    with b.module("self_attn"):
+        batch, sequence, _ = hidden_states.shape
+
+        def heads(name: str, count: int) -> Tensor:
+            states = F.linear(b, hidden_states, name, count * config.head_dim, settings.dtype, config.attention_bias)
+            return F.transpose(b, b.op("view", states, shape=(batch, sequence, count, config.head_dim)), 1, 2)
+
+        query_states = heads("q_proj", config.num_attention_heads)
+        key_states = heads("k_proj", config.num_key_value_heads)
+        value_states = heads("v_proj", config.num_key_value_heads)
+        return attend(b, config, settings, query_states, key_states, value_states, mask, config.attention_bias)
+
+
+@module_call
+def mlp(b: Builder, config: DecoderConfig, settings: Settings, x: Tensor) -> Tensor:
+    """SmolLM3MLP.forward."""
+    return mlp_of(b, x, "mlp", config.intermediate_size, settings.dtype, activation(config), config.mlp_bias)
+
+
+TURNED, UNTURNED = pre_norm(self_attention, mlp), pre_norm(unturned_attention, mlp)
+
+
+def turned(config: DecoderConfig) -> tuple[bool, ...]:
+    """Of each layer, whether it turns queries and keys. Raises InputError."""
+    layers = config.num_hidden_layers
+    given = config.fields.get("no_rope_layers")
+    if given is None:
+        interval = integer(config.fields, "no_rope_layer_interval", 4)
+        return tuple((layer + 1) % interval != 0 for layer in range(layers))
+    if not isinstance(given, (list, tuple)) or len(given) < layers or not all(flag in (0, 1) for flag in given):
+        raise InputError(f"model.no_rope_layers: needs {layers} entries, each 1, where a layer turns queries and keys, or 0")
+    return tuple(bool(flag) for flag in given[:layers])
+
+
+def build(fields: Mapping[str, object], settings: Settings) -> Model:
+    """The model of these Hugging Face config fields. Raises InputError."""
+    config = decoder_config(fields, num_key_value_heads=4, tie_word_embeddings=True)
+    check_supported(config, dropout=True)
+    slides = bool(config.fields.get("use_sliding_window")) and config.sliding_window is not None
+    rope = turned(config)
+    types = layer_types(config, lambda layer: slides and not rope[layer])
+    if SLIDING in types and config.sliding_window is None:
+        raise InputError(f"model.layer_types: {SLIDING} needs model.sliding_window, a number of tokens")
+    parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), model=typed_model((FULL, SLIDING) if SLIDING in types else (FULL,)))
+    dtype = settings.dtype
+    mlp_rows = mlp_parameters("mlp", config.hidden_size, config.intermediate_size, dtype, config.mlp_bias)
+    parameters = (*attention_parameters(config, dtype), *mlp_rows, *norm_parameters(config, dtype))
+    return assemble_types(config, settings, parts, types, [TURNED if turns else UNTURNED for turns in rope], parameters)

@@ -1,0 +1,87 @@
+"""StarCoder2 (transformers/models/starcoder2/modeling_starcoder2.py): Llama's layers with LayerNorm, an MLP of two projections, and dropouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.models import functional as F
+from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble
+from memsim.models.attention import attend
+from memsim.models.causal_lm import Parts
+from memsim.models.config import DecoderConfig, decoder_config, probability
+from memsim.models.gpt2 import ACTIVATIONS, dropout, layer_norm, norm_parameters
+from memsim.models.layers import pre_norm
+from memsim.models.llama import apply_rotary_pos_emb, check_supported, linear_parameters
+from memsim.models.model import Model, Parameter, Settings
+from memsim.models.phi import act
+
+
+def has_bias(config: DecoderConfig) -> bool:
+    """Whether linear modules have one."""
+    return config.fields.get("use_bias") is not False
+
+
+def residual_dropout(config: DecoderConfig) -> float:
+    """Probability of the dropout after attention and after the MLP."""
+    return probability(config.fields, "residual_dropout", 0.0)
+
+
+@module_call
+def self_attention(
+    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Starcoder2Attention.forward."""
+    with b.module("self_attn"):
+        batch, sequence, _ = hidden_states.shape
+
+        def heads(name: str, count: int) -> Tensor:
+            states = F.linear(b, hidden_states, name, count * config.head_dim, settings.dtype, has_bias(config))
+            return F.transpose(b, b.op("view", states, shape=(batch, sequence, count, config.head_dim)), 1, 2)
+
+        query_states = heads("q_proj", config.num_attention_heads)
+        key_states = heads("k_proj", config.num_key_value_heads)
+        value_states = heads("v_proj", config.num_key_value_heads)
+        query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
+        attn_output, attn_weights = attend(b, config, settings, query_states, key_states, value_states, mask, has_bias(config))
+        attn_output = dropout(b, attn_output, residual_dropout(config))
+        return attn_output, attn_weights
+
+
+@module_call
+def mlp(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor) -> Tensor:
+    """Starcoder2MLP.forward."""
+    with b.module("mlp"):
+        hidden_states = F.linear(b, hidden_states, "c_fc", config.intermediate_size, settings.dtype, has_bias(config))
+        hidden_states = act(b, config, hidden_states)
+        hidden_states = F.linear(b, hidden_states, "c_proj", config.hidden_size, settings.dtype, has_bias(config))
+        hidden_states = dropout(b, hidden_states, residual_dropout(config))
+        return hidden_states
+
+
+decoder_layer = pre_norm(self_attention, mlp, layer_norm)
+
+
+def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]:
+    """A decoder layer's parameters in module order."""
+    hidden, inner, d, bias = config.hidden_size, config.intermediate_size, config.head_dim, has_bias(config)
+    q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
+    rows: list[Parameter] = []
+    for name, out, inputs in (("q_proj", q, hidden), ("k_proj", kv, hidden), ("v_proj", kv, hidden), ("o_proj", hidden, q)):
+        rows += linear_parameters(f"self_attn.{name}", out, inputs, dtype, bias)
+    rows += linear_parameters("mlp.c_fc", inner, hidden, dtype, bias)
+    rows += linear_parameters("mlp.c_proj", hidden, inner, dtype, bias)
+    return (*rows, *norm_parameters("input_layernorm", hidden, dtype), *norm_parameters("post_attention_layernorm", hidden, dtype))
+
+
+def build(fields: Mapping[str, object], settings: Settings) -> Model:
+    """The model of these Hugging Face config fields."""
+    defaults = {"hidden_act": "gelu_pytorch_tanh", "num_key_value_heads": 2, "tie_word_embeddings": True}
+    config, dtype = decoder_config(fields, **defaults), settings.dtype
+    check_supported(config, ACTIVATIONS, dropout=True)
+    parts = Parts(
+        lambda b, x, name: layer_norm(b, x, name, dtype),
+        dropout=probability(config.fields, "embedding_dropout", 0.0),
+        final=norm_parameters("norm", config.hidden_size, dtype),
+    )
+    return assemble(config, settings, parts, decoder_layer, layer_parameters(config, dtype), HOLD_POSITIONS_FIRST)

@@ -1,0 +1,71 @@
+"""How PEFT finds a DoRA module's first magnitudes when it wraps a model (peft/tuners/lora/dora.py, DoraLinearLayer.update_layer): the norms of the rows of
+base + adapters, found in the dtype of the adapters, outside of autocast and with a graph that dies with the function.
+"""
+
+from __future__ import annotations
+
+from memsim.dtypes import ITEMSIZE, promote
+from memsim.graph import contiguous
+from memsim.models.model import Parameter
+from memsim.operators.base import like
+from memsim.operators.linear4bit import BLOCK
+from memsim.operators.linear8bit import dequantize_rows
+from memsim.schedule.machine import Machine
+from memsim.tape import Category
+
+SCRATCH = int(Category.SCRATCH)
+COMPUTE = "bf16"  # bnb_4bit_compute_dtype, in which the weights were
+
+
+def first_magnitude(m: Machine, weight: Parameter, bias: Parameter | None, rank: int, dtype: str) -> int:
+    """The storage of the magnitudes of a module of this weight [out, in], or [in, out] where it is stored the other way round. `dtype`: of the adapters."""
+    transposed = weight.module in ("conv1d", "embedding")
+    out, inputs = weight.shape[::-1] if transposed else weight.shape
+    n = out * inputs
+    halves = [m.alloc(4 * rank * inputs, SCRATCH), m.alloc(4 * out * rank, SCRATCH)] if dtype == "fp16" else []  # adapters in fp32
+    copy = copied(m, weight, bias) if weight.quantized.startswith("nf4") else []
+    base, base_dtype = dequantized(m, weight, dtype)
+    product = m.alloc((4 if halves else ITEMSIZE[dtype]) * n, SCRATCH)
+    m.workspace()
+    if halves:
+        before, product = product, m.alloc(2 * n, SCRATCH)
+        m.release(before)
+    scaled = m.alloc(ITEMSIZE[dtype] * n, SCRATCH)
+    total = promote(base_dtype, dtype)
+    added = m.alloc(ITEMSIZE[total] * n, SCRATCH)
+    m.release(scaled)
+    norm = m.alloc(ITEMSIZE[total] * out, int(Category.ADAPTERS))
+    shape = (out, inputs)
+    m.reduction_scratch(shape, like(shape, (shape, (1, out) if transposed else contiguous(shape))), (1,), total)
+    m.release(*copy, *base, product, added, *halves)
+    return norm
+
+
+def dequantized(m: Machine, weight: Parameter, dtype: str) -> tuple[list[int], str]:
+    """dequantize_module_weight: the storage of a weight that is quantized, none for one that is not, and its dtype."""
+    if weight.quantized == "int8":
+        return [dequantize_rows(m, weight.elements, SCRATCH)], "fp32"
+    if not weight.quantized:
+        return [], dtype
+    scales = m.alloc(4 * -(-weight.elements // BLOCK), SCRATCH) if weight.quantized == "nf4-double" else -1
+    values = m.alloc(ITEMSIZE[COMPUTE] * weight.elements, SCRATCH)
+    if scales >= 0:
+        m.release(scales)
+    return [values], COMPUTE
+
+
+def copied(m: Machine, weight: Parameter, bias: Parameter | None) -> list[int]:
+    """deepcopy(base_layer) of a Linear4bit: each tensor's storage is cloned, and an empty tensor of an element made and let go of; a bias is cloned."""
+    blocks = -(-weight.elements // BLOCK)
+    packed = (weight.elements + 1) // 2
+    double = weight.quantized == "nf4-double"
+    # (bytes, of an element): the scales, the 16 values; the scales' mean, their own scales and map; the packed weights
+    tensors = [(blocks, 1) if double else (4 * blocks, 4), (16 * 4, 4)]
+    tensors += [(4, 4), (4 * -(-blocks // 256), 4), (256 * 4, 4)] if double else []
+    made = []
+    for nbytes, itemsize in [*tensors, (packed, 1)]:
+        made.append(m.alloc(nbytes, SCRATCH))
+        m.scratch(itemsize)
+    if bias is not None:
+        made.append(m.alloc(ITEMSIZE[bias.created_dtype or bias.dtype] * bias.elements, SCRATCH))
+    return made
