@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
@@ -45,9 +45,9 @@ def split_heads(b: Builder, falcon: Falcon, fused_qkv: Tensor) -> tuple[Tensor, 
         value = b.op("index", qkv, F.create(b, "index", (1,), "int64"), dim=3)
         key = b.op("expand", key, shape=query.shape)
         value = b.op("expand", value, shape=query.shape)
-        query = F.reshape(b, query, batch, sequence, heads, d)
-        key = F.reshape(b, key, batch, sequence, heads, d)
-        value = F.reshape(b, value, batch, sequence, heads, d)
+        flat = [F.reshape(b, x, batch, sequence, heads, d) for x in (query, key, value)]
+        query, key, value = flat
+        del flat
         return query, key, value
     qkv = b.op("view", fused_qkv, shape=(batch, sequence, heads + 2, d))
     query = b.op("slice", qkv, dim=2, length=heads)
@@ -65,7 +65,8 @@ def self_attention(
     with b.module("self_attention"):
         batch, sequence, hidden = hidden_states.shape
         pairs = config.num_key_value_heads if falcon.grouped else 1
-        fused_qkv = F.linear(b, hidden_states, "query_key_value", (config.num_attention_heads + 2 * pairs) * config.head_dim, settings.dtype)
+        width = (config.num_attention_heads + 2 * pairs) * config.head_dim
+        fused_qkv = F.linear(b, hidden_states, "query_key_value", width, settings.dtype, of_view=True)
         query_layer, key_layer, value_layer = split_heads(b, falcon, fused_qkv)
         query_layer = F.transpose(b, query_layer, 1, 2)
         key_layer = F.transpose(b, key_layer, 1, 2)
@@ -74,7 +75,7 @@ def self_attention(
         attn_output = attend(b, falcon, settings, query_layer, key_layer, value_layer, mask)
         attn_output = F.transpose(b, attn_output, 1, 2)
         attn_output = F.reshape(b, attn_output, batch, sequence, hidden)
-        attn_output = F.linear(b, attn_output, "dense", hidden, settings.dtype)
+        attn_output = F.linear(b, attn_output, "dense", hidden, settings.dtype, of_view=True)
         return attn_output, None
 
 
@@ -94,8 +95,8 @@ def attend(b: Builder, falcon: Falcon, settings: Settings, query: Tensor, key: T
 def mlp(b: Builder, config: DecoderConfig, settings: Settings, x: Tensor) -> Tensor:
     """FalconMLP.forward."""
     with b.module("mlp"):
-        x = act(b, config, F.linear(b, x, "dense_h_to_4h", config.intermediate_size, settings.dtype))
-        x = F.linear(b, x, "dense_4h_to_h", config.hidden_size, settings.dtype)
+        x = act(b, config, F.linear(b, x, "dense_h_to_4h", config.intermediate_size, settings.dtype, of_view=True))
+        x = F.linear(b, x, "dense_4h_to_h", config.hidden_size, settings.dtype, of_view=True)
         return x
 
 
@@ -176,7 +177,7 @@ def layer_parameters(falcon: Falcon, dtype: str) -> tuple[Parameter, ...]:
     rows += linear_parameters("mlp.dense_h_to_4h", inner, hidden, dtype)
     rows += linear_parameters("mlp.dense_4h_to_h", hidden, inner, dtype)
     names = ("ln_attn", "ln_mlp") if falcon.two_norms else ("input_layernorm",)
-    return (*rows, *(p for name in names for p in norm_parameters(name, hidden, dtype)))
+    return (*(replace(p, own_class=True) for p in rows), *(p for name in names for p in norm_parameters(name, hidden, dtype)))
 
 
 def read_config(fields: Mapping[str, object]) -> Falcon:
