@@ -9,6 +9,7 @@ from memsim.errors import Unsupported
 from memsim.models import (
     cohere,
     deepseek,
+    falcon,
     gemma,
     gemma1,
     glm,
@@ -40,6 +41,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "qwen3": llama.build,
     "olmo2": olmo2.build,
     "phi3": phi3.build,
+    "falcon": falcon.build,
     "gemma": gemma1.build,
     "gemma2": gemma.build,
     "gemma3_text": gemma.build,

@@ -23,9 +23,10 @@ OUTER = {
     "gpt2": "transformer",
     "opt": "model.decoder",
     "gpt_bigcode": "transformer",
+    "falcon": "transformer",
     "gpt_neox": "gpt_neox",
 }  # model_type → the inner model's name, where it is not "model"
-LAYERS = {"gpt2": "h", "gpt_bigcode": "h"}  # model_type → the list of layers, where it is not "layers"
+LAYERS = {"gpt2": "h", "gpt_bigcode": "h", "falcon": "h"}  # model_type → the list of layers, where it is not "layers"
 PLAIN_NAME = re.compile(r"[\w.]+")
 
 
