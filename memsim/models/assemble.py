@@ -66,7 +66,7 @@ def assemble_kinds(
 def layer_graph(config: DecoderConfig, settings: Settings, layer: Layer, call: Operator, mask: str) -> LayerGraph:
     """The graph of a kind of layer, called with the inputs of the operator "layers"."""
     inner = Builder("decoder layer", settings.technique)
-    names: tuple[str, ...] = call.attrs.get("names", INPUTS)  # type: ignore[assignment]
+    names: tuple[str, ...] = call.attrs.get("names") or INPUTS  # type: ignore[assignment]
     arguments = layer_inputs(inner, call, names, (*INPUTS[:4], mask))
     cos = arguments["cos"]  # and sin, or complex numbers, which are both
     hidden = layer(inner, config, settings, arguments["hidden_states"], cos, arguments.get("sin", cos), arguments.get(mask))

@@ -288,12 +288,12 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
     if parts.dropout and not parts.drops_embeddings:
         hidden_states = b.op("dropout", hidden_states, p=parts.dropout)
     rotary_dtype, rotary_dim = "fp32" if parts.rotary_in_fp32 else hidden_states.dtype, parts.rotary_dim or config.head_dim
-    names = {} if parts.rotary is None else {"names": ("hidden_states", "cos", "position_ids", "attention_mask")}
+    names = None if parts.rotary is None else ("hidden_states", "cos", "position_ids", "attention_mask")
     if parts.rotary is not None:
         position_embeddings = parts.rotary(b, settings, position_ids, rotary_dim)
     else:
         position_embeddings = rotary_embedding(b, settings, rotary_dtype, position_ids, rotary_dim, spread=parts.spread)
-    hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True, **names)
+    hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), names=names, trains=True)
     layer_outputs = hidden_states if settings.stack.layers_return_tuples else None  # noqa: F841
     hidden_states = parts.norm(b, hidden_states, "norm")
     if settings.stack.takes_cache_position:  # which holds the positions, an argument after inputs_embeds

@@ -48,7 +48,7 @@ def sigmoid_router(b: Builder, hidden_states: Tensor, name: str, bias: Tensor, r
     router_logits = logits_of(b, hidden_states, name)
     scores = b.op("sigmoid", router_logits)
     scores_for_choice = b.op("add", scores, bias, dead=True)
-    of_groups, held = b.run("topk", grouped(b, scores_for_choice, routing, dead=True), k=2, dead=True)
+    of_groups, held = b.run("topk", grouped(b, scores_for_choice, routing), k=2, dead=True)
     b.unkept(held)
     group_scores = b.op("sum", of_groups, dim=-1, dead=True)
     del of_groups
@@ -83,7 +83,7 @@ def softmax_router(b: Builder, hidden_states: Tensor, name: str, routing: Routin
         topk_weights, topk_indices = b.run("topk", scores, k=routing.top_k)
         topk_weights = b.op("mul_scalar", topk_weights)
         return router_logits, topk_weights, topk_indices
-    group_scores, held = b.run("largest_in_group", grouped(b, scores, routing, dead=True), dead=True)
+    group_scores, held = b.run("largest_in_group", grouped(b, scores, routing), dead=True)
     b.unkept(held)
     group_idx, group_mask, score_mask = mask_of_groups(b, group_scores, routing)
     scores = b.op("masked_fill", scores, inverse(b, score_mask))
@@ -98,9 +98,9 @@ def softmax_router(b: Builder, hidden_states: Tensor, name: str, routing: Routin
     return router_logits, topk_weights, topk_indices
 
 
-def grouped(b: Builder, scores: Tensor, routing: Routing, **attrs: object) -> Tensor:
+def grouped(b: Builder, scores: Tensor, routing: Routing) -> Tensor:
     """scores.view(-1, groups, experts in a group)."""
-    return b.op("view", scores, shape=(scores.shape[0], routing.groups, routing.experts // routing.groups), **attrs)
+    return b.op("view", scores, shape=(scores.shape[0], routing.groups, routing.experts // routing.groups), dead=True)
 
 
 def mask_of_groups(b: Builder, group_scores: Tensor, routing: Routing) -> tuple[Tensor, Tensor, Tensor]:

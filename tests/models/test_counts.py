@@ -36,6 +36,9 @@ def test_loading_takes_what_was_recorded(name: str) -> None:
         ("mistral-7b", 7_248_023_552),
         ("llama3.1-8b", 8_030_261_248),
         ("qwen2.5-72b", 72_706_203_648),
+        ("deepseek-v2-lite", 15_706_484_224),
+        ("deepseek-v2", 235_741_434_880),
+        ("deepseek-v3", 671_026_404_352),
     ],
 )
 def test_counts_are_those_published(name: str, parameters: int) -> None:
