@@ -257,7 +257,7 @@ class Builder:
             dtype = target(kind, self.autocast)
             if dtype is not None and not (kind in ("softmax", "log_softmax") and "dtype" in attrs):
                 order = ORDER.get(kind) or tuple(reversed(range(len(inputs))))
-                casts = self._casted(dtype, inputs, order)
+                casts = self._casted(dtype, inputs, order, cached=not attrs.get("of_view"))
                 self.temporaries = [casts[i] for i in reversed(order)]
                 return self._execute(kind, tuple(casts), attrs)
         return self._execute(kind, inputs, attrs)
@@ -274,10 +274,10 @@ class Builder:
         """The tensors as autocast gives them to an operator of the lower precision."""
         return tuple(self._casted(self.autocast, inputs, tuple(reversed(range(len(inputs)))))) if self.autocast else inputs
 
-    def _casted(self, dtype: str, inputs: tuple[Tensor, ...], order: tuple[int, ...]) -> list[Tensor]:
+    def _casted(self, dtype: str, inputs: tuple[Tensor, ...], order: tuple[int, ...], cached: bool = True) -> list[Tensor]:
         """cached_cast of every argument, in an order which is from the last on, as C++ compilers evaluate them.
 
-        What trains is cast to the lower precision once and kept.
+        What trains is cast to the lower precision once and kept, unless the operator reads a view of it.
         """
         casts = list(inputs)
         for i in order:
@@ -285,7 +285,7 @@ class Builder:
             if x.dtype == dtype or x.dtype not in FLOATING:
                 continue
             spec = x.spec
-            kept = spec.leaf and spec.requires_grad and spec.dtype == "fp32" and dtype == self.autocast
+            kept = cached and spec.leaf and spec.requires_grad and spec.dtype == "fp32" and dtype == self.autocast
             if kept and spec.value in self.casts:
                 casts[i] = self.casts[spec.value]
                 continue

@@ -38,11 +38,17 @@ def steps(timeline: Timeline) -> Table:
 
 def models(listed: Mapping[str, Mapping[str, object]]) -> Table:
     """The catalogue's models with the fields that decide their size."""
-    keys = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
-    own = {"num_hidden_layers": "num_layers", "hidden_size": "d_model", "num_attention_heads": "num_heads"}  # names in T5's configs
+    keys = (  # Hugging Face's names, and those of families that have their own
+        ("model_type",),
+        ("num_hidden_layers", "n_layer", "num_layers"),
+        ("hidden_size", "n_embd", "d_model"),
+        ("num_attention_heads", "n_head", "num_heads"),
+        ("num_key_value_heads", "num_attention_heads", "n_head", "num_heads"),
+        ("vocab_size",),
+    )
     grid = table("model", "family", "layers", "hidden", "heads", "key-value heads", "vocabulary", left=2)
     for name, model in listed.items():
-        grid.add_row(Text(name), *[Text(_cell(model.get(key, model.get(own.get(key, key))))) for key in keys])
+        grid.add_row(Text(name), *[Text(_cell(next((model[key] for key in names if model.get(key) is not None), None))) for names in keys])
     return grid
 
 

@@ -43,14 +43,14 @@ def contiguous(b: Builder, x: Tensor) -> Tensor:
     return x
 
 
-def linear(b: Builder, x: Tensor, name: str, out_features: int, dtype: str, bias: bool = False) -> Tensor:
-    """self.NAME(x), an nn.Linear."""
+def linear(b: Builder, x: Tensor, name: str, out_features: int, dtype: str, bias: bool = False, of_view: bool = False) -> Tensor:
+    """self.NAME(x), an nn.Linear; of_view: one that multiplies by weight.T, a view of its own."""
     with b.module(name):
         path = ".".join(b.path)
         weights = [b.parameter(f"{path}.weight", (out_features, x.shape[-1]), dtype, True)]
         if bias:
             weights.append(b.parameter(f"{path}.bias", (out_features,), dtype, True))
-        return b.op("linear", x, *weights, module=path)
+        return b.op("linear", x, *weights, module=path, of_view=True) if of_view else b.op("linear", x, *weights, module=path)
 
 
 def create(b: Builder, label: str, shape: tuple[int, ...], dtype: str) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memsim.builder import Builder, Tensor, module_call
-from memsim.errors import InputError
+from memsim.errors import InputError, Unsupported
 from memsim.models import functional as F
 from memsim.models.attention import repeat_kv
 from memsim.models.causal_lm import Parts
@@ -156,6 +156,8 @@ def decoder_layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_
 def expert_numbers(config: DecoderConfig) -> tuple[int, int]:
     """Number of experts, and how many a token takes. Raises InputError."""
     experts, top_k = integer(config.fields, "num_local_experts"), integer(config.fields, "num_experts_per_tok")
+    if experts == 1:
+        raise Unsupported("model.num_local_experts: 1 is not supported yet; two and more are")
     if top_k > experts:
         raise InputError(f"model.num_experts_per_tok: {top_k} is more than the {experts} experts there are")
     return experts, top_k

@@ -27,6 +27,7 @@ class Parameter:
         ""  # "nf4", "nf4-double" with quantized scales, "int8", "gptq:128" in groups: what is stored is packed, and this dtype that of the computation
     )
     cast_twice: str = ""  # the dtype to which it was cast first, before adapters were made, where it was cast back after
+    own_class: bool = False  # of a linear module that is no nn.Linear itself, but of a class that inherits
     in_first: bool = False  # of stacked experts: [E, in, out]
     created_dtype: str = ""  # where it was made in another dtype and cast after the model was wrapped
 

@@ -102,14 +102,15 @@ class Scan(Kind):
 
 
 class Index(Kind):
-    """x[ids]: rows of x [N, …] for int64 ids [M], which are kept. Backward adds the gradient's rows into zeros of x's shape after sorting
-    the ids (ATen/native/cuda/Indexing.cu, index_put_with_sort_kernel)."""
+    """x[ids]: rows of x [N, …] for int64 ids [M], which are kept; `dim` is the dimension that is indexed. Backward adds the gradient's rows into zeros of
+    x's shape after sorting the ids (ATen/native/cuda/Indexing.cu, index_put_with_sort_kernel)."""
 
     gathers = True
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x, ids = inputs
-        shape = (*ids.shape, *x.shape[1:])
+        dim = int(attrs.get("dim", 0))  # type: ignore[call-overload]
+        shape = (*x.shape[:dim], *ids.shape, *x.shape[dim + 1 :])
         return (Inferred(shape, contiguous(shape), x.dtype),)
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:

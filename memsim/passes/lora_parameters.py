@@ -71,10 +71,6 @@ ADAPTABLE = ("gate_up_proj", "down_proj", "router.weight", "gate.weight")  # end
 
 def with_parameters(model: Model, lora: Lora, model_type: str, of_layers: Sequence[Sites]) -> tuple[Sites, ...]:
     """The Sites of the layers with those parameters beside them that target_parameters names. Raises InputError and Unsupported."""
-    if any(p.in_first and p.shape[0] == 1 for kind in model.layers for p in kind) and lora.target_parameters:
-        raise InputError(
-            "method.target_parameters: PEFT takes a single expert for a plain matrix, whose weight is stored the other way, and fails; two and more work"
-        )
     rows = [(layer, p.name, full_name(model_type, layer, p.name)) for layer, kind in enumerate(model.pattern) for p in model.layers[kind] if not p.module]
     for target in lora.target_parameters:
         found = [path for _, path, name in rows if is_end(target, name)]

@@ -122,6 +122,10 @@ def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | 
     check_embeddings(model, model_type)
     if packing is None:
         return model
+    if any(p.own_class for kind in model.layers for p in kind):
+        raise InputError(
+            f"method.kind: qlora leaves linear modules of {model_type} as they are, whose class is its own, where transformers quantizes nn.Linear; lora works"
+        )
     if isinstance(packing, Packed) and model_type == "gpt2":
         raise Unsupported(f"method.quantization: {packing.kind} with model_type gpt2, whose Conv1D is packed in another layout, is not supported; nf4 is")
     if isinstance(packing, Packed):

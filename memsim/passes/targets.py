@@ -24,11 +24,18 @@ OUTER = {
     "gpt2": "transformer",
     "opt": "model.decoder",
     "gpt_bigcode": "transformer",
+    "falcon": "transformer",
     "gpt_neox": "gpt_neox",
     "bert": "bert",
     "vit": "vit",
 }  # model_type → the inner model's name, where it is not "model"
-LAYERS = {"gpt2": "h", "gpt_bigcode": "h", "bert": "encoder.layer", "t5": "block"}  # model_type → the list of layers, where it is not "layers"
+LAYERS = {  # model_type → the list of layers, where it is not "layers"
+    "gpt2": "h",
+    "gpt_bigcode": "h",
+    "falcon": "h",
+    "bert": "encoder.layer",
+    "t5": "block",
+}
 TOP = (HEAD, "cls", "classifier")  # what is beside the inner model
 PLAIN_NAME = re.compile(r"[\w.]+")
 

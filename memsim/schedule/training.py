@@ -311,7 +311,7 @@ class Training:
         machine, model = self.machine, self.model
         span = model.spans()[int(op.attrs.get("tower", 0))]  # type: ignore[call-overload]
         by_layer = model.by_layer()
-        names: tuple[str, ...] = op.attrs.get("names", LAYER_INPUTS)  # type: ignore[assignment]
+        names: tuple[str, ...] = op.attrs.get("names") or LAYER_INPUTS  # type: ignore[assignment]
         given = {name: (storages[spec.storage], values[spec.value]) for name, spec in zip(names, op.inputs, strict=False)}
         hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad
         frame: Frame | None = None
