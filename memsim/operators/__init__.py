@@ -5,7 +5,23 @@ from __future__ import annotations
 from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
 from memsim.operators.creation import BiasOfMask, Compare, CountTrue, Create, CumulativeSum, Tril
-from memsim.operators.elementwise import Add, AddInPlace, AddScalar, Cast, Clone, Div, Dropout, Mul, Rsqrt, SavesInput, SavesResult, Square, Sub, Unary
+from memsim.operators.elementwise import (
+    Add,
+    AddInPlace,
+    AddScalar,
+    Cast,
+    Clone,
+    Div,
+    Dropout,
+    Mul,
+    Rsqrt,
+    SavesInput,
+    SavesResult,
+    Square,
+    Sub,
+    Unary,
+    WhereElse,
+)
 from memsim.operators.flash_attn import FlashAttn, FlashAttnVarlen
 from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Dequantize4bit, Linear4bit, Recast
@@ -93,4 +109,5 @@ KINDS: dict[str, Kind] = {
     "tril": Tril(),
     "transpose": Transpose(),
     "view": View(),
+    "where_else": WhereElse(),
 }

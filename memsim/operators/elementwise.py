@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from memsim.dtypes import promote
+from memsim.dtypes import ITEMSIZE, promote
 from memsim.graph import TensorSpec
 from memsim.operators.base import Attrs, Inferred, Kind, broadcast, like
 
@@ -137,6 +137,16 @@ class Div(Kind):
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(0, m.like(grads[0]))]
+
+
+class WhereElse(Unary):
+    """torch.where(mask, x, number), of a mask that is kept and no gradient reaches. Backward: torch.where(mask, grad, 0), whose zero is a tensor."""
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        zero = m.alloc(ITEMSIZE[grads[0].dtype])
+        result = m.like(grads[0])
+        m.release(zero)
+        return [(0, result)]
 
 
 class Square(Kind):

@@ -77,12 +77,12 @@ class Autograd:
         """Runs one operator forward, keeps what its backward needs, and lets go of the names that die after it."""
         machine, storages = self.machine, instance.storages
         hosted = saved_tensors(op) if offload and op.requires_grad else ()
-        if hosted:
+        if hosted and not KINDS[op.kind].in_python(op.attrs):
             machine.at(instance.prefix + op.name)
             to_host(machine, op, results=False)
         self.compute(instance, op)
         if hosted:
-            to_host(machine, op, results=True)
+            to_host(machine, op, results=True, operands=KINDS[op.kind].in_python(op.attrs))
         if frame is not None and op.kind in frame.saves:
             frame.cached[instance.layer, op.index] = kept = [storages[s] for s in results_kept(op)]
             for storage in kept:

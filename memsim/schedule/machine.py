@@ -172,13 +172,15 @@ class Machine:
 
     def workspace(self, lt: bool = False) -> None:
         """What a matrix product asks for besides its result: the workspace of cuBLAS, or of cuBLASLt."""
-        if not lt and self.stack.software.keeps_cublas_workspaces:
+        own = [self.alloc(self.stack.cublaslt_workspace, self.scratch_category)] if lt else []
+        if self.stack.software.keeps_cublas_workspaces:  # cuBLASLt takes the handle of cuBLAS, which comes with its workspace
             if self.backward_thread not in self.workspaces:
                 layer, self.layer = self.layer, NO_LAYER
                 self.workspaces[self.backward_thread] = self.alloc(self.stack.cublas_workspace, int(Category.SCRATCH))
                 self.layer = layer
-            return
-        self.scratch(self.stack.cublaslt_workspace if lt else self.stack.cublas_workspace)
+        elif not lt:
+            self.scratch(self.stack.cublas_workspace)
+        self.release(*own)
 
     def reduction_scratch(self, shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], dtype: str, accumulate: int = 4) -> None:
         """The staging buffer and semaphores of a reduction that is split over thread blocks; `accumulate`: bytes of an accumulator."""

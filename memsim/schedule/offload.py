@@ -27,12 +27,12 @@ def saves_transposed(op: Operator) -> bool:
     return op.kind == "linear" or (op.kind == "grouped_linear" and not op.attrs.get("stacked_in_first"))
 
 
-def to_host(machine: Machine, op: Operator, results: bool) -> None:
-    """packed.copy_(tensor) of the operands that are saved, before the operator runs, or of the results, after. What is not contiguous is made so on the
-    device first (ATen/native/cuda/Copy.cu, copy_requires_temporaries)."""
+def to_host(machine: Machine, op: Operator, results: bool, operands: bool = False) -> None:
+    """packed.copy_(tensor) of the operands that are saved, before the operator runs, or of the results, after; functions in Python save all of them
+    after. What is not contiguous is made so on the device first (ATen/native/cuda/Copy.cu, copy_requires_temporaries)."""
     made = {spec.storage for spec in op.outputs} - {spec.storage for spec in op.inputs}
     for spec in saved_tensors(op):
-        if (spec.storage in made) == results:
+        if (spec.storage in made) == results or operands:
             turned = saves_transposed(op) and spec.storage == op.inputs[1].storage and 1 not in spec.shape[-2:]
             if turned or not is_contiguous(spec.shape, spec.strides):
                 machine.scratch(spec.nbytes)
