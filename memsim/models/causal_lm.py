@@ -243,8 +243,7 @@ def causal_lm_loss(b: Builder, settings: Settings, logits: Tensor, labels: Tenso
     batch, sequence, vocabulary = logits.shape
     logits = F.to(b, logits, "fp32")
     if settings.stack.loss_slices_logits:
-        shift_logits = F.contiguous(b, F.index(b, settings, b.op("slice", logits, dim=1, length=sequence - 1), 2))
-        shift_labels = F.contiguous(b, b.op("slice", labels, length=sequence - 1))
+        shift_logits, shift_labels = shifted(b, settings, logits, labels)
         shift_logits = b.op("view", shift_logits, shape=(batch * (sequence - 1), vocabulary))
         shift_labels = b.op("view", shift_labels, shape=(batch * (sequence - 1),))
         return cross_entropy(b, shift_logits, shift_labels)
@@ -255,9 +254,22 @@ def causal_lm_loss(b: Builder, settings: Settings, logits: Tensor, labels: Tenso
     return cross_entropy(b, logits, shift_labels)
 
 
+def shifted(b: Builder, settings: Settings, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """logits[..., :-1, :].contiguous() and labels[..., 1:].contiguous()."""
+    length = logits.shape[1] - 1
+    shift_logits = F.contiguous(b, F.index(b, settings, b.op("slice", logits, dim=1, length=length), 2))
+    shift_labels = F.contiguous(b, b.op("slice", labels, length=length))
+    return shift_logits, shift_labels
+
+
 def cross_entropy(b: Builder, source: Tensor, target: Tensor) -> Tensor:
-    """F.cross_entropy."""
-    return b.op("nll_loss", b.op("log_softmax", source), target)
+    """F.cross_entropy, whose log_softmax is told the dtype, so that autocast leaves it alone."""
+    return b.op("nll_loss", _log_softmax(b, source), target)
+
+
+def _log_softmax(b: Builder, source: Tensor) -> Tensor:
+    with b.no_autocast():
+        return b.op("log_softmax", source)
 
 
 def embed_tokens(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, parts: Parts) -> Tensor:

@@ -23,6 +23,7 @@ from memsim.operators.elementwise import (
     Square,
     Sub,
     Unary,
+    WhereElse,
 )
 from memsim.operators.flash_attn import FlashAttn, FlashAttnVarlen
 from memsim.operators.grouped import GroupedLinear
@@ -124,4 +125,5 @@ KINDS: dict[str, Kind] = {
     "view": View(),
     "view_as_complex": ViewAsComplex(),
     "view_as_real": ViewAsReal(),
+    "where_else": WhereElse(),
 }

@@ -253,6 +253,8 @@ class Training:
     def at_end(self, kept: list[int], attached: list[int]) -> tuple[list[int], list[int]]:
         """What the graph lets go of before the loss itself goes and after it: the embeddings' output, and what reentrant checkpoints hold."""
         nested, reentrant = self.nested(), any(c.how == "reentrant" for c in self.whole.checkpoints)
+        if reentrant and self.machine.stack.software.checkpoints_positional_arguments:
+            return attached[::-1] + kept, []
         late = reentrant and nested >= NESTED - ARGUMENTS
         before, after = ([], attached if nested < NESTED - 1 else attached[::-1]) if late else (attached[::-1], [])
         return (before, kept + after) if nested >= NESTED else (before + kept, after)
@@ -333,6 +335,8 @@ class Training:
                     if checkpoint.how == "megatron":
                         frame = self.core(instance, inner, frame, bound)
                     autograd.execute(instance, inner, frame, checkpoint.how == "offload")
+            if frame is not None and at == checkpoint.layers - 1 and frame.pending == 0:  # nothing in it needs a gradient
+                frame.close(machine)
             if reentrant:
                 held, saved = ([bound[name][0] for name in names if name in bound] for names in model.by_reference())
                 autograd.checkpoint(instance, Reentrant(self.layer_graph(kind, True, True), bound), held, saved)
