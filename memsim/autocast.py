@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-LOWER = frozenset({"linear", "matmul", "conv1d", "mm", "flash_attention", "efficient_attention", "math_attention"})  # AT_FORALL_LOWER_PRECISION_FP
+LOWER = frozenset(
+    {"linear", "matmul", "conv1d", "conv2d", "mm", "flash_attention", "efficient_attention", "math_attention"}  # AT_FORALL_LOWER_PRECISION_FP
+)
 FP32 = frozenset({"square", "pow", "rsqrt", "log_softmax", "softmax", "nll_loss", "layer_norm", "norm", "exp"})  # AT_FORALL_FP32 and FP32_SET_OPT_DTYPE
 SETS_DTYPE = frozenset({"sum"})  # FP32_SET_OPT_DTYPE where the kernel reads the lower precision and writes fp32
 ORDER: dict[str, tuple[int, ...]] = {"conv1d": (1, 0, 2)}  # of casts, where an operator's arguments are not those of the function, in reverse

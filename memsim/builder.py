@@ -69,6 +69,7 @@ class Technique:
     autocast: str | None = None  # the lower precision that torch.autocast casts to
     inputs_require_grad: bool = False  # the embeddings of the input are told to, where they do not by themselves
     trainable: Callable[[str], bool] | None = None  # by name within the block; None: as the model's code says
+    frozen_towers: frozenset[int] = frozenset()  # of whose layers nothing trains
     stored: Callable[[str, str], str] | None = None  # the dtype of a parameter, by its name and the dtype that the model's code asks for
     stands_for: Callable[[str], str] | None = None  # the name of the parameter that a module gets for a name
     fold: Fold | None = None  # what stands for a parameter that belongs to no Linear, by name; None: itself
@@ -100,6 +101,7 @@ class Builder:
         self.leaving = False  # an expression lets go of its operands
         self.arguments: tuple[int, ...] = ()  # storages of those of the running core of attention
         self.unwind: tuple[int, ...] = ()  # storages of the running function's locals, in slot order
+        self.unwind_last: tuple[int, ...] = ()  # and of its caller's
         self.stack: tuple[int, ...] = ()  # of the running expression's temporaries
 
     def let_go(self, storage: int) -> None:
@@ -121,6 +123,8 @@ class Builder:
     def input(self, name: str, like: TensorSpec) -> Tensor:
         """A tensor that another block made; the caller's code holds it while this block runs."""
         tensor = self._tensor(like.shape, like.dtype, like.requires_grad, name, leaf=like.leaf)
+        if 0 not in like.strides:  # permuted
+            object.__setattr__(tensor.spec, "strides", like.strides)
         self.graph.inputs[name] = tensor.spec
         return tensor
 
@@ -189,6 +193,14 @@ class Builder:
         yield
         self.unwind, self.stack = before
 
+    @contextmanager
+    def callers(self, *tensors: Tensor) -> Iterator[None]:
+        """As `locals`, of the function that calls the running one: they die after all that inner functions hold."""
+        self.unwind_last = tuple(tensor.spec.storage for tensor in tensors)
+        del tensors
+        yield
+        self.unwind_last = ()
+
     def unkept(self, tensor: Tensor) -> None:
         """After the operator that ran last, only an autograd graph holds this tensor, one that dies before backward.
 
@@ -243,7 +255,7 @@ class Builder:
             if kind in SETS_DTYPE and inputs[0].dtype in FLOATING:
                 attrs["dtype"] = "fp32"
             dtype = target(kind, self.autocast)
-            if dtype is not None and not (kind == "softmax" and "dtype" in attrs):
+            if dtype is not None and not (kind in ("softmax", "log_softmax") and "dtype" in attrs):
                 order = ORDER.get(kind) or tuple(reversed(range(len(inputs))))
                 casts = self._casted(dtype, inputs, order, cached=not attrs.get("of_view"))
                 self.temporaries = [casts[i] for i in reversed(order)]
@@ -290,11 +302,14 @@ class Builder:
             attrs["no_grad"] = True
         if self.unwind:
             attrs["unwind"] = self.unwind
+        if self.unwind_last:
+            attrs["unwind_last"] = self.unwind_last
         if self.stack:
             attrs["stack"] = self.stack
         if self.arguments:
             attrs["core"] = self.arguments
-        grad = self.grad_enabled and semantics.differentiable and (bool(attrs.get("trains")) or any(spec.requires_grad for spec in specs))
+        trains = bool(attrs.get("trains")) and attrs.get("tower", 0) not in self.technique.frozen_towers
+        grad = self.grad_enabled and semantics.differentiable and (trains or any(spec.requires_grad for spec in specs))
         outputs = tuple(self._output(out, specs, grad) for out in semantics.infer(specs, attrs))
         if self.technique.inputs_require_grad and attrs.get("input_embeddings") and not grad:
             outputs = (replace(outputs[0], requires_grad=True, leaf=True), *outputs[1:])
@@ -358,7 +373,7 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
 
     Autocast casts an input that is a leaf once, and keeps it, as it does with parameters.
     """
-    b = Builder(graph.name)
+    b = Builder(graph.name, Technique(inputs_require_grad=any(out.leaf for op in graph.operators for out in op.outputs)))
     env: dict[int, Tensor] = {}
     values_of: dict[int, list[int]] = {}
     moved: dict[int, int] = {}  # old storage → new
@@ -377,9 +392,8 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
         module = op.name.removesuffix(str(op.attrs.get("label", op.kind))).rstrip(".")
         b.path = module.split(".") if module else []
         b.grad_enabled = grad and not op.attrs.get("no_grad", False)
-        unwind: tuple[int, ...] = op.attrs.get("unwind", ())  # type: ignore[assignment]
-        stack: tuple[int, ...] = op.attrs.get("stack", ())  # type: ignore[assignment]
-        b.unwind, b.stack = tuple(moved[storage] for storage in unwind), tuple(moved[storage] for storage in stack)
+        unwound = ("unwind", "unwind_last", "stack")
+        b.unwind, b.unwind_last, b.stack = (tuple(moved[storage] for storage in op.attrs.get(name, ())) for name in unwound)  # type: ignore[attr-defined]
         core: tuple[int, ...] = op.attrs.get("core", ())  # type: ignore[assignment]
         b.arguments = tuple(moved[storage] for storage in core)
         arguments = tuple(env[spec.value] for spec in op.inputs)
@@ -404,5 +418,6 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
                     env.pop(value, None)
     outputs = tuple(env[spec.value] for spec in graph.outputs)
     again = b.finish(*outputs)
+    again.results = graph.results
     again.cached = (*(moved[storage] for storage in graph.cached), *again.cached)
     return again

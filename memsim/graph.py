@@ -75,6 +75,7 @@ class LayerGraph(nx.DiGraph):  # type: ignore[misc]
         self.inputs: dict[str, TensorSpec] = {}
         self.parameters: dict[str, TensorSpec] = {}
         self.outputs: tuple[TensorSpec, ...] = ()
+        self.results: tuple[str, ...] = ("hidden_states",)  # names of a layer's outputs; what it hands to all later layers beside the first
         self.storage_bytes: list[int] = []  # by storage number
         self.values = 0
         self.cached: tuple[int, ...] = ()  # storages that autocast's cache holds until its context ends, in the order in which they were made

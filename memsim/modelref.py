@@ -31,6 +31,15 @@ SIZES = (
     "n_head",
     "n_positions",
     "n_inner",
+    "d_model",
+    "d_ff",
+    "d_kv",
+    "num_layers",
+    "num_decoder_layers",
+    "num_heads",
+    "type_vocab_size",
+    "num_channels",
+    "num_labels",
 )
 ALIASES = {"n_embd": "hidden_size", "n_head": "num_attention_heads"}
 

@@ -182,12 +182,13 @@ class Train(Part):
 
 
 class Batch(Part):
-    """Sequences in a micro-batch, tokens in a sequence, micro-batches in a step."""
+    """Sequences in a micro-batch, tokens in a sequence, micro-batches in a step. An image's tokens follow from its model, whatever `sequence` says."""
 
     size: Annotated[int, _whole(1, 2**20)] = 1
     sequence: Annotated[int, _whole(1, 2**24)] = 512
     accumulation: Annotated[int, _whole(1, 2**12)] = 1
     padding: Annotated[float, _number(lambda share: 0 <= share < 1, "a share of the tokens from 0 to below 1")] = 0.0  # with an attention mask, if any
+    target: Annotated[int, _whole(1, 2**24)] | None = None  # T5: tokens that the decoder gets; null: as many as sequence
 
 
 class EfficiencyKeys(Part):

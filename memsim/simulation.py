@@ -16,7 +16,7 @@ from memsim.builder import PLAIN, Technique
 from memsim.cost import Rates
 from memsim.efficiency import Efficiency
 from memsim.errors import InputError, Unsupported
-from memsim.models import build, is_assumed
+from memsim.models import build, decodes_beside, is_assumed, saved_by_task, takes_tokens
 from memsim.models.model import Model, Settings
 from memsim.optimizernames import OPTIMIZERS
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
@@ -50,17 +50,20 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     check_supported(run)
     method = run.method
     model_type = str(run.config.get("model_type"))
-    lora = lora_of(method, model_type, STACKS[run.stack]) if method.kind in ADAPTERS else None
+    lora = lora_of(method, model_type, STACKS[run.stack], saved_by_task(run.config)) if method.kind in ADAPTERS else None
     packing = packing_of(method)
     loaded = WEIGHTS.get(run.precision, run.precision)
     precision = "amp-bf16" if packing else run.precision  # what is not quantized is cast to fp32, and runs under autocast
     software = STACKS[run.stack]
     tells = enables_input_grads(run.checkpointing)
+    if not takes_tokens(run.config) and method.kind not in ("lora", "ia3"):  # the switch tells inputs of tokens only, PEFT's preparation reentrant ones
+        tells = tells and method.kind != "full" and run.checkpointing == "reentrant"
     tells = tells and not (software.checkpoints_frozen_inputs and method.kind == "full")
     tells = tells and not (packing and software.qlora_input_is_frozen and run.checkpointing != "reentrant")
     settings = Settings(
         batch=run.batch.size,
         sequence=run.batch.sequence,
+        target=run.batch.target or 0,
         dtype=loaded if packing and packing.casts == "none" else WEIGHTS.get(precision, precision),
         attention=run.attention,
         padding=run.batch.padding,
@@ -85,8 +88,8 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         if method.kind != "full":
             raise InputError(f"train: goes with method.kind full; with {method.kind} the adapters train, and nothing else")
 
-        def again(trains: Callable[[str], bool | None]) -> Model:
-            return built(replace(PLAIN, trainable=lambda name: bool(trains(name))))
+        def again(trains: Callable[[str], bool | None], towers: frozenset[int]) -> Model:
+            return built(replace(PLAIN, trainable=lambda name: bool(trains(name)), frozen_towers=towers))
 
         model = frozen(model, Freeze(run.train.only, run.train.freeze), again)
     model = checkpointed(model, run.checkpointing)
@@ -108,6 +111,20 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     return require_input_grads(model) if tells else model
 
 
+def check_towers(run: Run) -> None:
+    """Raises Unsupported for what is not modelled of an encoder with a decoder, InputError for what needs one."""
+    kind = run.config.get("model_type")
+    if not decodes_beside(run.config):
+        if run.batch.target is not None:
+            raise InputError(f"batch.target: {run.batch.target} tokens of a decoder go with an encoder-decoder (t5), not with model_type {kind}")
+        return
+    if not (run.checkpointing in ("none", "full", "selective") or (isinstance(run.checkpointing, dict) and "save" in run.checkpointing)):
+        raise Unsupported(f"checkpointing: {in_words(run.checkpointing)} with model_type {kind} is not supported yet; none, full and selective are")
+    if run.method.kind == "ia3" or run.method.layers is not None:
+        key = "layers" if run.method.layers is not None else "kind"
+        raise Unsupported(f"method.{key}: {getattr(run.method, key)} with model_type {kind} is not supported yet; lora for all layers is")
+
+
 def check_supported(run: Run) -> None:
     """Raises Unsupported for a Run that is valid but not modelled yet, naming the key."""
     from memsim.catalog import devices
@@ -126,6 +143,7 @@ def check_supported(run: Run) -> None:
         raise Unsupported(f"device: {run.device} is not NVIDIA's, and its kernels are not modelled; device_memory_gib asks whether a run fits its memory")
     if run.optimizer_in_backward:
         check_in_backward(run)
+    check_towers(run)
     check_stack(run, STACKS[run.stack])
     check_method(run.method)
 
@@ -283,6 +301,23 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+def tokens_of(model: Model) -> int:
+    """Tokens of one example: a sequence's, an image's, those of encoder and decoder."""
+    return model.settings.sequence + (model.settings.targets if model.towers else 0)
+
+
+def tower_words(model: Model) -> str:
+    """Which layers are whose: "encoder 0 to 11, decoder 12 to 23"."""
+    return ", ".join(f"{tower.name} {span.start} to {span.stop - 1}" for tower, span in zip(model.towers, model.spans(), strict=True))
+
+
+def batch_words(run: Run, model: Model) -> str:
+    """The batch in words."""
+    settings = model.settings
+    tokens = f"{settings.sequence} + {settings.targets}" if model.towers else f"{settings.sequence}"
+    return f"{run.batch.size} × {tokens} tokens" + (f" × {run.batch.accumulation} micro-batches" if run.batch.accumulation > 1 else "")
+
+
 def about(run: Run, model: Model, strict: bool = False) -> About:
     """What the Timeline is of, for its reader; what is not exact in it, too."""
     from memsim.catalog import devices
@@ -295,12 +330,14 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
     facts = (
         ("model", run.model_name),
         ("method", method),
-        ("batch", f"{run.batch.size} × {run.batch.sequence} tokens" + (f" × {run.batch.accumulation} micro-batches" if run.batch.accumulation > 1 else "")),
+        ("batch", batch_words(run, model)),
         ("precision", run.precision + (" with GradScaler" if run.grad_scaler else "")),
+        *((("layers", tower_words(model)),) if model.towers else ()),
         ("checkpointing", in_words(run.checkpointing)),
         ("optimizer", run.optimizer + (", in backward" if run.optimizer_in_backward else "")),
         *((("allocator", run.allocator),) if run.allocator else ()),
         *((("assumed", "simulated as Llama"),) if not strict and is_assumed(run.config) else ()),
+        *((("approximate", model.approximate),) if model.approximate else ()),
         *((("approximate", f"kernels of {packing.kind.upper()}, not held against recordings"),) if isinstance(packing, Packed) else ()),
     )
     catalogue = devices()
@@ -318,7 +355,7 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
         trainable_parameters=model.count(trainable=True),
         layers=len(model.pattern),
         devices=tuple((device.label, device.memory) for device in catalogue.values() if STACKS[run.stack].runs_on(device.sm or 0)),
-        tokens=run.batch.size * run.batch.sequence * run.batch.accumulation,
+        tokens=run.batch.size * tokens_of(model) * run.batch.accumulation,
         rates=rates_of(run),
         dtype=AUTOCAST.get(run.precision, WEIGHTS.get(run.precision, run.precision)) if run.method.kind not in QUANTIZED else "bf16",
         versions={name: STACKS[run.stack].versions[name] for name in ("torch", "transformers", "peft")},

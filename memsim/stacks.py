@@ -39,6 +39,7 @@ class Software:
     norms_pad_chunks: bool = False
     frees_nested_graphs_at_once: bool = False
     embedding_sorts_all_bits: bool = False
+    embedding_sums_in_two_passes: bool = False
     unique_in_32_bits: bool = False
     cub_without_head: bool = False
     rotary_by_product: bool = False
@@ -93,6 +94,7 @@ MEANING: Mapping[str, tuple[str, str, str]] = {
     "norms_pad_chunks": ("clip_grad_norm: partial norms", "as many for each gradient as for the largest", "its own, and a table of offsets"),
     "frees_nested_graphs_at_once": ("graph of many nodes written in Python", "ends at once", "its depth is put off until the loss is gone"),
     "embedding_sorts_all_bits": ("embedding's backward: ids sorted by", "all 64 bits", "the bits that the vocabulary needs"),
+    "embedding_sums_in_two_passes": ("embedding's backward: few rows", "in two passes, as many", "by atomic additions"),
     "unique_in_32_bits": ("CUB's UniqueByKey: values, offsets", "4 bytes", "8 bytes"),
     "cub_without_head": ("CUB's scan and UniqueByKey: temporaries", "tile descriptors", "256 bytes, then tile descriptors"),
     "rotary_by_product": ("rotary angles", "by a matrix product", "by multiplication"),
@@ -152,6 +154,7 @@ HF_4_48 = Software(
     unaligned_bias_fails=True,
     norms_pad_chunks=True,
     embedding_sorts_all_bits=True,
+    embedding_sums_in_two_passes=True,
     unique_in_32_bits=True,
     cub_without_head=True,
     rotary_by_product=True,

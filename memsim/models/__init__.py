@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from memsim.errors import Unsupported
 from memsim.models import (
+    bert,
     cohere,
     deepseek,
     falcon,
@@ -33,6 +34,8 @@ from memsim.models import (
     smollm3,
     stablelm,
     starcoder2,
+    t5,
+    vit,
 )
 from memsim.models.model import Model, Settings
 
@@ -50,6 +53,9 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "glm": glm.build,
     "glm4": glm.build,
     "granite": granite.build,
+    "bert": bert.build,
+    "vit": vit.build,
+    "t5": t5.build,
     "gpt2": gpt2.build,
     "gpt_bigcode": gpt_bigcode.build,
     "gpt_neox": gpt_neox.build,
@@ -102,6 +108,21 @@ def is_otherwise(key: str, value: object) -> bool:
     if "norm" in key and "eps" in key:
         return key != "rms_norm_eps"
     return re.search(OTHERWISE, key) is not None
+
+
+def takes_tokens(fields: Mapping[str, object]) -> bool:
+    """Whether the model's main input is token ids (main_input_name)."""
+    return fields.get("model_type") != "vit"
+
+
+def decodes_beside(fields: Mapping[str, object]) -> bool:
+    """Whether the model has a decoder beside an encoder."""
+    return fields.get("model_type") == "t5"
+
+
+def saved_by_task(fields: Mapping[str, object]) -> tuple[str, ...]:
+    """Modules that PEFT trains as a whole whatever a run says, as its task_type for the model's class does (PeftModelForSequenceClassification)."""
+    return bert.saved_by_task(fields) if fields.get("model_type") == "bert" else ()
 
 
 def build(fields: Mapping[str, object], settings: Settings, strict: bool = False) -> Model:

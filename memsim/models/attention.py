@@ -71,9 +71,19 @@ def lacks_wide_heads(sm: int) -> bool:
 
 
 def sdpa(
-    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int, p: float = 0.0, offset: int = 0
+    b: Builder,
+    settings: Settings,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    groups: int,
+    p: float = 0.0,
+    offset: int = 0,
+    causal: bool = True,
 ) -> Tensor:
-    """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them. p: probability of dropout; offset: as of attention."""
+    """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them. p: probability of dropout; offset: as of attention; causal: where no
+    mask says otherwise."""
     sequence, joined = query.shape[2], query.shape[1]
     repeats = settings.stack.sdpa_repeats_heads or mask is not None or query.shape[-1] > 256  # use_gqa_in_sdpa
     if repeats and sequence == 1 and groups > 1 and not settings.stack.sdpa_packs_no_groups:  # pack_gqa: a group's queries take the place of the sequence
@@ -87,14 +97,16 @@ def sdpa(
         mask = b.op("slice", mask, length=key.shape[2]) if mask.shape[-1] != key.shape[2] else mask
     requires_grad = b.grad_enabled and any(x.spec.requires_grad for x in (query, key, value))
     back_end = chosen(settings, b.autocast or query.dtype, (query.shape[-1], value.shape[-1]), mask is not None, requires_grad, offset)
+    if mask is not None and mask.spec.strides[-1] != 1:  # check_last_dim_stride_equals_1_dense, even where there is one key
+        back_end = "math"
     if back_end == "math":
-        attn_output = math_attention(b, query, key, value, mask, mask is None and sequence > 1, p, settings.watched)
+        attn_output = math_attention(b, query, key, value, mask, causal and mask is None and sequence > 1, p, settings.watched)
     elif back_end == "flash" and query.shape[-1] % 8:
-        attn_output = padded_flash(b, query, key, value, p)
+        attn_output = padded_flash(b, query, key, value, p, causal)
     elif mask is not None:
-        attn_output = masked_efficient(b, query, key, value, mask, p)
+        attn_output = masked_efficient(b, query, key, value, mask, p, causal)
     else:
-        attn_output = b.op(f"{back_end}_attention", query, key, value, p=p)
+        attn_output = b.op(f"{back_end}_attention", query, key, value, p=p, causal=causal)
     if attn_output.shape[2] != sequence:
         attn_output = F.reshape(b, attn_output, attn_output.shape[0], joined, sequence, attn_output.shape[-1])
     attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
@@ -114,22 +126,23 @@ def chosen(settings: Settings, dtype: str, dims: tuple[int, int], masked: bool, 
     return "efficient" if aligned and not (dtype == "bf16" and sm < 80) else "math"
 
 
-def masked_efficient(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, p: float) -> Tensor:
+def masked_efficient(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, p: float, causal: bool = True) -> Tensor:
     """The memory-efficient kernel, which reads numbers in rows that begin at multiples of 8 (attention.cpp, convert_boolean_attn_mask, preprocess_mask)."""
     batch, heads, sequence, _ = query.shape
+    keys = key.shape[2]
     query, key, value, given = b.lower(query, key, value, mask)
     with b.no_autocast():
         mask = b.op("bias_of_mask", given, dtype=query.dtype) if given.dtype == "bool" else given
         if any(stride % 8 for stride in mask.spec.strides[:-1]):
-            mask = b.op("pad", mask, to=sequence + 8 - sequence % 8)
-            mask = b.op("slice", mask, length=sequence)
-        mask = b.op("expand", mask, shape=(batch, heads, sequence, sequence))
-        out = b.op("efficient_attention", query, key, value, mask, p=p)
+            mask = b.op("pad", mask, to=keys + 8 - keys % 8)
+            mask = b.op("slice", mask, length=keys)
+        mask = b.op("expand", mask, shape=(batch, heads, sequence, keys))
+        out = b.op("efficient_attention", query, key, value, mask, p=p, causal=causal)
         del mask
     return out
 
 
-def padded_flash(b: Builder, query: Tensor, key: Tensor, value: Tensor, p: float) -> Tensor:
+def padded_flash(b: Builder, query: Tensor, key: Tensor, value: Tensor, p: float, causal: bool = True) -> Tensor:
     """FlashAttention of heads padded to a multiple of 8 elements (attention.cpp, pad_last_dim and post_process_flash_output)."""
     dim = query.shape[-1]
     query, key, value = b.lower(query, key, value)
@@ -137,7 +150,7 @@ def padded_flash(b: Builder, query: Tensor, key: Tensor, value: Tensor, p: float
         query_padded = b.op("pad", query, to=-(-dim // 8) * 8)
         key_padded = b.op("pad", key, to=-(-dim // 8) * 8)
         value_padded = b.op("pad", value, to=-(-dim // 8) * 8)
-        out = b.op("slice", b.op("flash_attention", query_padded, key_padded, value_padded, p=p), length=dim)
+        out = b.op("slice", b.op("flash_attention", query_padded, key_padded, value_padded, p=p, causal=causal), length=dim)
         del value_padded
         del key_padded
         del query_padded

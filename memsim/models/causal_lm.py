@@ -263,13 +263,8 @@ def shifted(b: Builder, settings: Settings, logits: Tensor, labels: Tensor) -> t
 
 
 def cross_entropy(b: Builder, source: Tensor, target: Tensor) -> Tensor:
-    """F.cross_entropy, whose log_softmax is told the dtype, so that autocast leaves it alone."""
-    return b.op("nll_loss", _log_softmax(b, source), target)
-
-
-def _log_softmax(b: Builder, source: Tensor) -> Tensor:
-    with b.no_autocast():
-        return b.op("log_softmax", source)
+    """F.cross_entropy, whose softmax stays in the dtype of the logits under autocast, too (at::native::cross_entropy_loss gives it the dtype)."""
+    return b.op("nll_loss", b.op("log_softmax", source, dtype=source.dtype), target)
 
 
 def embed_tokens(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, parts: Parts) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from memsim.builder import PLAIN, Technique
@@ -58,11 +58,17 @@ class Settings:
     sm: int = 80
     stack: Software = GOLDEN
     technique: Technique = PLAIN
+    target: int = 0  # tokens that a decoder beside an encoder gets; 0: as many as sequence
     padding: float = 0.0  # share of each sequence that is padding; the batch then comes with an attention mask, and labels of its own
     loaded: str = ""  # dtype in which the model is made, where it is cast afterwards
     watched: bool = False  # layers run under a TorchDispatchMode, that of selective checkpointing
     routing: str | float = "balanced"  # of tokens to experts: see models/moe.py
     other_order: bool = False  # the other way round, where a Python set's order decides
+
+    @property
+    def targets(self) -> int:
+        """Tokens that a decoder beside an encoder gets."""
+        return self.target or self.sequence
 
     @property
     def padded(self) -> bool:
@@ -90,8 +96,17 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Tower:
+    """Consecutive layers that one operator "layers" runs, where a model has several such: T5's encoder and its decoder."""
+
+    name: str
+    layers: int
+    after: tuple[Parameter, ...] = ()  # parameters between these layers and the next tower's
+
+
+@dataclass(frozen=True)
 class Model:
-    """`outer` is everything but the decoder layers, which stand in it as one operator of kind "layers"."""
+    """`outer` is everything but the layers, which stand in it as an operator of kind "layers", or as one for each tower."""
 
     before: tuple[Parameter, ...]  # in module order: ahead of the layers,
     layers: tuple[tuple[Parameter, ...], ...]  # of each distinct kind of layer,
@@ -100,10 +115,13 @@ class Model:
     outer: LayerGraph
     layer_graphs: tuple[LayerGraph, ...]
     settings: Settings
+    towers: tuple[Tower, ...] = ()  # in the order of `pattern`; empty: all layers are one
     alike: bool = False  # the kinds of layers make the same requests, and differ only in which of their inputs they read
     checkpoints: tuple[Checkpoint, ...] = ()  # of all layers, in order; empty: none
     inputs_require_grad: bool = False
     hold_inputs: tuple[str, ...] = ()  # inputs of a layer that a checkpoint keeps, in the order in which it lets go of them
+    head: str = "lm_head"  # the module of the output embeddings; empty where there is none
+    approximate: str = ""  # what of it is not held against recordings, in words
     positional: int = 1  # of those at the end of hold_inputs that are no keyword arguments
 
     def by_reference(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -124,6 +142,44 @@ class Model:
         rows = self.checkpoints or (Checkpoint(),) * len(self.pattern)
         return [(c, i) for c in rows for i in range(c.layers)]
 
+    def spans(self) -> list[range]:
+        """The layers of each tower."""
+        spans, at = [], 0
+        for count in [tower.layers for tower in self.towers] or [len(self.pattern)]:
+            spans.append(range(at, at + count))
+            at += count
+        return spans
+
+    def frozen_towers(self) -> frozenset[int]:
+        """Towers of whose layers nothing trains."""
+        trains = [any(p.trainable and not p.buffer for p in kind) for kind in self.layers]
+        return frozenset(number for number, span in enumerate(self.spans()) if not any(trains[self.pattern[i]] for i in span))
+
+    def only(self, kept: Sequence[int]) -> Model:
+        """The model with only these layers, those that are checkpointed as one whole."""
+        by_layer = self.by_layer()
+        return replace(
+            self,
+            pattern=tuple(self.pattern[i] for i in kept),
+            checkpoints=tuple(by_layer[i][0] for i in kept if by_layer[i][1] == 0),
+            towers=tuple(replace(tower, layers=sum(i in span for i in kept)) for tower, span in zip(self.towers, self.spans(), strict=False)),
+        )
+
+    def outside(self) -> tuple[Parameter, ...]:
+        """Parameters of no layer, in module order."""
+        return (*self.before, *(p for tower in self.towers for p in tower.after), *self.after)
+
+    def batch_bytes(self) -> dict[str, int]:
+        """The tensors of a batch in the order in which they are made: tokens or pixels, where there is padding a mask that tells it, and labels where
+        these are not the tokens themselves."""
+        sizes = {name: spec.nbytes for name, spec in self.outer.inputs.items()}
+        if self.settings.padded:
+            first, *rest = sizes
+            tokens = sizes[first]
+            mask = {"attention_mask": tokens}
+            return {first: tokens, **mask, **({name: sizes[name] for name in rest} or {"labels": tokens})}
+        return sizes
+
     def map_parameters(self, change: Callable[[Parameter], Parameter]) -> Model:
         """The model with every parameter replaced."""
         return replace(
@@ -131,17 +187,21 @@ class Model:
             before=tuple(map(change, self.before)),
             layers=tuple(tuple(map(change, kind)) for kind in self.layers),
             after=tuple(map(change, self.after)),
+            towers=tuple(replace(tower, after=tuple(map(change, tower.after))) for tower in self.towers),
         )
 
     def in_order(self) -> list[tuple[int, Parameter]]:
         """(layer or -1, parameter), the whole model in module order."""
         rows = [(-1, p) for p in self.before]
-        for i, kind in enumerate(self.pattern):
-            rows += [(i, p) for p in self.layers[kind]]
+        between = [tower.after for tower in self.towers] or [()]
+        for span, after in zip(self.spans(), between, strict=True):
+            for i in span:
+                rows += [(i, p) for p in self.layers[self.pattern[i]]]
+            rows += [(-1, p) for p in after]
         return rows + [(-1, p) for p in self.after]
 
     def count(self, trainable: bool = False) -> int:
         """Number of (trainable) parameters as PyTorch counts them: tied ones once, 4-bit ones packed, two in one element."""
         kinds = [sum(p.numel for p in kind if not p.buffer and (p.trainable or not trainable)) for kind in self.layers]
-        outer = sum(p.numel for p in (*self.before, *self.after) if not p.buffer and (p.trainable or not trainable))
+        outer = sum(p.numel for p in self.outside() if not p.buffer and (p.trainable or not trainable))
         return outer + sum(kinds[kind] for kind in self.pattern)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from memsim.operators.attention import EfficientAttention, FlashAttention
 from memsim.operators.base import Kind
 from memsim.operators.complex import ComplexMul, ViewAsComplex, ViewAsReal
+from memsim.operators.convolution import Conv2d
 from memsim.operators.creation import BiasOfMask, Compare, CountTrue, Create, CumulativeSum, Tril
 from memsim.operators.elementwise import (
     Add,
@@ -35,7 +36,8 @@ from memsim.operators.norm import Conv1D, LayerNorm
 from memsim.operators.packed4bit import Dequantize, LinearAwq
 from memsim.operators.reductions import LogSoftmax, MaxLast, MeanLast, RowNorm, SafeSoftmax, Softmax
 from memsim.operators.routing import DivideInPlace, Gather, Index, LargestInGroup, MaskedFill, Scan, Sort, Sum, TopK
-from memsim.operators.shapes import Cat, Chunk, CopySlice, Embedding, Expand, Layers, Pad, Reshape, Slice, Split, Stack, Transpose, View
+from memsim.operators.selection import AnyInfinite, ClampByTensors, Where
+from memsim.operators.shapes import Cat, Chunk, CopySlice, Embedding, Expand, Layers, Pad, Reshape, Select, Slice, Split, Stack, Transpose, View
 from memsim.operators.unpadding import AllLast, CountRows, Nonzero, PutRows, ReduceAll
 
 KINDS: dict[str, Kind] = {
@@ -44,6 +46,7 @@ KINDS: dict[str, Kind] = {
     "add_scalar": AddScalar(),
     "all": ReduceAll(),
     "all_last": AllLast(),
+    "any_infinite": AnyInfinite(),
     "arange": Create(),
     "baddbmm": BatchedMultiplyAdd(),
     "cast": Cast(),
@@ -52,10 +55,12 @@ KINDS: dict[str, Kind] = {
     "chunk": Chunk(),
     "clamp": Clamp(),
     "clamp_": ClampInPlace(),
+    "clamp_by_tensors": ClampByTensors(),
     "clone": Clone(),
     "compare": Compare(),
     "complex_mul": ComplexMul(),
     "conv1d": Conv1D(),
+    "conv2d": Conv2d(),
     "count_rows": CountRows(),
     "copy_slice_": CopySlice(),
     "count_true": CountTrue(),
@@ -107,6 +112,7 @@ KINDS: dict[str, Kind] = {
     "rsqrt": Rsqrt(),
     "safe_softmax": SafeSoftmax(),
     "scan": Scan(),
+    "select": Select(),
     "sigmoid": SavesResult(),
     "silu": SavesInput(),
     "sin": SavesInput(),
@@ -126,4 +132,5 @@ KINDS: dict[str, Kind] = {
     "view_as_complex": ViewAsComplex(),
     "view_as_real": ViewAsReal(),
     "where_else": WhereElse(),
+    "where": Where(),
 }

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from memsim.dtypes import ITEMSIZE
 from memsim.errors import InputError
-from memsim.graph import TensorSpec
+from memsim.graph import TensorSpec, contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.efficient_kernels import backward_workspace
 from memsim.operators.elementwise import Edges, Grads, Specs
 from memsim.stacks import Software
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Machine
+    from memsim.schedule.machine import Grad, Machine
 
 
 def _round(n: int, multiple: int) -> int:
@@ -59,7 +59,8 @@ class Attention(Kind):
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         b, h, s, d = inputs[0].shape
-        return 2.0 * b * h * s * inputs[1].shape[2] * (d + inputs[2].shape[-1]) / 2  # causal: half of the products
+        products = 2.0 * b * h * s * inputs[1].shape[2] * (d + inputs[2].shape[-1])
+        return products / (2 if attrs.get("causal", True) else 1)  # causal: half of them
 
     def backward_flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         """Five products where forward has two: the scores are computed again (Dao et al. 2022, FlashAttention, appendix B)."""
@@ -143,14 +144,24 @@ class EfficientAttention(Attention):
         copies = [] if _is_sequence_first(grads[0].shape, grads[0].strides) else [m.alloc(outputs[0].nbytes)]  # grad_out.contiguous(), as [B, S, H, D]
         dq, dk, dv = (m.grad(x.shape, _sequence_first(x.shape), x.dtype, view=True) for x in (q, k, v))
         expanded = [m.like(dq) for _ in range(2)] if k.shape[1] != h else []
+        of_bias = [self._of_bias(m, bias) for bias in inputs[3:] if bias.requires_grad]
         delta = self._delta(m, outputs[0])
         half = q.dtype != "fp32"
-        workspace = m.alloc(backward_workspace(b * h, s, d, v.shape[-1], half, m.stack.sm, m.stack.large_shared_memory))
+        workspace = m.alloc(backward_workspace(b * h, (s, k.shape[2]), (d, v.shape[-1]), half, m.stack.sm, m.stack.large_shared_memory))
         m.release(delta, workspace)
         m.discard(*reversed(expanded))
         m.release(*padded)
         m.release(*copies)
-        return [(0, dq), (1, dk), (2, dv)]
+        return [(0, dq), (1, dk), (2, dv), *((3, grad) for grad in of_bias)]
+
+    def _of_bias(self, m: Machine, bias: TensorSpec) -> Grad:
+        """A gradient of rows that begin at multiples of 16 numbers, cut to the bias; where nothing is cut off, sums may go in place."""
+        rows = (*bias.shape[:-1], _round(bias.shape[-1], 16))
+        whole = m.grad(rows, contiguous(rows), bias.dtype)
+        cut = m.view(whole, bias.shape, whole.strides)
+        m.discard(whole)
+        cut.view = rows != bias.shape
+        return cut
 
     def _padded(self, m: Machine, *bias: TensorSpec) -> list[int]:
         """Bytes of a copy of the bias [B, H, S, S] whose rows are aligned, where its own are not: forward sees to that, but not a journey to the host."""

@@ -45,16 +45,17 @@ def backward_kernel(d: int, half: bool, sm: int, large_shared_memory: bool) -> B
     return next(k for k in kernels if d <= k.widest and (large_shared_memory or not k.large) and (not k.only or sm in k.only))
 
 
-def backward_workspace(heads: int, s: int, d: int, d_v: int, half: bool, sm: int, large_shared_memory: bool) -> int:
-    """Bytes of the workspace (kernel_backward.h, workspace_size) for B·H heads, s queries and keys, heads of d elements, of d_v in values.
+def backward_workspace(heads: int, lengths: tuple[int, int], dims: tuple[int, int], half: bool, sm: int, large_shared_memory: bool) -> int:
+    """Bytes of the workspace (kernel_backward.h, workspace_size) for B·H heads, so many queries and keys, heads of so many elements, and in values.
 
     A tile of dq in fp32 with its lock for each block of queries, and where dk and dv do not stay in registers of a kernel for half precision, their
     sums in fp32 for each part that the keys are split into.
     """
+    (s, keys), (d, d_v) = lengths, dims
     kernel = backward_kernel(max(d, d_v), half, sm, large_shared_memory)
     rows, columns = kernel.rows, kernel.columns
     elements = -(-s // rows) * -(-d // columns) * (rows * columns + 4)
     if half and not kernel.in_registers(half):
-        splits = 1 if heads >= 256 and s <= 2 * columns else max(1, min(-(-s // columns), PARALLEL // heads))
+        splits = 1 if heads >= 256 and keys <= 2 * columns else max(1, min(-(-keys // columns), PARALLEL // heads))
         elements += splits * columns * (-(-d // rows) + -(-d_v // rows)) * rows
     return 4 * heads * -(-elements // 4) * 4

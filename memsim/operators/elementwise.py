@@ -116,7 +116,7 @@ class Add(Kind):
 
 
 class AddInPlace(Kind):
-    """x.add_(y)."""
+    """x.add_(y): both gradients are the incoming one."""
 
     in_place = True
 

@@ -10,7 +10,7 @@ from memsim.operators.base import Attrs, Inferred, Kind, like, view_strides
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Machine
+    from memsim.schedule.machine import Grad, Machine
 
 
 class Linear(Kind):
@@ -52,6 +52,7 @@ class Linear(Kind):
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         x, weight = inputs[:2]
+        flatten(m, grads[0], outputs[0].shape)
         of_x = of_weight = None
         biased = len(inputs) == 3
         if biased and x.requires_grad:
@@ -76,6 +77,16 @@ class Linear(Kind):
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         return 2.0 * outputs[0].elements * inputs[1].shape[1]
+
+
+def flatten(m: Machine, grad: Grad, shape: tuple[int, ...]) -> None:
+    """The gradient as a matrix, which it was before a view gave it the other dimensions of the product: a copy takes its place where it must."""
+    rows = (math.prod(shape[:-1]), shape[-1])
+    if view_strides(grad.shape, grad.strides, rows) is not None:
+        return
+    copied = m.grad(shape, like(shape), grad.dtype)
+    m.release(grad.storage)
+    grad.storage, grad.strides, grad.view = copied.storage, copied.strides, False
 
 
 class BatchedMatmul(Kind):

@@ -6,12 +6,12 @@ from functools import reduce
 from typing import TYPE_CHECKING
 
 from memsim.dtypes import promote
-from memsim.graph import contiguous
+from memsim.graph import TensorSpec, contiguous, is_contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like, view_strides
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Machine
+    from memsim.schedule.machine import Grad, Machine
 
 
 class View(Kind):
@@ -75,7 +75,9 @@ class Expand(Kind):
         return (Inferred(shape, strides, x.dtype, alias=0),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
-        return [(0, m.sum_to(m.same(grads[0]), inputs[0].shape))]
+        grad = m.sum_to(m.same(grads[0]), inputs[0].shape)
+        grad.alone = grads[0].alone
+        return [(0, grad)]
 
 
 class Slice(Kind):
@@ -95,6 +97,20 @@ class Slice(Kind):
         return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]
 
 
+class Select(Kind):
+    """x[:, 0], of the dimension `dim`: a view; select_backward makes zeros of x's shape and copies the gradient in."""
+
+    flops_per_element = 0.0
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (x,) = inputs
+        dim = int(attrs["dim"])  # type: ignore[call-overload]
+        return (Inferred((*x.shape[:dim], *x.shape[dim + 1 :]), (*x.strides[:dim], *x.strides[dim + 1 :]), x.dtype, alias=0),)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]
+
+
 class Pad(Kind):
     """F.pad(x, (0, to - D)): a larger copy; backward cuts the gradient, and copies it (ATen/native/PadNd.cpp, constant_pad_nd)."""
 
@@ -108,12 +124,12 @@ class Pad(Kind):
 
 
 class Cat(Kind):
-    """torch.cat along the last dimension, in the widest of the dtypes; the gradients are views of the incoming one."""
+    """torch.cat along the last dimension, or `dim`, in the widest of the dtypes; the gradients are views of the incoming one."""
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
-        x = inputs[0]
-        shape = (*x.shape[:-1], sum(spec.shape[-1] for spec in inputs))
-        return (Inferred(shape, contiguous(shape), reduce(promote, (spec.dtype for spec in inputs))),)
+        shape, dim = list(inputs[0].shape), int(attrs.get("dim", -1))  # type: ignore[call-overload]
+        shape[dim] = sum(spec.shape[dim] for spec in inputs)
+        return (Inferred(tuple(shape), contiguous(tuple(shape)), reduce(promote, (spec.dtype for spec in inputs))),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(i, m.view(grads[0], spec.shape, grads[0].strides)) for i, spec in enumerate(inputs) if spec.requires_grad]
@@ -202,12 +218,25 @@ class Embedding(Kind):
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
         return (inputs[0].storage,)
 
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        ids = inputs[0]
+        flat = None if view_strides(ids.shape, ids.strides, (ids.elements,)) else m.alloc(ids.nbytes)  # indices.reshape(-1)
+        into.append(m.alloc(outputs[0].nbytes))
+        if flat is not None:
+            m.release(flat)
+
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         ids, weight = inputs
-        n = ids.elements
-        temporary = m.stack.embedding_sort(n, *weight.shape)
+        copied = [] if is_contiguous(ids.shape, ids.strides) else [m.alloc(ids.nbytes)]
+        copied += [] if is_contiguous(grads[0].shape, grads[0].strides) else [m.alloc(outputs[0].nbytes)]
+        edge = self._gradient(m, ids.elements, weight)
+        m.release(*copied)
+        return [(1, edge)]
+
+    def _gradient(self, m: Machine, n: int, weight: TensorSpec) -> Grad:
+        temporary = m.stack.embedding_sort(n, weight.shape[0], weight.shape[1], weight.dtype != "fp32")
         if temporary is None:
-            return [(1, m.grad(weight.shape, contiguous(weight.shape), weight.dtype, parameter=True))]
+            return m.grad(weight.shape, contiguous(weight.shape), weight.dtype, parameter=True)
         sorted_ids, original, positions = m.alloc(8 * n), m.alloc(8 * n), m.alloc(8 * n)
         m.scratch(temporary.sort)
         m.release(positions)
@@ -217,16 +246,19 @@ class Embedding(Kind):
         m.release(positions)
         per_segment, starts = m.alloc(temporary.segments), m.alloc(temporary.segments)
         m.scratch(temporary.scan)
-        m.scratch(8, temporary.partial, temporary.sums)
+        m.scratch(8, temporary.partial, *temporary.sums)
         m.release(starts, per_segment, count, offsets, original, sorted_ids)
-        return [(1, edge)]
+        return edge
 
 
 class Layers(Kind):
-    """The stack of decoder layers, as one operator of the outer graph: hidden states in, hidden states out. The schedule executes it."""
+    """Layers one after the other, as one operator of the outer graph: hidden states in, hidden states out, and beside them what the first layer hands
+    on to the others (`carries`: names, and specs of the tensors). The schedule executes it."""
 
     flops_per_element = 0.0
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         hidden = inputs[0]
-        return (Inferred(hidden.shape, hidden.strides, hidden.dtype),)
+        carries: dict[str, TensorSpec] = attrs.get("carries", {})  # type: ignore[assignment]
+        result = Inferred(hidden.shape, hidden.strides, str(attrs.get("dtype", hidden.dtype)))
+        return (result, *(Inferred(spec.shape, spec.strides, spec.dtype) for spec in carries.values()))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from memsim.builder import Builder, Technique, Tensor, module_call
 from memsim.passes import dora
 from memsim.passes.lora import Lora, lora_branch, matches, run_adapted
-from memsim.passes.quantize import KEPT, Base, packed_technique, recast_bias
+from memsim.passes.quantize import KEPT, Base, is_kept, packed_technique, recast_bias
 from memsim.stacks import Software
 
 
@@ -26,7 +26,7 @@ class Int8:
         """Linear modules that are Linear8bitLt, with adapters where they are targeted."""
 
         def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
-            if kind != "linear" or attrs.get("module", KEPT[0]) in KEPT:
+            if kind != "linear" or is_kept(str(attrs.get("module", KEPT[0]))):
                 return run_adapted(b, kind, inputs, attrs, lora)
             if matches(lora, str(attrs["module"])):
                 return (lora_linear8bit(b, attrs, inputs[0], inputs[1:], lora),)

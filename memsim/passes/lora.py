@@ -12,7 +12,7 @@ from memsim.passes.dora import Base, dora_branch, magnitude
 from memsim.passes.lora_embedding import embedding_adapter, lora_embedding
 from memsim.passes.lora_parameters import adapter_parameters, adapts_parameters, folding
 from memsim.passes.modules_to_save import MARK, copies, run_copy, stands_for
-from memsim.passes.targets import HEAD, LINEAR, Sites, check_targets, is_tied, places
+from memsim.passes.targets import HEAD, HEADS, LINEAR, Sites, check_targets, is_tied, places
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def matches(lora: Lora, module: str) -> bool:
     if lora.sites is not None:
         return module in lora.sites.targets and module.rpartition(".")[2] not in lora.excluded
     if lora.targets == "all-linear":
-        return module != HEAD and module.rpartition(".")[2] not in lora.excluded
+        return module not in HEADS and module.rpartition(".")[2] not in lora.excluded
     return any(module == name or module.endswith(f".{name}") for name in lora.targets)
 
 
@@ -99,12 +99,12 @@ def with_adapters(model: Model, lora: Lora, outer: Sites | None = None, of_kinds
     if not of_kinds:
         check_targets(model, lora, "", places(model, "", (*LINEAR, "embedding")))
     loras = [replace(lora, sites=of) for of in of_kinds] or [lora] * len(model.layers)
-    nothing = outer is None and lora.targets == "all-linear"  # which leaves out what is no layer's
-    outside = replace(lora, sites=Sites(frozenset(), frozenset()) if nothing else outer)
+    outside = replace(lora, sites=outer)
     layers = tuple(tuple(_with_adapters(kind, own)) for kind, own in zip(model.layers, loras, strict=True))
     before, after = (tuple(_with_adapters(rows, outside)) for rows in (model.before, model.after))
+    towers = tuple(replace(tower, after=tuple(_with_adapters(tower.after, outside))) for tower in model.towers)
     after += tuple(_tied_head(model, outside)) if is_tied(model) else ()
-    return replace(model, before=before, layers=layers, after=after)
+    return replace(model, before=before, layers=layers, after=after, towers=towers)
 
 
 def _with_adapters(parameters: Sequence[Parameter], lora: Lora) -> list[Parameter]:
@@ -116,7 +116,7 @@ def _with_adapters(parameters: Sequence[Parameter], lora: Lora) -> list[Paramete
         module, _, kind = p.name.rpartition(".")
         if p.module in LINEAR and kind == "weight" and matches(lora, module):
             pending = linear_adapter(module, p, lora)
-        if p.module == "embedding" and matches(lora, module):
+        if p.module == "embedding" and lora.targets != "all-linear" and matches(lora, module):
             pending = embedding_adapter(p, lora)
         pending += adapter_parameters(lora, p)
         following = parameters[i + 1].name if i + 1 < len(parameters) else ""

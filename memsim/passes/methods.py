@@ -14,7 +14,7 @@ from memsim.passes.int8 import Int8
 from memsim.passes.lora import Lora, with_adapters, wrapped
 from memsim.passes.lora_parameters import converted, with_parameters
 from memsim.passes.packed import Packed
-from memsim.passes.quantize import KEPT, Nf4, with_quantized
+from memsim.passes.quantize import Nf4, is_kept, with_quantized
 from memsim.passes.targets import Sites, by_name, sites, split
 from memsim.stacks import Software
 
@@ -78,8 +78,8 @@ def packing_of(method: Method) -> Packing | None:
     return Int8(method.casts) if method.quantization == "int8" else Nf4(method.double_quant, method.casts)
 
 
-def lora_of(method: Method, model_type: str, stack: Software) -> Lora:
-    """The adapters' settings. Raises InputError."""
+def lora_of(method: Method, model_type: str, stack: Software, saved: tuple[str, ...] = ()) -> Lora:
+    """The adapters' settings; `saved` are modules that PEFT trains as a whole without being asked to. Raises InputError."""
     return converted(
         Lora(
             method.rank,
@@ -88,7 +88,7 @@ def lora_of(method: Method, model_type: str, stack: Software) -> Lora:
             dora=method.dora,
             bias=method.bias,
             layers=method.layers,
-            saved=method.modules_to_save,
+            saved=tuple(dict.fromkeys((*method.modules_to_save, *saved))),
             target_parameters=method.target_parameters,
             unnamed_output=stack.embedding_adapters_add_at_once,
         ),
@@ -104,12 +104,20 @@ def technique_of(lora: Lora, packing: Packing | None, stack: Software) -> Techni
 def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | None, stack: Software, model_type: str) -> Model:
     """The model with adapters, and quantized. Raises InputError where a target matches nothing."""
     if not by_name(lora) and not lora.target_parameters:
-        model = with_adapters(build(technique_of(lora, packing, stack)), lora)
+        technique = technique_of(lora, packing, stack)
+        model = with_adapters(build(technique), lora)
+        if still := model.frozen_towers():
+            model = with_adapters(build(replace(technique, frozen_towers=still)), lora)
     else:
         outer, of_layers = sites(plain := build(replace(PLAIN, quantizes=packing is not None)), lora, model_type)
         check_saved_packed(plain, packing, (outer, *of_layers))
         of_layers = with_parameters(plain, lora, model_type, of_layers)
-        model, of_kinds = split(plain, of_layers, lambda of: build(technique_of(replace(lora, sites=outer | of), packing, stack)))
+        still = frozenset(i for i, span in enumerate(plain.spans()) if lora.bias == "none" and all(of_layers[k] == Sites() for k in span))
+
+        def sited(of: Sites) -> Model:
+            return build(replace(technique_of(replace(lora, sites=outer | of), packing, stack), frozen_towers=still))
+
+        model, of_kinds = split(plain, of_layers, sited)
         model = with_adapters(model, lora, outer, of_kinds)
     check_embeddings(model, model_type)
     if packing is None:
@@ -128,16 +136,19 @@ def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | 
 def check_saved_packed(model: Model, packing: Packing | None, all_sites: Sequence[Sites]) -> None:
     """Raises InputError where a quantized module is to train as a whole."""
     if packing is not None and (module := next((m for of in all_sites for m in sorted(of.saved) if is_packed(model, m)), None)):
-        raise InputError(f"method.modules_to_save: {module} is quantized, and cannot train; {', '.join(KEPT)}, embeddings and norms can")
+        raise InputError(f"method.modules_to_save: {module} is quantized, and cannot train; {model.head or 'classifier'}, embeddings and norms can")
 
 
 def is_packed(model: Model, module: str) -> bool:
     """Whether the module is a linear one that quantization takes."""
-    return module not in KEPT and any(p.module == "linear" and p.name == f"{module}.weight" for kind in model.layers for p in kind)
+    rows = (p for kind in (model.before, *model.layers, model.after) for p in kind)
+    return not is_kept(module) and any(p.module == "linear" and p.name == f"{module}.weight" for p in rows)
 
 
 def check_embeddings(model: Model, model_type: str) -> None:
     """Raises Unsupported for adapters on an embedding that are not modelled."""
+    if model.towers and any(p.module == "embedding adapter" for _, p in model.in_order()):
+        raise Unsupported(f"method.targets: embeddings of {model_type} are not supported yet; its linear modules are")
     found = next((p for p in model.before if p.module == "embedding adapter"), None)
     if found is not None and model_type.startswith("gemma") and 0:
         raise Unsupported(f"method.targets: {found.name.partition('.')[0]} of {model_type}, which scales it, is not supported; method.modules_to_save of it is")

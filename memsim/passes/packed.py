@@ -16,7 +16,7 @@ from memsim.models import functional as F
 from memsim.models.model import Model
 from memsim.operators.packed4bit import PACKED
 from memsim.passes.lora import Lora, lora_branch, matches, run_adapted
-from memsim.passes.quantize import COMPUTE, KEPT, is_quantized, packed_technique
+from memsim.passes.quantize import COMPUTE, KEPT, is_kept, is_quantized, packed_technique
 from memsim.stacks import Software
 
 KERNELS = {
@@ -49,7 +49,7 @@ class Packed:
         adapted = lora_gptq if self.kind == "gptq" else lora_awq
 
         def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
-            if kind != "linear" or attrs.get("module", KEPT[0]) in KEPT:
+            if kind != "linear" or is_kept(str(attrs.get("module", KEPT[0]))):
                 return run_adapted(b, kind, inputs, attrs, lora)
             if matches(lora, str(attrs["module"])):
                 return (adapted(b, self.group, inputs[0], inputs[1:], lora),)

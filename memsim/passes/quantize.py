@@ -12,11 +12,12 @@ from memsim.models.model import Model, Parameter
 from memsim.passes import dora
 from memsim.passes.lora import Lora, lora_branch, matches, run_adapted, technique
 from memsim.passes.modules_to_save import BY_OPERATOR, COPY
+from memsim.passes.targets import HEADS
 from memsim.stacks import Software
 
 COMPUTE = "bf16"  # bnb_4bit_compute_dtype
 CAST_BACK = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "wpe.weight")
-KEPT = ("lm_head",)  # modules_to_not_convert
+KEPT = (*HEADS, "classifier")  # modules_to_not_convert
 CREATED_AS_BASE = ("parameter adapter", "embedding adapter", COPY)  # adapters of what is never quantized
 
 
@@ -55,17 +56,22 @@ class Nf4:
         return {**attrs, "double": self.double, "dtype": COMPUTE, "as_input": stack.bnb_computes_in_inputs_dtype}
 
 
+def is_kept(module: str) -> bool:
+    """Whether transformers leaves this linear module as it is (quantizers/base.py, get_modules_to_not_convert): heads, and T5's `wo`."""
+    return module in KEPT or module.rpartition(".")[2] == "wo"
+
+
 def is_quantized(p: Parameter) -> bool:
     """Whether replace_with_bnb_linear puts a Linear4bit in the place of the module that this is the weight of."""
     module, _, kind = p.name.rpartition(".")
-    return p.module == "linear" and kind == "weight" and module not in KEPT and not p.adapter
+    return p.module == "linear" and kind == "weight" and not is_kept(module) and not p.adapter
 
 
 def quantized(nf4: Nf4, lora: Lora, stack: Software) -> Technique:
     """Linear modules that are Linear4bit, with adapters where they are targeted."""
 
     def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
-        if kind != "linear" or attrs.get("module", KEPT[0]) in KEPT:
+        if kind != "linear" or is_kept(str(attrs.get("module", KEPT[0]))):
             return run_adapted(b, kind, inputs, attrs, lora)
         attrs = nf4.attributes(attrs, stack)
         if matches(lora, str(attrs["module"])):
@@ -94,17 +100,19 @@ def with_quantized(model: Model, packed: str, casts: str) -> Model:
     moved = packed.startswith("nf4") and not model.settings.stack.qlora_adapters_in_fp32
 
     def change(p: Parameter) -> Parameter:
-        if p.module in CREATED_AS_BASE or (p.adapter and re.sub(r"\.(lora|ia3)_.*", "", p.name) in BY_OPERATOR):
+        base = re.sub(r"\.(lora|ia3)_.*", "", p.name)
+        if p.module in CREATED_AS_BASE or (p.adapter and (base in BY_OPERATOR or is_kept(base))):
             return p  # made in the dtype of its base, which is as it stays by then
         if p.adapter:
             return replace(p, created_dtype=COMPUTE if moved else "")  # PEFT moves adapters to the compute dtype, where there is one, before it casts them
         if is_quantized(p):
             return replace(p, quantized=packed)
-        if casts == "none" or p.buffer or (p.module == "linear" and p.name.endswith(".bias") and p.name.rpartition(".")[0] not in KEPT):
+        made = p.module == "linear" and p.name.endswith(".bias") and not is_kept(p.name.rpartition(".")[0])
+        if casts == "none" or p.buffer or made:
             return p  # biases of the new modules are made in fp32
         if casts == "trl" and p.name in CAST_BACK:
             return replace(p, dtype=COMPUTE, created_dtype=COMPUTE, cast_twice=p.dtype)
-        return replace(p, created_dtype=model.settings.created)
+        return replace(p, created_dtype=p.created_dtype or model.settings.created)
 
     return model.map_parameters(change)
 

@@ -17,6 +17,7 @@ from memsim.graph import LayerGraph
 from memsim.models.model import Model, Parameter
 
 HEAD = "lm_head"
+HEADS = (HEAD, "cls.predictions.decoder")  # output embeddings, which "all-linear" leaves out
 LINEAR = ("linear", "conv1d")  # kinds of modules that PEFT's Linear takes
 WHOLE = (*LINEAR, "embedding", "norm")  # kinds of modules that can be trained as a whole
 OUTER = {
@@ -25,8 +26,17 @@ OUTER = {
     "gpt_bigcode": "transformer",
     "falcon": "transformer",
     "gpt_neox": "gpt_neox",
+    "bert": "bert",
+    "vit": "vit",
 }  # model_type → the inner model's name, where it is not "model"
-LAYERS = {"gpt2": "h", "gpt_bigcode": "h", "falcon": "h"}  # model_type → the list of layers, where it is not "layers"
+LAYERS = {  # model_type → the list of layers, where it is not "layers"
+    "gpt2": "h",
+    "gpt_bigcode": "h",
+    "falcon": "h",
+    "bert": "encoder.layer",
+    "t5": "block",
+}
+TOP = (HEAD, "cls", "classifier")  # what is beside the inner model
 PLAIN_NAME = re.compile(r"[\w.]+")
 
 
@@ -64,12 +74,15 @@ def by_name(method: Placing) -> bool:
     return is_pattern(method.targets) or method.layers is not None or bool(method.saved) or named
 
 
-def full_name(model_type: str, layer: int, module: str) -> str:
-    """The name of a module in transformers' model: "model.layers.3.mlp.up_proj", "lm_head"."""
+def full_name(model_type: str, layer: int, module: str, model: Model | None = None) -> str:
+    """The name of a module in transformers' model: "model.layers.3.mlp.up_proj", "lm_head", "encoder.block.3.layer.0.SelfAttention.q"."""
+    if model is not None and model.towers:
+        found = [(tower.name, layer - span.start) for tower, span in zip(model.towers, model.spans(), strict=True) if layer in span]
+        return f"{found[0][0]}.{LAYERS.get(model_type, 'layers')}.{found[0][1]}.{module}" if found else module
     outer = OUTER.get(model_type, "model")
     if layer >= 0:
         return f"{outer}.{LAYERS.get(model_type, 'layers')}.{layer}.{module}"
-    return module if module == HEAD else f"{outer}.{module}"
+    return module if module.partition(".")[0] in TOP else f"{outer}.{module}"
 
 
 def modules_of(parameters: Iterable[Parameter], kinds: Sequence[str]) -> list[str]:
@@ -80,7 +93,7 @@ def modules_of(parameters: Iterable[Parameter], kinds: Sequence[str]) -> list[st
 
 def is_tied(model: Model) -> bool:
     """Whether the head has no weight of its own."""
-    return not any(p.name == f"{HEAD}.weight" for p in model.after)
+    return model.head == HEAD and not any(p.name == f"{HEAD}.weight" for p in model.after)
 
 
 def places(model: Model, model_type: str, kinds: Sequence[str]) -> list[tuple[int, str, str]]:
@@ -88,14 +101,15 @@ def places(model: Model, model_type: str, kinds: Sequence[str]) -> list[tuple[in
     rows = [(-1, module) for module in modules_of(model.before, kinds)]
     for layer, kind in enumerate(model.pattern):
         rows += [(layer, module) for module in modules_of(model.layers[kind], kinds)]
+    rows += [(-1, module) for tower in model.towers for module in modules_of(tower.after, kinds)]
     rows += [(-1, module) for module in modules_of(model.after, kinds)]
     rows += [(-1, HEAD)] if is_tied(model) and "linear" in kinds else []
-    return [(layer, module, full_name(model_type, layer, module)) for layer, module in rows]
+    return [(layer, module, full_name(model_type, layer, module, model)) for layer, module in rows]
 
 
 def sites(model: Model, method: Placing, model_type: str) -> tuple[Sites, tuple[Sites, ...]]:
     """Of everything outside the layers, and of each layer. Raises InputError for what matches nothing, or what PEFT does not take."""
-    adapted = places(model, model_type, (*LINEAR, "embedding"))
+    adapted = places(model, model_type, LINEAR if method.targets == "all-linear" else (*LINEAR, "embedding"))
     chosen = {(layer, module) for layer, module, name in adapted if is_target(method, layer, name) and not is_saved_for_adapters(method, name)}
     check_targets(model, method, model_type, adapted)
     if not chosen and method.targets:
@@ -112,7 +126,7 @@ def sites(model: Model, method: Placing, model_type: str) -> tuple[Sites, tuple[
 def is_target(method: Placing, layer: int, name: str) -> bool:
     """Whether the module with this full name is targeted."""
     if method.targets == "all-linear":
-        return layer >= 0
+        return name not in HEADS
     if isinstance(method.targets, str):
         return re.fullmatch(method.targets, name) is not None
     if name in method.targets:

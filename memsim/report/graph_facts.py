@@ -71,29 +71,31 @@ def of_all_layers(model: Model) -> int:
     """Bytes that all layers together keep for backward (activations, were they not checkpointed). A first layer whose input takes no
     gradient, as with LoRA on frozen embeddings, keeps less than the others."""
     total = sum(kept(model.layer_graphs[kind]) for kind in model.pattern)
-    call = next((op for op in model.outer.operators if op.kind == "layers"), None)
-    if not model.pattern:
-        return 0
-    graph = model.layer_graphs[model.pattern[0]]
-    if call is None or call.inputs[0].requires_grad or model.inputs_require_grad:
-        return total
-    old = graph.inputs[HIDDEN]
-    inputs = dict(graph.inputs) | {HIDDEN: TensorSpec(old.value, old.storage, old.shape, old.strides, old.dtype, False)}
-    return total - kept(graph) + kept(rewrite(graph, inputs))
+    for call, span in zip(calls_of(model), model.spans(), strict=False):
+        if not span or call.inputs[0].requires_grad or model.inputs_require_grad:
+            continue
+        graph = model.layer_graphs[model.pattern[span.start]]
+        old = graph.inputs[HIDDEN]
+        inputs = dict(graph.inputs) | {HIDDEN: TensorSpec(old.value, old.storage, old.shape, old.strides, old.dtype, False)}
+        total += kept(rewrite(graph, inputs)) - kept(graph)
+    return total
+
+
+def calls_of(model: Model) -> list[Operator]:
+    """The operators "layers", one for each tower."""
+    return [op for op in model.outer.operators if op.kind == "layers"]
 
 
 def kept_by_layers(model: Model) -> frozenset[int]:
     """Storages of the outer graph that the layers keep: what a checkpoint holds, or what an operator within saves."""
-    call = next((op for op in model.outer.operators if op.kind == "layers"), None)
-    if call is None:
-        return frozenset()
     names = set(model.hold_inputs) if model.checkpointed else set()
     for graph in model.layer_graphs:
         saved = {storage for op in graph.operators for storage in op.saved}
         if not model.checkpointed:
             names |= {name for name, spec in graph.inputs.items() if spec.storage in saved}
     order = tuple(model.layer_graphs[0].inputs)
-    return frozenset(spec.storage for name, spec in zip(order, call.inputs, strict=False) if name in names)
+    given = [(call.attrs.get("names", order), call.inputs) for call in calls_of(model)]
+    return frozenset(spec.storage for called, specs in given for name, spec in zip(called, specs, strict=False) if name in names)  # type: ignore[call-overload]
 
 
 def storage_names(graph: LayerGraph) -> dict[int, str]:

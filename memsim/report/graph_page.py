@@ -93,6 +93,7 @@ def _sections(model: Model) -> list[Section]:
     for i, graph in enumerate(model.layer_graphs):
         count = model.pattern.count(i)
         which = "Decoder layer" if len(model.layer_graphs) == 1 else f"Decoder layer, kind {i + 1}"
+        which = graph.name.capitalize() if model.towers else which
         same = f"{count} layers are like this one. " if count > 1 else ""
         own = graph.inputs[HIDDEN]
         words = f"{same}Each takes the hidden states, {own.dtype} {list(own.shape)}, {size(own.nbytes)}, and hands on as much."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import replace
 
 from memsim.models.model import Model
@@ -20,7 +20,7 @@ def record(model: Model, plan: Plan, stack: Stack, *, whole: bool = False) -> Ta
     With `whole`, every layer and step is executed instead of repeated; the result is the same.
     """
     kept, repeats = repeats_of(*alike_layers(model)) if not whole else ([], ())
-    executed = executed_of(model, kept) if repeats else model
+    executed = model.only(kept) if repeats else model
     machine = Machine(stack)
     training = Training(executed, plan, machine, model)
     training.load()
@@ -49,10 +49,7 @@ def alike_layers(model: Model) -> tuple[list[Hashable], list[bool]]:
     for kind, (checkpoint, at) in zip(model.pattern, model.by_layer(), strict=True):
         rows.append((0 if same else kind, checkpoint, at))
         begins.append(at == 0)
+    if model.towers:  # layers at a tower's ends have other neighbours; in the last two, sums of gradients for all layers begin
+        ends = [(number, min(i - span.start, 1), min(span.stop - i, 3)) for number, span in enumerate(model.spans()) for i in span]
+        rows = list(zip(rows, ends, strict=True))
     return rows, begins
-
-
-def executed_of(model: Model, kept: Sequence[int]) -> Model:
-    """The model with only these layers, those that are checkpointed as one whole."""
-    by_layer = model.by_layer()
-    return replace(model, pattern=tuple(model.pattern[i] for i in kept), checkpoints=tuple(by_layer[i][0] for i in kept if by_layer[i][1] == 0))

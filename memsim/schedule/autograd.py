@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous, is_contiguous
+from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous
 from memsim.operators import KINDS
 from memsim.schedule.machine import BACKWARD, FORWARD, NO_LAYER, RECOMPUTED, Grad, Machine
 from memsim.schedule.nodes import Nodes, holds_tensors
@@ -265,8 +265,10 @@ class Autograd:
         assert total is not None
         held = total.storage  # AccumulateGrad's own reference lasts until it returns
         if leaf.grad is None:
-            if machine.references[held] > 1 or not is_contiguous(total.shape, total.strides):  # as its leaf is (utils/grad_layout_contract.h)
-                total = machine.grad(total.shape, contiguous(total.shape), total.dtype)
+            strides = leaf.spec.strides or contiguous(total.shape)  # as its leaf is (utils/grad_layout_contract.h)
+            obeys = all(size == 1 or have == want for size, have, want in zip(total.shape, total.strides, strides, strict=True))
+            if (machine.references[held] > 1 and not total.alone) or not obeys:
+                total = machine.grad(total.shape, strides, total.dtype)
             else:
                 machine.retain(held)
             leaf.grad = total

@@ -20,7 +20,7 @@ FORWARD, RECOMPUTED, BACKWARD, COPIED = range(4)
 class Grad:
     """A gradient on its way through autograd: one reference to a storage, and how it is laid out (strides in elements).
 
-    A `view` keeps its base tensor alive, so autograd never accumulates into it in place.
+    A `view` keeps its base tensor alive, so autograd never accumulates into it in place. One that is `alone` is nobody else's, though its storage may be.
     """
 
     storage: int
@@ -28,6 +28,7 @@ class Grad:
     strides: tuple[int, ...]
     dtype: str
     view: bool = False
+    alone: bool = False
 
 
 class Machine:
@@ -136,7 +137,7 @@ class Machine:
     def view(self, grad: Grad, shape: tuple[int, ...], strides: tuple[int, ...]) -> Grad:
         """A view of it."""
         self.retain(grad.storage)
-        return Grad(grad.storage, shape, strides, grad.dtype, view=True)
+        return Grad(grad.storage, shape, strides, grad.dtype, view=True, alone=True)
 
     def reshape(self, grad: Grad, shape: tuple[int, ...]) -> Grad:
         """grad.reshape(shape): a view where the layout allows it, else a copy."""

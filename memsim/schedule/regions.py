@@ -189,7 +189,8 @@ def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Se
         machine.at(first.prefix + graph.operators[last].name)
     # Then the locals of inner functions, in the order of their slots where that is known, else as on return.
     unwind: tuple[int, ...] = graph.operators[last].attrs.get("unwind", ())  # type: ignore[assignment]
-    for s in (*unwind, *(s for op in graph.operators[last:] for s in op.drops)):
+    callers: tuple[int, ...] = graph.operators[last].attrs.get("unwind_last", ())  # type: ignore[assignment]
+    for s in (*unwind, *(s for op in graph.operators[last:] for s in op.drops if s not in callers), *callers):
         if s in alive:
             _let_go(machine, storages[s], nodes)
             del alive[s]

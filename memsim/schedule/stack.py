@@ -94,19 +94,25 @@ class Stack:
         buffer = 8 * n if passes > 1 else 0  # one pass goes straight to the output
         return _aliased(buffer, buffer, passes * 256 * 8, -(-n // tile) * 256 * 4, passes * 8)
 
-    def embedding_sort(self, indices: int, rows: int, width: int) -> EmbeddingSort | None:
-        """What embedding_dense_backward_cuda allocates beside the gradient; None where one kernel does it all, up to 3072 indices."""
+    def embedding_sort(self, indices: int, rows: int, width: int, half: bool = True) -> EmbeddingSort | None:
+        """What embedding_dense_backward_cuda allocates beside the gradient; None where one kernel does it all, up to 3072 indices.
+
+        Few rows that many indices share are summed by atomic additions, those of 16-bit numbers (`half`) in fp32.
+        """
         if indices <= 3072:
             return None
         segments = min(indices, rows)
         partial = indices // 10 + segments
+        warped = -(-width // 32) * 32
+        grid = -(-segments * warped // min(warped, 1024))
+        fused = grid < 4 * self.processors and partial > 4 * grid and not self.software.embedding_sums_in_two_passes
         return EmbeddingSort(
             sort=self.sort_bytes(indices, 64 if self.software.embedding_sorts_all_bits else rows.bit_length()),
             unique=self.unique_bytes(indices),
             segments=8 * segments,
             scan=self.scan_bytes(segments),
             partial=8 * partial,
-            sums=4 * partial * width,
+            sums=(8 * partial, *([4 * rows * width] if half else [])) if fused else (4 * partial * width,),
         )
 
 
@@ -119,7 +125,7 @@ class EmbeddingSort:
     segments: int
     scan: int
     partial: int
-    sums: int
+    sums: tuple[int, ...]
 
 
 CUB_PADDING = 32  # tile descriptors ahead of the first

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import groupby
 
 from memsim.builder import rewrite
@@ -22,15 +21,15 @@ from memsim.passes.dora import MAGNITUDE, MAGNITUDE_NAME
 from memsim.passes.modules_to_save import COPY
 from memsim.schedule.autograd import Autograd, Leaf, Reentrant
 from memsim.schedule.dora import first_magnitude
+from memsim.schedule.endings import at_end, casts_of_leaves, end_of_leaves, leaves_made
 from memsim.schedule.grad_scaler import GradScaler
 from memsim.schedule.machine import NO_LAYER, Machine
-from memsim.schedule.nodes import NESTED, PYTHON_FUNCTIONS, Nodes, holds_tensors
+from memsim.schedule.nodes import Nodes, holds_tensors
 from memsim.schedule.optimizers import FUSED, Optimizer
 from memsim.schedule.regions import Frame, Instance
 from memsim.tape import AUTOCAST_CACHE, Category
 
 LAYER_INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")  # of a layer, where the graph does not name them
-ARGUMENTS = 3  # what nests further in the arguments by name of a reentrant checkpoint: a dict, a tuple, a tensor
 CREATED = {"parameter adapter": 1, "copy": 2}  # the turn at which PEFT makes adapters: of modules, of parameters, then copies of modules
 
 
@@ -65,6 +64,9 @@ class Training:
     asked: bool = False  # autocast has asked whether the device has bfloat16
     quantized: bool = False  # a weight was, so the map for scales is there
     recasts: set[tuple[int, str]] = field(default_factory=set)  # parameters that their modules have cast for good
+    told: list[tuple[Leaf, list[int]]] = field(default_factory=list)  # tensors told to require a gradient, and what of each its accumulator holds
+    ending: tuple[list[int], list[int]] | None = None  # the order in which the graph lets go of those tensors: before the loss itself goes, and after
+    kept_casts: dict[int, tuple[Instance, TensorSpec]] = field(default_factory=dict)  # of leaves by value: where autocast cast them, and the result
     casts: list[Instance] = field(default_factory=list)  # of the layers in this forward pass
     scaler: GradScaler = field(init=False)
 
@@ -198,35 +200,35 @@ class Training:
         machine.at("AccumulateGrad")
 
     def micro_batch(self, number: int) -> None:
-        """Token ids (with padding also a mask, and labels of their own), forward with labels, backward, and what the training loop lets go of."""
-        machine, settings = self.machine, self.model.settings
+        """The batch, forward with labels, backward, and what the training loop lets go of."""
+        machine = self.machine
         machine.layer = NO_LAYER
         machine.at("tokens")
-        tokens, *others = [machine.alloc(8 * settings.batch * settings.sequence, int(Category.INPUTS)) for _ in range(3 if settings.padded else 1)]
+        given = {name: machine.alloc(nbytes, int(Category.INPUTS)) for name, nbytes in self.model.batch_bytes().items()}
+        tokens, *others = given.values()
         self.begin_autocast()
         reentrant = bool(self.model.checkpoints) and all(c.how == "reentrant" for c in self.model.checkpoints)  # whose graphs are not in this one
         holding = Nodes(tensors=False) if not reentrant and any(map(holds_tensors, self.model.layer_graphs)) else None
         autograd = Autograd(machine, dict(self.leaves), holding=holding, hook=self.step_one if self.plan.in_backward else None)
         outer = self.model.outer
-        bound = dict.fromkeys(outer.inputs, (tokens, -(10**9)))
+        bound = {name: (given[name], -(10**9) - i) for i, name in enumerate(outer.inputs)}
         bound |= {name: self.parameters[-1, name] for name in outer.parameters}
         instance = autograd.instance(outer, bound, NO_LAYER, "")
-        head, embedded = False, None
-        held: list[int] = []  # by the gradient accumulator of the embeddings
+        head = False
+        self.told.clear()
+        self.kept_casts.clear()
         for op in outer.operators:
             if op.kind == "layers":
                 machine.default_category = int(Category.ACTIVATIONS)
                 self.run_layers(autograd, instance.storages, instance.values, op)
                 head = True
+            elif op.kind == "recast":
+                self.recast_once(NO_LAYER, instance, op)
             else:
                 machine.default_category = int(category_of(op, head))
                 autograd.execute(instance, op)
-                out = op.outputs[0] if op.outputs else None
-                if out is not None and out.leaf:
-                    embedded = Leaf(instance.storages[out.storage], out)
-                    machine.retain(embedded.storage)  # by its AccumulateGrad, which the graph keeps
-                    autograd.leaves[instance.values[out.value]] = embedded
-                    held = autograd.holding.leaf(instance.values[out.value]) if autograd.holding else []
+                if op.outputs and op.outputs[0].leaf:
+                    self.tell(autograd, instance, op.outputs[0])
         machine.default_category = int(Category.ACTIVATIONS)
         self.end_autocast(instance)
         loss = outer.outputs[0]
@@ -242,30 +244,25 @@ class Training:
         machine.at("loss.backward")
         machine.release(one.storage, *(() if scaled is None else (scaled,)))
         machine.at("del loss, tokens")
-        kept = [] if embedded is None else [*([embedded.grad.storage] if embedded.grad else []), embedded.storage]
+        kept = [[*([leaf.grad.storage] if leaf.grad else []), leaf.storage] for leaf, _ in self.told]
         if autograd.holding:
-            held += kept
+            for (_, held), own in zip(self.told, kept, strict=True):
+                held += own
             before, after = autograd.holding.end(instance.values[loss.value])
+        elif len(kept) > 1:
+            self.ending = self.ending or end_of_leaves(self.whole, self.layer_graph)
+            before, after = ([storage for i in part for storage in kept[i]] for part in self.ending)
         else:
-            before, after = self.at_end(kept, autograd.attached)
+            before, after = at_end(self.whole, [storage for own in kept for storage in own], autograd.attached)
         machine.release(*before, instance.storages[loss.storage], *after, tokens, *reversed(others))
 
-    def at_end(self, kept: list[int], attached: list[int]) -> tuple[list[int], list[int]]:
-        """What the graph lets go of before the loss itself goes and after it: the embeddings' output, and what reentrant checkpoints hold."""
-        nested, reentrant = self.nested(), any(c.how == "reentrant" for c in self.whole.checkpoints)
-        if reentrant and self.machine.stack.software.checkpoints_positional_arguments:
-            return attached[::-1] + kept, []
-        late = reentrant and nested >= NESTED - ARGUMENTS
-        before, after = ([], attached if nested < NESTED - 1 else attached[::-1]) if late else (attached[::-1], [])
-        return (before, kept + after) if nested >= NESTED else (before + kept, after)
-
-    def nested(self) -> int:
-        """How many nodes written in Python the graph nests. From NESTED on, CPython puts off the end of its deallocation until the loss itself is gone."""
-        whole = self.whole
-        if self.machine.stack.software.frees_nested_graphs_at_once:
-            return 0
-        rows = zip(whole.pattern, whole.by_layer(), strict=True)
-        return sum(1 if checkpoint.how == "reentrant" else nested_functions(whole.layer_graphs[kind]) for kind, (checkpoint, _) in rows)
+    def tell(self, autograd: Autograd, instance: Instance, out: TensorSpec) -> None:
+        """A tensor was told to require a gradient: its AccumulateGrad, which the graph keeps, has a hold of it."""
+        leaf = Leaf(instance.storages[out.storage], out)
+        self.machine.retain(leaf.storage)
+        value = instance.values[out.value]
+        autograd.leaves[value] = leaf
+        self.told.append((leaf, autograd.holding.leaf(value) if autograd.holding else []))
 
     def recast_once(self, layer: int, instance: Instance, op: Operator) -> None:
         """A module that casts its parameter for good when it first runs."""
@@ -310,16 +307,21 @@ class Training:
         return self.graphs[key]
 
     def run_layers(self, autograd: Autograd, storages: list[int], values: list[int], op: Operator) -> None:
-        """The loop over decoder layers: `hidden_states = decoder_layer(hidden_states, …)`."""
+        """The loop over the layers of a tower: `hidden_states = decoder_layer(hidden_states, …)`."""
         machine, model = self.machine, self.model
+        span = model.spans()[int(op.attrs.get("tower", 0))]  # type: ignore[call-overload]
+        by_layer = model.by_layer()
         names: tuple[str, ...] = op.attrs.get("names") or LAYER_INPUTS  # type: ignore[assignment]
         given = {name: (storages[spec.storage], values[spec.value]) for name, spec in zip(names, op.inputs, strict=False)}
         hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad
         frame: Frame | None = None
-        for layer, (kind, (checkpoint, at)) in enumerate(zip(model.pattern, model.by_layer(), strict=True)):
+        moved = op.inputs[0].storage in op.drops and not op.attrs.get("held")  # nobody but the loop has a name for the hidden states
+        for layer in span:
+            kind, (checkpoint, at) = model.pattern[layer], by_layer[layer]
+            first = layer == span.start
             machine.layer = layer
             reentrant = checkpoint.how == "reentrant"
-            graph = self.layer_graph(kind, requires_grad, layer == 0 and op.inputs[0].leaf, grad=not reentrant)
+            graph = self.layer_graph(kind, requires_grad, first and op.inputs[0].leaf, grad=not reentrant)
             bound = {name: given[name] for name in graph.inputs}
             bound["hidden_states"] = hidden
             bound |= {name: self.parameters[layer, name] for name in graph.parameters}
@@ -328,28 +330,47 @@ class Training:
                 frame = self.open(checkpoint, bound)
             if frame is not None:
                 frame.instances.append(instance)
+            made, kept = leaves_made(graph), casts_of_leaves(graph)
             for inner in graph.operators:
                 if inner.kind == "recast":
                     self.recast_once(layer, instance, inner)
+                elif inner.index in kept and self.is_cast(instance, inner):
+                    machine.release(*(instance.storages[s] for s in inner.drops))
                 else:
                     if checkpoint.how == "megatron":
                         frame = self.core(instance, inner, frame, bound)
                     autograd.execute(instance, inner, frame, checkpoint.how == "offload")
-            if frame is not None and at == checkpoint.layers - 1 and frame.pending == 0:  # nothing in it needs a gradient
-                frame.close(machine)
+                    if inner.index in made:
+                        self.tell(autograd, instance, inner.outputs[0])
             if reentrant:
                 held, saved = ([bound[name][0] for name in names if name in bound] for names in model.by_reference())
                 autograd.checkpoint(instance, Reentrant(self.layer_graph(kind, True, True), bound), held, saved)
             self.casts.append(instance)
             out = graph.outputs[0]
-            if layer > 0 or op.inputs[0].storage in op.drops:
+            if not first or moved:
                 machine.release(hidden[0])
             hidden, requires_grad = (instance.storages[out.storage], instance.values[out.value]), out.requires_grad or reentrant
+            if frame is not None and not frame.pending and at == checkpoint.layers - 1:  # nothing in it asks for its arguments
+                frame.close(machine)
+            for name, spec in zip(graph.results[1:], graph.outputs[1:], strict=False):
+                given[name] = instance.storages[spec.storage], instance.values[spec.value]
         machine.layer = NO_LAYER
-        storages[op.outputs[0].storage], values[op.outputs[0].value] = hidden
+        carried = [given[name] for name in op.attrs.get("carries", ())]  # type: ignore[attr-defined]
+        for spec, (storage, value) in zip(op.outputs, (hidden, *carried), strict=True):
+            storages[spec.storage], values[spec.value] = storage, value
         for storage in op.drops:
-            if storage != op.inputs[0].storage:
+            if storage != op.inputs[0].storage or not moved:
                 machine.release(storages[storage])
+
+    def is_cast(self, instance: Instance, op: Operator) -> bool:
+        """Whether autocast has cast this leaf, which several layers read, before, and keeps the result; else it does now."""
+        (out,) = op.outputs
+        before = self.kept_casts.setdefault(instance.values[op.inputs[0].value], (instance, out))
+        if before[0] is instance:
+            return False
+        instance.storages[out.storage], instance.values[out.value] = before[0].storages[before[1].storage], before[0].values[before[1].value]
+        self.machine.retain(instance.storages[out.storage])
+        return True
 
     def open(self, checkpoint: Checkpoint, bound: dict[str, tuple[int, int]]) -> Frame | None:
         """A call of torch.utils.checkpoint.checkpoint, where there is one."""
@@ -364,22 +385,14 @@ class Training:
         """The call of checkpoint that an operator of a layer is in, where only the core of attention is checkpointed."""
         arguments: tuple[int, ...] | None = op.attrs.get("core")  # type: ignore[assignment]
         if arguments is None or frame is not None:
+            if frame is not None and not arguments and not frame.pending:
+                frame.close(self.machine)
             return frame if arguments else None
         by_name = [bound[name][0] for name in ("position_ids",) if name in bound]
         held = (*by_name, *(instance.storages[s] for s in reversed(arguments)))  # a list goes from its end
         for storage in held:
             self.machine.retain(storage)
         return Frame(held, instances=[instance], operators=[op for op in instance.graph.operators if op.attrs.get("core")])
-
-
-@lru_cache(maxsize=64)
-def nested_functions(graph: LayerGraph) -> int:
-    """The most autograd functions written in Python on a path through the graph."""
-    depth: dict[int, int] = {}
-    for op in graph.operators:
-        reached = max((depth.get(spec.value, 0) for spec in op.inputs), default=0) + (op.kind in PYTHON_FUNCTIONS)
-        depth.update((spec.value, reached) for spec in op.outputs)
-    return max(depth.values(), default=0)
 
 
 def category_of(op: Operator, head: bool) -> Category:

@@ -22,14 +22,14 @@ from memsim.operators.efficient_kernels import backward_kernel, backward_workspa
     ],
 )
 def test_workspace(heads: int, s: int, d: int, half: bool, sm: int, large: bool, expected: int) -> None:
-    assert backward_workspace(heads, s, d, d, half, sm, large) == expected
+    assert backward_workspace(heads, (s, s), (d, d), half, sm, large) == expected
 
 
 def test_many_heads_split_no_keys() -> None:
     """From 200 heads on there is one sum of dk and dv a head; below, one for each block of keys."""
     tiles = 3 * 3 * (128 * 64 + 4)
-    assert backward_workspace(200, 333, 160, 160, True, 80, True) == 200 * 4 * (tiles + 2 * 64 * 256)
-    assert backward_workspace(8, 333, 160, 160, True, 80, True) == 8 * 4 * (tiles + 2 * 6 * 64 * 256)
+    assert backward_workspace(200, (333, 333), (160, 160), True, 80, True) == 200 * 4 * (tiles + 2 * 64 * 256)
+    assert backward_workspace(8, (333, 333), (160, 160), True, 80, True) == 8 * 4 * (tiles + 2 * 6 * 64 * 256)
 
 
 @given(d=st.integers(1, 512), half=st.booleans(), sm=st.sampled_from([75, 80, 86, 89, 90, 100, 120]))

@@ -153,9 +153,9 @@ def join(layers, count):
             super().__init__()
             self.inner = nn.ModuleList(inner)
 
-        def forward(self, hidden_states, **kwargs):
+        def forward(self, hidden_states, *args, **kwargs):
             for layer in self.inner:
-                hidden_states = layer(hidden_states, **kwargs)
+                hidden_states = layer(hidden_states, *args, **kwargs)
             return hidden_states
 
     least, longer = divmod(len(layers), count)

@@ -1,11 +1,12 @@
-"""Trains a Hugging Face causal LM for a few steps on the virtual GPU and writes what PyTorch's allocator did.
+"""Trains a Hugging Face model for a few steps on the virtual GPU and writes what PyTorch's allocator did.
 
     python record.py RUN.yaml OUT        one run
     OUT.json   the run, the versions, and per step: peaks, bytes held, retries
     OUT.npz    with --tape: every allocator event (action, address, bytes, stream) and the phase that it belongs to
 
 The oracle's recorder (../../../shared/oracle/record.py), with the keys that memsim adds: train, batch.padding, addresses, grad_scaler, optimizer_in_backward,
-those of method below (adapter_config) with quantization int8, torch's and bitsandbytes' other optimizers, and the strategies of checkpointing.py.
+those of method below (adapter_config) with quantization int8, torch's and bitsandbytes' other optimizers, the strategies of checkpointing.py, and models
+that are no decoders (tasks.py).
 The run's keys are in README.md beside that file. Real PyTorch, transformers, PEFT and bitsandbytes decide every
 allocation; only the kernels do nothing, so every value on the device reads as zero.
 """
@@ -24,6 +25,7 @@ from importlib import metadata
 import yaml
 
 import checkpointing
+import tasks
 from flash2 import build as flash_build
 
 ACTIONS = ["alloc", "free_requested", "free_completed", "segment_alloc", "segment_free", "segment_map", "segment_unmap", "snapshot", "oom"]
@@ -46,7 +48,7 @@ def read_run(path):
     run = {**base, **run}
     run["batch"] = {"size": 1, "sequence": 512, "accumulation": 1, **run.get("batch", {})}
     if isinstance(run["model"], str):
-        run["model_config"] = json.loads((HERE.parents[2] / "shared" / "oracle" / "models.json").read_text())[run["model"]]
+        run["model_config"] = json.loads((HERE.parents[1] / "memsim" / "catalog" / "models.json").read_text())[run["model"]]
     else:
         run["model_config"] = run["model"]
     return run
@@ -115,7 +117,7 @@ def real_tokens(batch):
 
 
 def build(run, torch):
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     if "libvgpu" in os.environ.get("LD_PRELOAD", ""):
         unpacked(bool(run["batch"].get("padding")))
@@ -128,7 +130,7 @@ def build(run, torch):
     weights = torch.float32 if run["precision"] in ("fp32", "amp-bf16", "amp-fp16") or run["fsdp"] > 1 else torch.float16 if run["precision"] == "fp16" else torch.bfloat16
     torch.set_default_dtype(weights)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = tasks.from_config(config, run["model_config"])
     torch.set_default_dtype(torch.float32)
     kind, quantize = run["method"]["kind"], None
     quantized = kind in ("qlora", "qia3")
@@ -139,7 +141,7 @@ def build(run, torch):
 
         eight = run["method"].get("quantization", "nf4") == "int8"
         bits = BitsAndBytesConfig(load_in_8bit=True) if eight else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=run["method"].get("double_quant", True), bnb_4bit_compute_dtype=torch.bfloat16)
-        model = replace_with_bnb_linear(model, modules_to_not_convert=["lm_head"], quantization_config=bits)
+        model = replace_with_bnb_linear(model, modules_to_not_convert=tasks.not_quantized(model, run["model_config"]), quantization_config=bits)
         model.is_loaded_in_4bit, model.is_loaded_in_8bit = not eight, eight
 
         def quantize(child, key):
@@ -164,7 +166,7 @@ def build(run, torch):
     if kind != "full":
         from peft import get_peft_model
 
-        model = get_peft_model(model, adapter_config(run["method"]))
+        model = get_peft_model(model, adapter_config(run["method"], tasks.peft_task(run["model_config"])))
     if checkpoint and not quantized:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         if kind in ("lora", "ia3"):
@@ -174,24 +176,15 @@ def build(run, torch):
     return model.train()
 
 
-def padded_batch(batch, torch):
-    """`batch.padding: 0.1`: that share of every sequence, rounded up, is padding, as a data collator pads: a mask, and labels of their own."""
-    if not batch.get("padding"):
-        return {}
-    mask = torch.ones(batch["size"], batch["sequence"], dtype=torch.long)
-    mask[:, real_tokens(batch):] = 0
-    return {"attention_mask": mask.to("cuda"), "labels": torch.full_like(mask, -100).to("cuda")}
-
-
-def adapter_config(method):
+def adapter_config(method, task):
     """PEFT's LoraConfig or IA3Config of the run's method."""
     from peft import IA3Config, LoraConfig
 
     saved = {"modules_to_save": method["modules_to_save"]} if method.get("modules_to_save") else {}
     if method["kind"] in ("ia3", "qia3"):
-        return IA3Config(target_modules=method.get("targets"), feedforward_modules=method.get("feedforward"), task_type="CAUSAL_LM", **saved)
+        return IA3Config(target_modules=method.get("targets"), feedforward_modules=method.get("feedforward"), task_type=task, **saved)
     return LoraConfig(
-        r=method.get("rank", 8), lora_alpha=16, lora_dropout=method.get("dropout", 0.0), target_modules=method.get("targets", "all-linear"), task_type="CAUSAL_LM",
+        r=method.get("rank", 8), lora_alpha=16, lora_dropout=method.get("dropout", 0.0), target_modules=method.get("targets", "all-linear"), task_type=task,
         use_dora=method.get("dora", False), use_rslora=method.get("rslora", False), bias=method.get("bias", "none"), target_parameters=method.get("target_parameters"), layers_to_transform=method.get("layers"), **saved,
     )
 
@@ -202,11 +195,12 @@ def freeze(model, train):
     import re
 
     def matches(pattern, name):
-        pattern = re.sub(r"^(model|transformer|gpt_neox)\.", "", pattern)
+        pattern = re.sub(r"^(model|transformer|gpt_neox|bert|vit)\.", "", pattern)
         return fnmatch.fnmatchcase(name, pattern) if set(pattern) & set("*?[") else f".{pattern}." in f".{name}."
 
     for name, parameter in model.named_parameters():
-        name = re.sub(r"^h\.", "layers.", re.sub(r"^(model|transformer|gpt_neox)\.", "", name))
+        name = re.sub(r"^((en|de)coder)\.block\.", r"\1.layers.", name)
+        name = re.sub(r"^(h|encoder\.layer)\.", "layers.", re.sub(r"^(model|transformer|gpt_neox|bert|vit)\.", "", name))
         wanted = not train.get("only") or any(matches(pattern, name) for pattern in train["only"])
         if train and not (wanted and not any(matches(pattern, name) for pattern in train.get("freeze", []))):
             parameter.requires_grad_(False)
@@ -253,7 +247,7 @@ def make_optimizer(name, parameters, torch):
 
 def hidden_ids(model):
     """Ids of the parameters of the decoder layers, and of LoRA's matrices wherever they are."""
-    inside = re.compile(r"(^|\.)(layers|h)\.\d+\.|lora_")
+    inside = re.compile(r"(^|\.)(layers|h|encoder\.layer|block)\.\d+\.|lora_")
     return {id(p) for name, p in model.named_parameters() if inside.search(name)}
 
 
@@ -285,6 +279,8 @@ def main():
     import transformers
 
     torch.backends.cuda.enable_cudnn_sdp(False)
+    if "libvgpu" in os.environ.get("LD_PRELOAD", ""):
+        torch.backends.cudnn.enabled = False  # which does not come up on the virtual GPU: convolutions are PyTorch's own
     if args.tape:
         torch.cuda.memory._record_memory_history(max_entries=20_000_000, context="all" if args.stacks else None, stacks="python")
     by_metadata = hasattr(torch._C, "_cuda_setMemoryMetadata")  # before torch 2.9 a snapshot, an event itself, marks the place
@@ -304,7 +300,6 @@ def main():
     in_backward = run.get("optimizer_in_backward", False)
     stepped = step_in_backward(run, model, trainable, torch) or [] if in_backward else optimizers(run, trainable, torch, hidden_ids(model))
     scaler = torch.amp.GradScaler("cuda") if run.get("grad_scaler") else None
-    size, sequence = run["batch"]["size"], run["batch"]["sequence"]
     steps, oom = [], None
     autocast = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}.get(run["precision"], torch.bfloat16 if run["method"]["kind"] in ("qlora", "qia3") else None)
     try:
@@ -313,14 +308,13 @@ def main():
             torch.cuda.reset_peak_memory_stats()
             for _ in range(run["batch"]["accumulation"]):
                 mark(f"{step}/forward")
-                tokens = torch.zeros(size, sequence, dtype=torch.long, device="cuda")
-                batch = {"input_ids": tokens, "labels": tokens, **padded_batch(run["batch"], torch)}
+                batch = tasks.batch_of(run["model_config"], run["batch"], torch)
                 with torch.autocast("cuda", autocast or torch.bfloat16, enabled=autocast is not None):
                     loss = model(**batch).loss
                 row["peak_after_forward"] = torch.cuda.max_memory_allocated()
                 mark(f"{step}/backward")
                 (scaler.scale(loss) if scaler else loss).backward()
-                del loss, tokens
+                del loss
                 batch.clear()
                 row["peak_after_backward"] = torch.cuda.max_memory_allocated()
             mark(f"{step}/optimizer")
