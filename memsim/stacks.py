@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memsim.allocator.rules import rules_of
+from memsim.optimizernames import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Software:
     efficient_attention_seeds_on_host: bool = False
     flash_pads_heads_to_32: bool = False
     flash_partials_reversed: bool = False
+    unaligned_bias_fails: bool = False
     norms_pad_chunks: bool = False
     frees_nested_graphs_at_once: bool = False
     embedding_sorts_all_bits: bool = False
@@ -54,6 +56,7 @@ class Software:
     checkpoints_frozen_inputs: bool = False
     embedding_adapters_add_at_once: bool = False
     copies_modules_twice: bool = False
+    attention_has_buffers: bool = False
     olmo2_as_llama: bool = False
     phi3_rotates_whole_heads: bool = False
     qlora_keeps_cache: bool = False
@@ -87,6 +90,7 @@ MEANING: Mapping[str, tuple[str, str, str]] = {
     "efficient_attention_seeds_on_host": ("memory-efficient attention: seeds", "on the host", "on the device"),
     "flash_pads_heads_to_32": ("FlashAttention: head dimension", "padded to a multiple of 32", "above 128 to a multiple of 64"),
     "flash_partials_reversed": ("FlashAttention: split keys", "outputs are freed before log-sum-exps", "after them"),
+    "unaligned_bias_fails": ("memory-efficient attention's backward: a bias of unaligned rows", "fails", "is copied"),
     "norms_pad_chunks": ("clip_grad_norm: partial norms", "as many for each gradient as for the largest", "its own, and a table of offsets"),
     "frees_nested_graphs_at_once": ("graph of many nodes written in Python", "ends at once", "its depth is put off until the loss is gone"),
     "embedding_sorts_all_bits": ("embedding's backward: ids sorted by", "all 64 bits", "the bits that the vocabulary needs"),
@@ -107,6 +111,7 @@ MEANING: Mapping[str, tuple[str, str, str]] = {
     "checkpoints_frozen_inputs": ("checkpoint: frozen embeddings", "stay as they are", "are told to require a gradient"),
     "embedding_adapters_add_at_once": ("LoRA of embeddings: the adapter's output", "goes once it is added", "lives until the module is done"),
     "copies_modules_twice": ("modules_to_save: copies are made", "with the adapters, and once more after them", "after them"),
+    "attention_has_buffers": ("GPT-2: causal mask and its number", "buffers of every layer", "made for all layers"),
     "olmo2_as_llama": ("OLMo-2: weight of norms, rotary tables", "in the model's dtype, as Llama's", "in fp32"),
     "phi3_rotates_whole_heads": ("Phi-3: rotation of heads", "whole, as Llama's", "the part that turns is cut off and put back"),
     "qlora_keeps_cache": ("QLoRA: once parameters are cast to fp32", "the cache stays", "it is emptied"),
@@ -124,9 +129,19 @@ HF_4_48 = Software(
     peft="0.13.2",
     bitsandbytes="0.46.1",
     held={
-        "model_type": ("llama", "mistral", "qwen2", "phi3", "olmo2", "granite", "gemma2"),
+        "model_type": ("llama", "mistral", "qwen2", "phi3", "olmo2", "granite", "gemma2", "gpt2"),
         "method.kind": ("full", "lora", "qlora"),
+        "method": ("bias", "layers", "modules_to_save", "rslora"),
+        "method.quantization": ("nf4",),
         "precision": ("bf16", "fp16", "fp32", "amp-bf16", "amp-fp16"),
+        "attention": ("sdpa", "eager"),
+        "checkpointing": ("none", "full", "reentrant", "selective", "save", "every", "first", "offload"),
+        "optimizer": tuple(name for name in OPTIMIZERS if name != "muon"),
+    },
+    lacks={
+        "int8": ", as PEFT 0.13.2 does not run with bitsandbytes 0.46.1",
+        "muon": ", as torch 2.6 has none",
+        **dict.fromkeys(("qwen3", "qwen3_moe", "gemma3_text"), ", as transformers 4.48 does not know it"),
     },
     least_sm=70,
     most_sm=90,
@@ -136,6 +151,7 @@ HF_4_48 = Software(
     efficient_attention_seeds_on_host=True,
     flash_pads_heads_to_32=True,
     flash_partials_reversed=True,
+    unaligned_bias_fails=True,
     norms_pad_chunks=True,
     embedding_sorts_all_bits=True,
     embedding_sums_in_two_passes=True,
@@ -155,6 +171,7 @@ HF_4_48 = Software(
     checkpoints_frozen_inputs=True,
     embedding_adapters_add_at_once=True,
     copies_modules_twice=True,
+    attention_has_buffers=True,
     olmo2_as_llama=True,
     phi3_rotates_whole_heads=True,
     qlora_keeps_cache=True,

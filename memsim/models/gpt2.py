@@ -10,7 +10,7 @@ from memsim.errors import InputError, Unsupported
 from memsim.models import functional as F
 from memsim.models.assemble import layer_inputs
 from memsim.models.attention import sdpa
-from memsim.models.causal_lm import causal_lm_loss, causal_mask
+from memsim.models.causal_lm import causal_lm_loss, causal_mask, cross_entropy, shifted
 from memsim.models.config import integer, probability
 from memsim.models.flash_attention import flash_attention_forward
 from memsim.models.model import Model, Parameter, Settings
@@ -86,6 +86,21 @@ def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
     return attn_output, attn_weights
 
 
+def eager_by_buffer(b: Builder, query: Tensor, key: Tensor, value: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """eager_attention_forward where the causal mask is a buffer of the layer."""
+    attn_weights = F.matmul(b, query, F.transpose(b, key, 2, 3))
+    attn_weights = b.op("div", attn_weights, F.create(b, "scale", (), attn_weights.dtype))
+    mask_value = F.create(b, "mask_value", (), attn_weights.dtype)
+    attn_weights = b.op("where_else", attn_weights, label="where")
+    attn_weights = b.op("softmax", attn_weights)
+    attn_weights = F.to(b, attn_weights, value.dtype)
+    attn_weights = dropout(b, attn_weights, p)
+    attn_output = F.matmul(b, attn_weights, value)
+    attn_output = F.transpose(b, attn_output, 1, 2)
+    del mask_value
+    return attn_output, attn_weights
+
+
 @module_call
 def self_attention(b: Builder, config: Gpt2, settings: Settings, hidden_states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """GPT2Attention.forward."""
@@ -93,12 +108,16 @@ def self_attention(b: Builder, config: Gpt2, settings: Settings, hidden_states: 
         batch, sequence, hidden = hidden_states.shape
         heads = (batch, sequence, config.heads, hidden // config.heads)
         query_states, key_states, value_states = b.run("chunk", conv1d(b, hidden_states, "c_attn", 3 * hidden, settings.dtype), parts=3)
+        first = settings.stack.dense_causal_mask  # whether queries come first
+        query_states = F.transpose(b, b.op("view", query_states, shape=heads), 1, 2) if first else query_states
         key_states = F.transpose(b, b.op("view", key_states, shape=heads), 1, 2)
         value_states = F.transpose(b, b.op("view", value_states, shape=heads), 1, 2)
-        query_states = F.transpose(b, b.op("view", query_states, shape=heads), 1, 2)
+        query_states = query_states if first else F.transpose(b, b.op("view", query_states, shape=heads), 1, 2)
         attn_weights = None
         with b.core(query_states, key_states, value_states, mask):
-            if settings.attention == "eager":
+            if settings.attention == "eager" and settings.stack.attention_has_buffers:
+                attn_output, attn_weights = eager_by_buffer(b, query_states, key_states, value_states, config.attention_p)
+            elif settings.attention == "eager":
                 attn_output, attn_weights = eager(b, query_states, key_states, value_states, mask, config.attention_p)
             elif settings.attention == "flash_attention_2":
                 attn_output = flash_attention_forward(b, settings, query_states, key_states, value_states, mask, config.attention_p)
@@ -107,7 +126,7 @@ def self_attention(b: Builder, config: Gpt2, settings: Settings, hidden_states: 
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, hidden))
         attn_output = conv1d(b, attn_output, "c_proj", hidden, settings.dtype)
         attn_output = dropout(b, attn_output, config.residual_p)
-        return attn_output, attn_weights
+        return attn_output, None if settings.stack.layers_return_tuples else attn_weights
 
 
 @module_call
@@ -140,17 +159,23 @@ def model(b: Builder, config: Gpt2, settings: Settings, input_ids: Tensor) -> Te
     """GPT2Model.forward; returns last_hidden_state [B, S, H]."""
     wte = b.parameter("wte.weight", (config.vocabulary, config.hidden), settings.dtype, True)
     wpe = b.parameter("wpe.weight", (config.positions, config.hidden), settings.dtype, True)
+    old = settings.stack.dense_causal_mask  # which makes positions first, and no mask without padding
+    position_ids = F.create(b, "arange", (settings.sequence,), "int64") if old else None
     inputs_embeds = b.op("embedding", input_ids, wte, label="wte", input_embeddings=True)
-    position_ids = F.create(b, "arange", (settings.sequence,), "int64")
-    position_ids = F.create(b, "positions", (settings.sequence,), "int64")
+    if position_ids is None:
+        position_ids = F.create(b, "arange", (settings.sequence,), "int64")
+        position_ids = F.create(b, "positions", (settings.sequence,), "int64")
     position_ids = b.op("view", position_ids, shape=(1, settings.sequence))
     position_embeds = b.op("embedding", position_ids, wpe, label="wpe")
     hidden_states = b.op("add", inputs_embeds, position_embeds)
-    mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids)
+    mask = None if old else causal_mask(b, settings, inputs_embeds.dtype, position_ids)
     hidden_states = dropout(b, hidden_states, config.embedding_p)
-    given = {"hidden_states": hidden_states, "position_ids": position_ids, **({} if mask is None else {"attention_mask": mask})}
+    positions = {} if old else {"position_ids": position_ids}
+    given = {"hidden_states": hidden_states, **positions, **({} if mask is None else {"attention_mask": mask})}
+    positions.clear()
     del hidden_states
     hidden_states = _layers(b, given)
+    outputs = hidden_states if settings.stack.layers_return_tuples else None  # noqa: F841
     hidden_states = layer_norm(b, hidden_states, "ln_f", settings.dtype)
     del position_ids  # arguments of forward die before its other locals
     del inputs_embeds
@@ -171,6 +196,14 @@ def causal_lm(b: Builder, config: Gpt2, settings: Settings, input_ids: Tensor, l
     hidden_states = model(b, config, settings, input_ids)
     weight = b.parameter("wte.weight" if config.tied else "lm_head.weight", (config.vocabulary, config.hidden), settings.dtype, True)
     logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
+    if settings.stack.loss_slices_logits:  # here, and in the dtype that they have
+        shift_logits, shift_labels = shifted(b, settings, logits, labels)
+        tokens = shift_logits.shape[0] * shift_logits.shape[1]
+        loss = cross_entropy(b, b.op("view", shift_logits, shape=(tokens, config.vocabulary)), b.op("view", shift_labels, shape=(tokens,)))
+        del hidden_states
+        del shift_logits
+        del shift_labels
+        return loss
     loss = causal_lm_loss(b, settings, logits, labels)
     return loss
 
@@ -180,9 +213,13 @@ def norm_parameters(name: str, size: int, dtype: str) -> tuple[Parameter, Parame
     return Parameter(f"{name}.weight", (size,), dtype, module="norm"), Parameter(f"{name}.bias", (size,), dtype, module="norm")
 
 
-def layer_parameters(config: Gpt2, dtype: str, quantizes: bool) -> tuple[Parameter, ...]:
-    """A block's parameters in module order."""
-    h, kind = config.hidden, "linear" if quantizes else "conv1d"
+def layer_parameters(config: Gpt2, settings: Settings, quantizes: bool) -> tuple[Parameter, ...]:
+    """A block's parameters in module order; of some stacks buffers for a causal mask among them."""
+    h, dtype, kind = config.hidden, settings.dtype, "linear" if quantizes else "conv1d"
+    mask = [
+        Parameter("attn.bias", (config.positions, config.positions), "bool", trainable=False, buffer=True),
+        Parameter("attn.masked_bias", (), settings.created, trainable=False, buffer=True),
+    ]
 
     def conv(name: str, inputs: int, out: int) -> tuple[Parameter, Parameter]:
         shape = (out, inputs) if quantizes else (inputs, out)
@@ -190,6 +227,7 @@ def layer_parameters(config: Gpt2, dtype: str, quantizes: bool) -> tuple[Paramet
 
     return (
         *norm_parameters("ln_1", h, dtype),
+        *(mask if settings.stack.attention_has_buffers else ()),
         *conv("attn.c_attn", h, 3 * h),
         *conv("attn.c_proj", h, h),
         *norm_parameters("ln_2", h, dtype),
@@ -232,6 +270,8 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     config, dtype = read_config(fields), settings.dtype
     if settings.sequence > config.positions:
         raise InputError(f"batch.sequence: {settings.sequence} tokens are more than the {config.positions} positions that gpt2 has")
+    if settings.padded and settings.stack.dense_causal_mask:
+        raise Unsupported(f"batch.padding: {settings.padding} of gpt2 with stack {settings.stack.name} is not supported yet; 0 is")
     b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     outer = b.finish(causal_lm(b, config, settings, ids, ids))
@@ -245,12 +285,12 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
             Parameter("wte.weight", table, dtype, module="embedding"),
             Parameter("wpe.weight", (config.positions, config.hidden), dtype, module="embedding"),
         ),
-        layers=(layer_parameters(config, dtype, settings.technique.quantizes),),
+        layers=(layer_parameters(config, settings, settings.technique.quantizes),),
         after=(*norm_parameters("ln_f", config.hidden, dtype), *(() if config.tied else (Parameter("lm_head.weight", table, dtype, module="linear"),))),
         pattern=(0,) * config.layers,
         outer=outer,
         layer_graphs=(graph,),
         settings=settings,
-        hold_inputs=HOLD,
+        hold_inputs=("hidden_states", "attention_mask") if settings.stack.checkpoints_positional_arguments else HOLD,
         positional=2,
     )

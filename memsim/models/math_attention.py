@@ -14,13 +14,9 @@ def math_attention(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: 
 
     Autocast casts the arguments and then stays out. Locals die in C++'s order, the last declared first.
     """
-    if mask is None:
-        query, key, value = b.lower(query, key, value)
-    else:
-        query, key, value, mask = b.lower(query, key, value, mask)
-    lowered = mask if b.autocast else None  # noqa: F841  which autocast holds until the call is over
+    query, key, value, *given = b.lower(query, key, value, *(() if mask is None else (mask,)))
     origin = query.dtype
-    mask = b.op("bias_of_mask", mask, dtype=origin) if mask is not None and mask.dtype == "bool" else mask
+    mask = None if mask is None else b.op("bias_of_mask", given[0], dtype=origin) if mask.dtype == "bool" else given[0]
     with b.no_autocast():
         query_acc = F.to(b, query, "fp32")
         key_acc = F.to(b, key, "fp32")

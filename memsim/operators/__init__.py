@@ -24,6 +24,7 @@ from memsim.operators.elementwise import (
     Square,
     Sub,
     Unary,
+    WhereElse,
 )
 from memsim.operators.flash_attn import FlashAttn, FlashAttnVarlen
 from memsim.operators.grouped import GroupedLinear
@@ -130,5 +131,6 @@ KINDS: dict[str, Kind] = {
     "view": View(),
     "view_as_complex": ViewAsComplex(),
     "view_as_real": ViewAsReal(),
+    "where_else": WhereElse(),
     "where": Where(),
 }

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from memsim.dtypes import ITEMSIZE
+from memsim.errors import InputError
 from memsim.graph import TensorSpec, contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.efficient_kernels import backward_workspace
@@ -88,7 +89,9 @@ class FlashAttention(Attention):
         splits = 1 if attrs.get("p") else key_splits(b * h, s, inputs[1].shape[2], d, m.stack.processors)
         partial = [m.alloc(4 * splits * b * h * s), m.alloc(4 * splits * b * h * s * _head(d, m.stack.software))] if splits > 1 else []
         into += [m.alloc(0 if m.stack.software.attention_seeds_on_host else spec.nbytes) for spec in outputs[2:]]
-        if attrs.get("p"):  # the state that dropout starts from takes the place of the one that was made to be returned without
+        if (
+            attrs.get("p") and not m.stack.software.attention_seeds_on_host
+        ):  # the state that dropout starts from takes the place of the one that was made to be returned without
             before, into[2] = into[2], m.alloc(outputs[2].nbytes)
             m.release(before)
         m.release(*(reversed(partial) if m.stack.software.flash_partials_reversed else partial))
@@ -137,8 +140,7 @@ class EfficientAttention(Attention):
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         q, k, v = inputs[:3]
         b, h, s, d = q.shape
-        aligned = 16 // ITEMSIZE[q.dtype]  # rows of the bias that came back from the host without their padding are copied
-        padded = [m.alloc(x.nbytes // s * _round(s, aligned)) for x in inputs[3:] if x.strides[-2] % aligned]
+        padded = [m.alloc(size) for size in self._padded(m, *inputs[3:])]
         copies = [] if _is_sequence_first(grads[0].shape, grads[0].strides) else [m.alloc(outputs[0].nbytes)]  # grad_out.contiguous(), as [B, S, H, D]
         dq, dk, dv = (m.grad(x.shape, _sequence_first(x.shape), x.dtype, view=True) for x in (q, k, v))
         expanded = [m.like(dq) for _ in range(2)] if k.shape[1] != h else []
@@ -160,6 +162,21 @@ class EfficientAttention(Attention):
         m.discard(whole)
         cut.view = rows != bias.shape
         return cut
+
+    def _padded(self, m: Machine, *bias: TensorSpec) -> list[int]:
+        """Bytes of a copy of the bias [B, H, S, S] whose rows are aligned, where its own are not: forward sees to that, but not a journey to the host."""
+        aligned = 16 // ITEMSIZE[bias[0].dtype] if bias else 1
+        if not bias or bias[0].strides[-2] % aligned == 0:
+            return []
+        if not m.stack.software.unaligned_bias_fails:
+            *rest, width = bias[0].shape
+            return [ITEMSIZE[bias[0].dtype] * math.prod(rest) * _round(width, aligned)]
+        if bias[0].strides[-2] % 4 and not (bias[0].dtype == "fp32" and m.stack.sm < 80):
+            raise InputError(
+                f"checkpointing: offload of an attention mask with rows of {bias[0].shape[-1]} fails in torch {m.stack.software.torch} "
+                "(attn_bias is not correctly aligned); a multiple of 4 works"
+            )
+        return []
 
     def _delta(self, m: Machine, q: TensorSpec) -> int:
         """(grad * out).sum(-1) of fp32, made by three operators where the kernel does not compute it itself: [B, H, S]."""

@@ -167,6 +167,16 @@ class Div(Kind):
         return [(0, m.like(grads[0]))]
 
 
+class WhereElse(Unary):
+    """torch.where(mask, x, number), of a mask that is kept and no gradient reaches. Backward: torch.where(mask, grad, 0), whose zero is a tensor."""
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        zero = m.alloc(ITEMSIZE[grads[0].dtype])
+        result = m.like(grads[0])
+        m.release(zero)
+        return [(0, result)]
+
+
 class Square(Kind):
     """x.pow(2). pow_backward: grad * (2 * x.pow(1)): two temporaries and the result."""
 

@@ -15,6 +15,8 @@ ARGUMENTS = 3  # what nests further in the arguments by name of a reentrant chec
 def at_end(whole: Model, kept: list[int], attached: list[int]) -> tuple[list[int], list[int]]:
     """What the graph lets go of before the loss itself goes and after it: the embeddings' output, and what reentrant checkpoints hold."""
     nested, reentrant = _nested(whole), any(c.how == "reentrant" for c in whole.checkpoints)
+    if reentrant and whole.settings.stack.checkpoints_positional_arguments:
+        return attached[::-1] + kept, []
     late = reentrant and nested >= NESTED - ARGUMENTS
     before, after = ([], attached if nested < NESTED - 1 else attached[::-1]) if late else (attached[::-1], [])
     return (before, kept + after) if nested >= NESTED else (before + kept, after)

@@ -177,13 +177,15 @@ class Machine:
 
     def workspace(self, lt: bool = False) -> None:
         """What a matrix product asks for besides its result: the workspace of cuBLAS, or of cuBLASLt."""
-        software = self.stack.software
-        if software.keeps_cublas_workspaces and (not lt or software.keeps_cublaslt_workspaces):
+        software, kept = self.stack.software, self.stack.software.keeps_cublas_workspaces
+        own = [self.alloc(self.stack.cublaslt_workspace, self.scratch_category)] if lt and not software.keeps_cublaslt_workspaces else []
+        if kept:  # cuBLASLt takes the handle of cuBLAS, which comes with its workspace
             self._keep("cublas", self.stack.cublas_workspace)
-            if lt:  # whose handle is cuBLAS's
+            if lt and software.keeps_cublaslt_workspaces:
                 self._keep("cublaslt", self.stack.cublaslt_workspace)
-            return
-        self.scratch(self.stack.cublaslt_workspace if lt else self.stack.cublas_workspace)
+        elif not lt:
+            self.scratch(self.stack.cublas_workspace)
+        self.release(*own)
 
     def _keep(self, library: str, nbytes: int) -> None:
         """The workspace that a library keeps for the thread that runs."""
