@@ -251,6 +251,7 @@ def simulate(run: Run, other_order: bool = False, strict: bool = False, measured
     if isinstance(run.checkpointing, dict) and "budget" in run.checkpointing:
         from memsim.search.budget import simulate_within
 
+        check_towers(run)
         return simulate_within(run, other_order, strict, measured_step)
     for warning in warnings_of(run, strict):
         warnings.warn(warning, stacklevel=2)

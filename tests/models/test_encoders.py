@@ -101,6 +101,11 @@ def test_what_is_refused(data: dict[str, object], line: str) -> None:
     assert str(error.value).startswith(line)
 
 
+def test_a_budget_is_refused_for_a_decoder_beside_an_encoder() -> None:
+    with pytest.raises(Unsupported, match="checkpointing: .*budget.* with model_type t5 is not supported yet; none, full and selective are"):
+        simulate(Run(model=T5, checkpointing={"budget": "1GiB"}))
+
+
 @pytest.mark.parametrize("model", [BERT, VIT, T5, {**T5, "num_layers": 1}])
 @pytest.mark.parametrize("more", [{}, {"checkpointing": "full", "method": {"kind": "lora"}}, {"method": {"kind": "qlora"}, "checkpointing": "full"}])
 def test_tiled_equals_executed(model: dict[str, object], more: dict[str, object]) -> None:
