@@ -120,6 +120,8 @@ def check_towers(run: Run) -> None:
         return
     if not (run.checkpointing in ("none", "full", "selective") or (isinstance(run.checkpointing, dict) and "save" in run.checkpointing)):
         raise Unsupported(f"checkpointing: {in_words(run.checkpointing)} with model_type {kind} is not supported yet; none, full and selective are")
+    if run.method.casts == "trl":
+        raise Unsupported(f"method.casts: trl with model_type {kind} is not supported; peft is")
     if run.method.kind in ("ia3", "qia3") or run.method.layers is not None:
         key = "layers" if run.method.layers is not None else "kind"
         raise Unsupported(f"method.{key}: {getattr(run.method, key)} with model_type {kind} is not supported yet; lora for all layers is")

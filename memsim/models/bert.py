@@ -258,7 +258,7 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     else:
         outer = b.finish(masked_lm(b, config, settings, ids, ids))
     call = next(op for op in outer.operators if op.kind == "layers")
-    inner = Builder("layer", settings.technique)
+    inner = Builder("encoder layer", settings.technique)
     arguments = layer_inputs(inner, call, NAMES)
     graph = inner.finish(layer(inner, config, settings, arguments["hidden_states"], arguments.get("attention_mask")))
     h = config.hidden

@@ -195,7 +195,7 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     pixels = b.input_tensor("pixel_values", (settings.batch, config.channels, *config.image), "fp32")
     outer = b.finish(image_classification(b, config, settings, pixels, b.input_tensor("labels", (settings.batch,), "int64")))
     call = next(op for op in outer.operators if op.kind == "layers")
-    inner = Builder("layer", settings.technique)
+    inner = Builder("encoder layer", settings.technique)
     graph = inner.finish(layer(inner, config, settings, layer_inputs(inner, call, NAMES)["hidden_states"]))
     h = config.hidden
     before = [Parameter("embeddings.cls_token", (1, 1, h), dtype), Parameter("embeddings.position_embeddings", (1, config.tokens, h), dtype)]

@@ -17,6 +17,7 @@ from memsim.report.page import ASSETS, render, write
 from memsim.run import Run
 from memsim.words import size, version
 
+DECODER, ENCODER = "decoder layer", "encoder layer"
 LETTERS = 30  # that fit a box's first line
 COLOURS = (("keeps", "bytes it keeps for backward"), ("allocates", "bytes it allocates"), ("parameters", "bytes of its parameters"))
 
@@ -66,13 +67,21 @@ def graph_html(source: Run | Model) -> str:
     )
 
 
+def _layer(model: Model, article: str = "") -> str:
+    """What a layer is called: a decoder's, an encoder's, or of either."""
+    if model.towers:
+        return f"{article} layer".strip()
+    encodes = all(graph.name == ENCODER for graph in model.layer_graphs)
+    return f"{article}{'n' if encodes and article else ''} {ENCODER if encodes else DECODER}".strip()
+
+
 def _headline(model: Model, name: str) -> str:
     keeps = " or ".join(dict.fromkeys(size(kept(graph)) for graph in model.layer_graphs))
     of = f" of {escape(name)}" if name else ""
     if not model.checkpointed:
-        return f"A decoder layer{of} keeps {keeps} for its backward"
+        return f"{_layer(model, 'a').capitalize()}{of} keeps {keeps} for its backward"
     inputs = " or ".join(dict.fromkeys(size(graph.inputs[HIDDEN].nbytes) for graph in model.layer_graphs))
-    return f"Checkpointed, a decoder layer{of} keeps {inputs}; run again for its backward, {keeps}"
+    return f"Checkpointed, {_layer(model, 'a')}{of} keeps {inputs}; run again for its backward, {keeps}"
 
 
 def _lead(model: Model) -> str:
@@ -92,7 +101,7 @@ def _sections(model: Model) -> list[Section]:
     found = []
     for i, graph in enumerate(model.layer_graphs):
         count = model.pattern.count(i)
-        which = "Decoder layer" if len(model.layer_graphs) == 1 else f"Decoder layer, kind {i + 1}"
+        which = _layer(model).capitalize() + (f", kind {i + 1}" if len(model.layer_graphs) > 1 else "")
         which = graph.name.capitalize() if model.towers else which
         same = f"{count} layers are like this one. " if count > 1 else ""
         own = graph.inputs[HIDDEN]
@@ -103,7 +112,9 @@ def _sections(model: Model) -> list[Section]:
     saved = kept_by_layers(model) | {storage for op in outer.operators for storage in op.saved}
     inputs = sum(model.layer_graphs[kind].inputs[HIDDEN].nbytes for kind in model.pattern)
     within = f"all {len(model.pattern)} keep {size(inputs if model.checkpointed else of_all_layers(model))}"
-    words = "Embedding, rotary tables, final norm, head and loss. The decoder layers are one box here; what they keep is not in this part's sums."
+    what = "Embedding, rotary tables, final norm, head and loss" if _layer(model) == DECODER else "Embeddings, norms, head and loss"
+    boxes = "The layers of encoder and decoder are a box each" if model.towers else f"The {_layer(model)}s are one box"
+    words = f"{what}. {boxes} here; what they keep is not in this part's sums."
     found.append(Section("outer", "Around the layers: embedding, head and loss", words, outer, facts(outer), saved, within))
     return found
 

@@ -92,7 +92,10 @@ def test_a_decoder_gets_as_many_tokens_as_its_encoder_unless_told() -> None:
         ({"model": T5, "method": {"kind": "lora", "targets": ["shared"]}}, "method.targets: embeddings of t5 are not supported yet; its linear modules are"),
         ({"model": {**T5, "feed_forward_proj": "twice-gelu"}}, "model.feed_forward_proj: 'twice-gelu' is neither an activation nor gated-ACTIVATION"),
         ({"model": T5, "stack": "hf-4.48"}, "model_type: t5 with stack hf-4.48 is not supported yet; llama, "),
-        ({"model": CLASSES, "method": {"kind": "qlora", "modules_to_save": ["query"]}}, "method.modules_to_save: attention.self.query is quantized, and cannot train; classifier, "),
+        (
+            {"model": CLASSES, "method": {"kind": "qlora", "modules_to_save": ["query"]}},
+            "method.modules_to_save: attention.self.query is quantized, and cannot train; classifier, ",
+        ),
     ],
 )
 def test_what_is_refused(data: dict[str, object], line: str) -> None:
@@ -102,7 +105,7 @@ def test_what_is_refused(data: dict[str, object], line: str) -> None:
 
 
 def test_a_budget_is_refused_for_a_decoder_beside_an_encoder() -> None:
-    with pytest.raises(Unsupported, match="checkpointing: .*budget.* with model_type t5 is not supported yet; none, full and selective are"):
+    with pytest.raises(Unsupported, match=r"checkpointing: .*budget.* with model_type t5 is not supported yet; none, full and selective are"):
         simulate(Run(model=T5, checkpointing={"budget": "1GiB"}))
 
 
