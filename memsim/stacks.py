@@ -37,6 +37,7 @@ class Software:
     flash_partials_reversed: bool = False
     unaligned_bias_fails: bool = False
     norms_pad_chunks: bool = False
+    norms_sum_in_one_pass: bool = False
     frees_nested_graphs_at_once: bool = False
     embedding_sorts_all_bits: bool = False
     embedding_sums_in_two_passes: bool = False
@@ -92,6 +93,7 @@ MEANING: Mapping[str, tuple[str, str, str]] = {
     "flash_partials_reversed": ("FlashAttention: split keys", "outputs are freed before log-sum-exps", "after them"),
     "unaligned_bias_fails": ("memory-efficient attention's backward: a bias of unaligned rows", "fails", "is copied"),
     "norms_pad_chunks": ("clip_grad_norm: partial norms", "as many for each gradient as for the largest", "its own, and a table of offsets"),
+    "norms_sum_in_one_pass": ("LayerNorm's backward of many rows", "in one pass", "sums over thread blocks, then their sum"),
     "frees_nested_graphs_at_once": ("graph of many nodes written in Python", "ends at once", "its depth is put off until the loss is gone"),
     "embedding_sorts_all_bits": ("embedding's backward: ids sorted by", "all 64 bits", "the bits that the vocabulary needs"),
     "embedding_sums_in_two_passes": ("embedding's backward: few rows", "in two passes, as many", "by atomic additions"),
@@ -153,6 +155,7 @@ HF_4_48 = Software(
     flash_partials_reversed=True,
     unaligned_bias_fails=True,
     norms_pad_chunks=True,
+    norms_sum_in_one_pass=True,
     embedding_sorts_all_bits=True,
     embedding_sums_in_two_passes=True,
     unique_in_32_bits=True,
