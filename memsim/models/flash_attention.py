@@ -13,8 +13,11 @@ from memsim.models.model import Settings
 HALF = ("bf16", "fp16")
 
 
-def flash_attention_forward(b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, p: float = 0.0) -> Tensor:
-    """q [B, H, S, D], k [B, K, S, D], v [B, K, S, D'], a mask [B, S] where there is padding → [B, S, H, D']. p: probability of dropout."""
+def flash_attention_forward(
+    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, p: float = 0.0, told_positions: bool = True
+) -> Tensor:
+    """q [B, H, S, D], k [B, K, S, D], v [B, K, S, D'], a mask [B, S] where there is padding → [B, S, H, D']. p: probability of dropout; told_positions:
+    whether the layer hands on the positions, which might be of packed sequences."""
     query = F.transpose(b, query, 1, 2)
     key = F.transpose(b, key, 1, 2)
     value = F.transpose(b, value, 1, 2)
@@ -25,7 +28,7 @@ def flash_attention_forward(b: Builder, settings: Settings, query: Tensor, key: 
     if v_head_dim < head_dim:
         value = b.op("pad", value, to=head_dim)
     target_dtype = b.autocast if query.dtype == "fp32" else None
-    attn_output = _flash_attention_forward(b, settings, query, key, value, attention_mask, p, target_dtype)
+    attn_output = _flash_attention_forward(b, settings, query, key, value, attention_mask, p, target_dtype, told_positions)
     if v_head_dim < head_dim:
         attn_output = b.op("slice", attn_output, length=v_head_dim)
     return attn_output
@@ -53,6 +56,7 @@ def _flash_attention_forward(
     attention_mask: Tensor | None,
     p: float,
     target_dtype: str | None,
+    told_positions: bool,
 ) -> Tensor:
     if target_dtype is not None:  # fa_peft_integration_check
         query_cast = F.to(b, query_states, target_dtype)
@@ -79,7 +83,8 @@ def _flash_attention_forward(
         del out
         del indices
         return result
-    is_packed_sequence(b, settings)
+    if told_positions:
+        is_packed_sequence(b, settings)
     return flash_attn_func(b, query_states, key_states, value_states, p)
 
 
