@@ -57,6 +57,9 @@ def selective(model: Model, names: Iterable[str]) -> Checkpoint:
     for name in names:
         if name not in known:
             raise InputError(f"checkpointing.save: {name!r} is no operator of this model's layers; there are {', '.join(known)}")
+    inside = {"add", "mul"} & set(names)
+    if inside and any(op.kind == "python_gelu" for graph in model.layer_graphs for op in graph.operators):
+        raise Unsupported(f"checkpointing.save: {min(inside)} with an activation in Python, made of such operators, is not supported yet; matmul is")
     return Checkpoint(how="selective", saves=frozenset().union(*(SAVED[name] for name in names)))
 
 

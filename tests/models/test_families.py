@@ -73,6 +73,16 @@ def test_bitsandbytes_leaves_linear_modules_of_another_class() -> None:
         model_of(Run(model={**LLAMA, "model_type": "falcon"}, method={"kind": "qlora"}))
 
 
+def test_strategies_that_bloom_does_not_have_yet() -> None:
+    config = {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 1000}
+    with pytest.raises(Unsupported, match="reentrant with model_type bloom, whose layers return more than one tensor"):
+        model_of(Run(model=config, attention="eager", checkpointing="reentrant"))
+    with pytest.raises(Unsupported, match="add with an activation in Python"):
+        model_of(Run(model=config, attention="eager", checkpointing={"save": ["matmul", "mul", "add"]}))
+    with pytest.raises(InputError, match="attention: sdpa does not run with bloom, whose scores fall with distance; eager does"):
+        model_of(Run(model=config))
+
+
 def test_casts_of_biases_are_not_saved_selectively() -> None:
     with pytest.raises(InputError, match="cast fails in PyTorch where 4-bit modules have biases"):
         config = {**LLAMA, "model_type": "glm", "head_dim": 16}
