@@ -124,7 +124,7 @@ def check_towers(run: Run) -> None:
         return
     if not (run.checkpointing in ("none", "full", "selective") or (isinstance(run.checkpointing, dict) and "save" in run.checkpointing)):
         raise Unsupported(f"checkpointing: {in_words(run.checkpointing)} with model_type {kind} is not supported yet; none, full and selective are")
-    if run.method.kind == "ia3" or run.method.layers is not None:
+    if run.method.kind in ("ia3", "qia3") or run.method.layers is not None:
         key = "layers" if run.method.layers is not None else "kind"
         raise Unsupported(f"method.{key}: {getattr(run.method, key)} with model_type {kind} is not supported yet; lora for all layers is")
 
@@ -255,6 +255,7 @@ def simulate(run: Run, other_order: bool = False, strict: bool = False, measured
     if isinstance(run.checkpointing, dict) and "budget" in run.checkpointing:
         from memsim.search.budget import simulate_within
 
+        check_towers(run)
         return simulate_within(run, other_order, strict, measured_step)
     for warning in warnings_of(run, strict):
         warnings.warn(warning, stacklevel=2)

@@ -40,7 +40,7 @@ def test_defaults_are_those_of_the_recordings() -> None:
             "group_size": 128,
         },
         "addresses": "ascending",
-        "batch": {"size": 1, "sequence": 512, "accumulation": 1, "padding": 0.0},
+        "batch": {"size": 1, "sequence": 512, "accumulation": 1, "padding": 0.0, "target": None},
         "train": {"only": [], "freeze": []},
         "precision": "bf16",
         "attention": "sdpa",

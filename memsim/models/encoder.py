@@ -8,6 +8,7 @@ from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import Unsupported
 from memsim.models import functional as F
 from memsim.models.attention import sdpa
+from memsim.models.flash_attention import flash_attention_forward
 from memsim.models.gpt2 import ACTIVATIONS, dropout, new_gelu
 from memsim.models.model import Parameter, Settings
 
@@ -45,6 +46,8 @@ def attend(
     with b.core(query, key, value, mask):
         if settings.attention == "eager":
             return eager(b, query, key, value, mask, p, in_fp32)
+        if settings.attention == "flash_attention_2":
+            return flash_attention_forward(b, settings, query, key, value, mask, p, told_positions=False), None
         return sdpa(b, settings, query, key, value, mask, 1, p, causal=False), None
 
 
@@ -61,7 +64,7 @@ def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
 
 
 def bidirectional_mask(b: Builder, settings: Settings, dtype: str, queries: int, keys: int) -> Tensor | None:
-    """masking_utils.create_bidirectional_mask: nothing where nothing is padded, else [B, 1, Q, K], bool, or of `dtype` for eager."""
+    """masking_utils.create_bidirectional_mask: nothing where nothing is padded, else [B, 1, Q, K], bool, or of `dtype` for eager; [B, K] for FlashAttention."""
     if not settings.padded:
         return None
     with b.module("mask"), b.no_grad():
@@ -71,6 +74,10 @@ def bidirectional_mask(b: Builder, settings: Settings, dtype: str, queries: int,
 @module_call
 def _padded(b: Builder, settings: Settings, dtype: str, queries: int, keys: int) -> Tensor:
     attention_mask = F.create(b, "attention_mask.bool", (settings.batch, keys), "bool")
+    if settings.attention == "flash_attention_2":  # flash_attention_mask
+        every = b.op("all", attention_mask)
+        del every
+        return attention_mask
     if settings.attention != "eager":
         mask = _boolean(b, settings, attention_mask, queries, keys)
         return mask

@@ -153,6 +153,8 @@ def layer_graph(config: T5, settings: Settings, call: Operator, decodes: bool, f
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config, dtype = read_config(fields, settings), settings.dtype
+    if settings.attention == "flash_attention_2":
+        raise InputError("attention: flash_attention_2 does not run with t5, whose positions are a bias that it cannot take; sdpa and eager do")
     b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     outer = b.finish(conditional_generation(b, config, settings, ids, b.input_tensor("labels", (settings.batch, settings.targets), "int64")))

@@ -72,7 +72,9 @@ def choice(graph: LayerGraph, strategy: Strategy, checkpoint: Checkpoint, rates:
 
 def _until_last_saved(operators: Sequence[Operator]) -> list[Operator]:
     """Where torch.utils.checkpoint stops early: at the last saved tensor, which an operator's operands are before it runs."""
-    last = max(i for i, op in enumerate(operators) if op.saved)
+    last = max((i for i, op in enumerate(operators) if op.saved), default=-1)
+    if last < 0:  # nothing trains
+        return []
     ran = any(out.storage in operators[last].saved for out in operators[last].outputs)
     return list(operators[: last + ran])
 

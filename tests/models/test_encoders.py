@@ -88,17 +88,25 @@ def test_a_decoder_gets_as_many_tokens_as_its_encoder_unless_told() -> None:
         ({"model": {**VIT, "patch_size": 64}}, "model.patch_size: a patch of 64 × 64 is larger than an image of 32 × 32"),
         ({"model": {**VIT, "image_size": [32]}}, "model.image_size: [32] is neither a positive whole number nor two"),
         ({"model": T5, "checkpointing": "sqrt"}, "checkpointing: sqrt with model_type t5 is not supported yet; none, full and selective are"),
-        ({"model": T5, "train": {"only": ["lm_head"]}}, "train.only: 'lm_head' matches no parameter; names are such as shared.weight and decoder.layers.0."),
+        ({"model": T5, "train": {"only": ["lm_head"]}}, "train.only: 'lm_head' matches no parameter; names are such as shared.weight and decoder.layers."),
         ({"model": T5, "method": {"kind": "lora", "targets": ["shared"]}}, "method.targets: embeddings of t5 are not supported yet; its linear modules are"),
         ({"model": {**T5, "feed_forward_proj": "twice-gelu"}}, "model.feed_forward_proj: 'twice-gelu' is neither an activation nor gated-ACTIVATION"),
         ({"model": T5, "stack": "hf-4.48"}, "model_type: t5 with stack hf-4.48 is not supported yet; llama, "),
-        ({"model": CLASSES, "method": {"kind": "qlora", "modules_to_save": ["query"]}}, "method.modules_to_save: attention.self.query is 4-bit under qlora, "),
+        (
+            {"model": CLASSES, "method": {"kind": "qlora", "modules_to_save": ["query"]}},
+            "method.modules_to_save: attention.self.query is quantized, and cannot train; classifier, ",
+        ),
     ],
 )
 def test_what_is_refused(data: dict[str, object], line: str) -> None:
     with pytest.raises((InputError, Unsupported)) as error:
         model_of(Run(**data))
     assert str(error.value).startswith(line)
+
+
+def test_a_budget_is_refused_for_a_decoder_beside_an_encoder() -> None:
+    with pytest.raises(Unsupported, match="checkpointing: .*budget.* with model_type t5 is not supported yet; none, full and selective are"):
+        simulate(Run(model=T5, checkpointing={"budget": "1GiB"}))
 
 
 @pytest.mark.parametrize("model", [BERT, VIT, T5, {**T5, "num_layers": 1}])
