@@ -101,12 +101,25 @@ def routing_of(config: DecoderConfig) -> Routing:
     if config.model_type == "deepseek_v2" and method == "greedy":
         return Routing(experts, top_k, limited=False)
     groups, top_groups = integer(fields, "n_group"), integer(fields, "topk_group")
-    least = 2 if config.model_type == "deepseek_v3" else 1  # of whose scores a group's is the sum
+    least = 1 if config.model_type == "deepseek_v2" else 2  # of whose scores a group's is the sum
     if experts % groups or experts // groups < least:
         raise InputError(f"model.n_group: {groups} groups of {experts} experts do not come out even, at {least} experts or more a group")
     if top_groups > groups:
         raise InputError(f"model.topk_group: {top_groups} is more than the {groups} groups there are")
-    return Routing(experts, top_k, groups, top_groups, normalized=bool(fields.get("norm_topk_prob")) and config.model_type == "deepseek_v3")
+    return Routing(experts, top_k, groups, top_groups, normalized=bool(fields.get("norm_topk_prob")) and config.model_type != "deepseek_v2")
+
+
+def correction_dtype(config: DecoderConfig, settings: Settings) -> str | None:
+    """Of the buffer that corrects the choice of experts; None where there is none."""
+    return {"deepseek_v2": None, "deepseek_v3": settings.created}.get(config.model_type, "fp32")
+
+
+def dense_first(config: DecoderConfig) -> tuple[int, ...]:
+    """Of each layer, whether it has experts (0) or an ordinary MLP (1), as the first ones do. Raises InputError."""
+    first = config.fields.get("first_k_dense_replace")
+    if not isinstance(first, int) or isinstance(first, bool) or first < 0:
+        raise InputError(f"model.first_k_dense_replace: {first!r} is no number of layers")
+    return tuple(int(layer < first) for layer in range(config.num_hidden_layers))
 
 
 def has_bias(config: DecoderConfig) -> bool:
@@ -132,7 +145,7 @@ def moe(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Te
         routing, act = routing_of(config), activation(config)
         residuals = hidden_states
         batch, sequence, hidden_dim = hidden_states.shape
-        _, topk_weights, topk_indices = gate(b, settings, hidden_states, routing, settings.created if config.model_type == "deepseek_v3" else None)
+        _, topk_weights, topk_indices = gate(b, settings, hidden_states, routing, correction_dtype(config, settings))
         hidden_states = b.op("view", hidden_states, shape=(batch * sequence, hidden_dim))
         inner = integer(config.fields, "moe_intermediate_size")
         hidden_states = F.reshape(
@@ -152,8 +165,9 @@ def moe_parameters(config: DecoderConfig, settings: Settings) -> list[Parameter]
         Parameter("mlp.experts.down_proj", (experts, hidden, inner), dtype),
         Parameter("mlp.gate.weight", (experts, hidden), dtype),
     ]
-    if config.model_type == "deepseek_v3":
-        rows.append(Parameter("mlp.gate.e_score_correction_bias", (experts,), settings.created, trainable=False, buffer=True))
+    correction = correction_dtype(config, settings)
+    if correction is not None:
+        rows.append(Parameter("mlp.gate.e_score_correction_bias", (experts,), correction, trainable=False, buffer=True))
     return rows + mlp_parameters("mlp.shared_experts", hidden, shared_size(config), dtype, has_bias(config))
 
 
@@ -182,8 +196,4 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         (pre_norm(attend, moe), (*attention, *moe_parameters(config, settings), *norms)),
         (pre_norm(attend, mlp), (*attention, *dense_mlp, *norms)),
     )
-    first = config.fields.get("first_k_dense_replace")
-    if not isinstance(first, int) or isinstance(first, bool) or first < 0:
-        raise InputError(f"model.first_k_dense_replace: {first!r} is no number of layers")
-    pattern = tuple(int(layer < first) for layer in range(config.num_hidden_layers))
-    return assemble_kinds(config, settings, parts, kinds, pattern, HOLD)
+    return assemble_kinds(config, settings, parts, kinds, dense_first(config), HOLD)

@@ -1,0 +1,105 @@
+"""GLM-4.5 (transformers/models/glm4_moe/modeling_glm4_moe.py): heads of which a part turns, and DeepSeek-V3's experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.models import functional as F
+from memsim.models.assemble import assemble_kinds
+from memsim.models.attention import attend
+from memsim.models.causal_lm import Parts, rms_norm
+from memsim.models.config import DecoderConfig, decoder_config
+from memsim.models.deepseek import HOLD, dense_first, mlp, moe, moe_parameters, routing_of
+from memsim.models.glm import rotary_dim
+from memsim.models.layers import pre_norm
+from memsim.models.llama import check_supported, linear_parameters, mlp_parameters, norm_parameters, rotate_half
+from memsim.models.model import Model, Parameter, Settings
+from memsim.models.phi3 import part
+
+DEFAULTS: dict[str, object] = {
+    "num_key_value_heads": 8,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 128,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 1408,
+    "num_experts_per_tok": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+}
+
+
+def read_config(fields: Mapping[str, object]) -> DecoderConfig:
+    """The fields with their family's defaults. Raises InputError and Unsupported."""
+    named = dict(fields)
+    if "num_local_experts" in named:  # transformers takes either
+        named.setdefault("n_routed_experts", named.pop("num_local_experts"))
+    config = decoder_config(named, **DEFAULTS)
+    check_supported(config, dropout=True)
+    routing_of(config)
+    return config
+
+
+def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q [B, H, S, D], k [B, K, S, D], cos and sin [1, S, R]: the first R of a head's dimensions turn."""
+    cos = b.op("view", cos, shape=(cos.shape[0], 1, *cos.shape[1:]))
+    sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
+    rotary = cos.shape[-1]
+    q_rot, q_pass = part(b, q, rotary), b.op("slice", q, length=q.shape[-1] - rotary)
+    k_rot, k_pass = part(b, k, rotary), b.op("slice", k, length=k.shape[-1] - rotary)
+    q_embed = b.op("add", b.op("mul", q_rot, cos), b.op("mul", rotate_half(b, q_rot), sin))
+    k_embed = b.op("add", b.op("mul", k_rot, cos), b.op("mul", rotate_half(b, k_rot), sin))
+    q_embed = b.op("cat", q_embed, q_pass)
+    k_embed = b.op("cat", k_embed, k_pass)
+    return q_embed, k_embed
+
+
+@module_call
+def self_attention(
+    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Glm4MoeAttention.forward."""
+    with b.module("self_attn"):
+        batch, sequence, _ = hidden_states.shape
+
+        def heads(name: str, count: int) -> Tensor:
+            states = F.linear(b, hidden_states, name, count * config.head_dim, settings.dtype, config.attention_bias)
+            return b.op("view", states, shape=(batch, sequence, count, config.head_dim))
+
+        query_states = heads("q_proj", config.num_attention_heads)
+        key_states = heads("k_proj", config.num_key_value_heads)
+        value_states = heads("v_proj", config.num_key_value_heads)
+        if config.fields.get("use_qk_norm"):
+            query_states = rms_norm(b, query_states, "q_norm", settings.dtype)
+            key_states = rms_norm(b, key_states, "k_norm", settings.dtype)
+        query_states = F.transpose(b, query_states, 1, 2)
+        key_states = F.transpose(b, key_states, 1, 2)
+        value_states = F.transpose(b, value_states, 1, 2)
+        query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
+        return attend(b, config, settings, query_states, key_states, value_states, mask, False)
+
+
+def attention_parameters(config: DecoderConfig, dtype: str) -> list[Parameter]:
+    """Of Glm4MoeAttention, in module order."""
+    hidden, d, bias = config.hidden_size, config.head_dim, config.attention_bias
+    rows = linear_parameters("self_attn.q_proj", config.num_attention_heads * d, hidden, dtype, bias)
+    for name in ("k_proj", "v_proj"):
+        rows += linear_parameters(f"self_attn.{name}", config.num_key_value_heads * d, hidden, dtype, bias)
+    rows += linear_parameters("self_attn.o_proj", hidden, config.num_attention_heads * d, dtype)
+    norms = ("q_norm", "k_norm") if config.fields.get("use_qk_norm") else ()
+    return rows + [Parameter(f"self_attn.{name}.weight", (d,), dtype, module="norm") for name in norms]
+
+
+def build(fields: Mapping[str, object], settings: Settings) -> Model:
+    """The model of these Hugging Face config fields."""
+    config = read_config(fields)
+    dtype = settings.dtype
+    parts = Parts(lambda b, x, name: rms_norm(b, x, name, dtype), rotary_dim=rotary_dim(config, 0.5))
+    attention, norms = attention_parameters(config, dtype), norm_parameters(config, dtype)
+    dense_mlp = mlp_parameters("mlp", config.hidden_size, config.intermediate_size, dtype)
+    kinds = (
+        (pre_norm(self_attention, moe), (*attention, *moe_parameters(config, settings), *norms)),
+        (pre_norm(self_attention, mlp), (*attention, *dense_mlp, *norms)),
+    )
+    return assemble_kinds(config, settings, parts, kinds, dense_first(config), HOLD)
