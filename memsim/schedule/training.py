@@ -310,7 +310,7 @@ class Training:
     def run_layers(self, autograd: Autograd, storages: list[int], values: list[int], op: Operator) -> None:
         """The loop over decoder layers: `hidden_states = decoder_layer(hidden_states, …)`."""
         machine, model = self.machine, self.model
-        names: tuple[str, ...] = op.attrs.get("names", LAYER_INPUTS)  # type: ignore[assignment]
+        names: tuple[str, ...] = op.attrs.get("names") or LAYER_INPUTS  # type: ignore[assignment]
         given = {name: (storages[spec.storage], values[spec.value]) for name, spec in zip(names, op.inputs, strict=False)}
         hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad
         frame: Frame | None = None

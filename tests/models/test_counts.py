@@ -46,6 +46,9 @@ def test_loading_takes_what_was_recorded(name: str) -> None:
         ("opt-125m", 125_239_296),
         ("opt-1.3b", 1_315_758_080),
         ("opt-6.7b", 6_658_473_984),
+        ("deepseek-v2-lite", 15_706_484_224),
+        ("deepseek-v2", 235_741_434_880),
+        ("deepseek-v3", 671_026_404_352),
     ],
 )
 def test_counts_are_those_published(name: str, parameters: int) -> None:
