@@ -65,12 +65,15 @@ def selective(model: Model, names: Iterable[str]) -> Checkpoint:
 
 
 def check_written_over(model: Model, saves: frozenset[str]) -> None:
-    """Raises InputError where a result that is kept is written over in place (clip_qkv), which PyTorch finds when it runs the layer again."""
+    """Raises InputError where a result that is kept is written over in place (clip_qkv), which PyTorch finds when it runs the layer again.
+
+    It does not find it for products, whose results it hands on as an `_unsafe_view` with a version of its own.
+    """
     for graph in model.layer_graphs:
         made: dict[int, Operator] = {}
         for op in graph.operators:
             before = made.get(op.inputs[0].storage) if op.inputs and KINDS[op.kind].in_place else None
-            if before is not None and before.kind in saves:
+            if before is not None and before.kind in saves - SAVED["matmul"]:
                 raise InputError(
                     f"checkpointing: {before.name} would be kept, but {op.name} writes over it (Tensor cached during selective activation checkpoint has been "
                     "mutated); checkpointing: full runs"
