@@ -96,7 +96,7 @@ def is_packed_sequence(b: Builder, settings: Settings) -> None:
     with b.no_grad():
         arange = F.create(b, "arange", (sequence,), "int64")
         first = b.op("reduce_all", arange, label="position_ids.min")
-        increasing_position_sequences = F.create(b, "increasing_position_sequences", (sequence,), "int64")
+        increasing_position_sequences = b.op("add", arange, first, label="increasing_position_sequences")
         del arange
         del first
         difference = F.create(b, "difference", (1, sequence), "int64")
@@ -104,7 +104,7 @@ def is_packed_sequence(b: Builder, settings: Settings) -> None:
         del difference
         total = b.op("reduce_all", distance, label="sum")
         del distance
-        packed = F.create(b, "bool", (), "bool")
+        packed = b.op("cast", total, dtype="bool", label="bool")
         del total
         del increasing_position_sequences
         del packed  # which is returned

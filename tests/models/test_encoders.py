@@ -105,7 +105,7 @@ def test_what_is_refused(data: dict[str, object], line: str) -> None:
 
 
 def test_a_budget_is_refused_for_a_decoder_beside_an_encoder() -> None:
-    with pytest.raises(Unsupported, match="checkpointing: .*budget.* with model_type t5 is not supported yet; none, full and selective are"):
+    with pytest.raises(Unsupported, match=r"checkpointing: .*budget.* with model_type t5 is not supported yet; none, full and selective are"):
         simulate(Run(model=T5, checkpointing={"budget": "1GiB"}))
 
 
