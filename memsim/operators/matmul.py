@@ -158,7 +158,7 @@ class BatchedMultiplyAdd(Kind):
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         into.append(m.alloc(outputs[0].nbytes))
-        self._product(m, inputs[1].shape[2], *inputs[1:])
+        self._product(m, True, *inputs[1:])
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         _, a, b = inputs
@@ -167,7 +167,7 @@ class BatchedMultiplyAdd(Kind):
             if not inputs[i].requires_grad:
                 continue
             grad = m.grad(inputs[i].shape, like(inputs[i].shape), inputs[i].dtype)
-            self._product(m, summed, other)
+            self._product(m, summed != 1 or m.stack.software.keeps_cublas_workspaces, other)  # a bmm
             if attrs["alpha"] != 1:  # maybe_multiply
                 scaled = m.like(grad)
                 m.discard(grad)
@@ -175,10 +175,9 @@ class BatchedMultiplyAdd(Kind):
             edges.append((i, grad))
         return edges
 
-    def _product(self, m: Machine, summed: int, *operands: TensorSpec) -> None:
-        """A product that sums over so many elements; none but one asks for a workspace, as with bmm."""
+    def _product(self, m: Machine, workspace: bool, *operands: TensorSpec) -> None:
         copies = [m.alloc(x.nbytes) for x in operands if 1 not in x.strides[1:]]
-        if summed != 1 or m.stack.software.keeps_cublas_workspaces:
+        if workspace:
             m.workspace()
         m.release(*reversed(copies))
 
