@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-LOWER = frozenset(
-    {"linear", "matmul", "conv1d", "conv2d", "mm", "flash_attention", "efficient_attention", "math_attention"}  # AT_FORALL_LOWER_PRECISION_FP
+LOWER = frozenset(  # AT_FORALL_LOWER_PRECISION_FP
+    {"linear", "matmul", "conv1d", "conv2d", "mm", "baddbmm", "flash_attention", "efficient_attention", "math_attention"}
 )
 FP32 = frozenset({"square", "pow", "rsqrt", "log_softmax", "softmax", "nll_loss", "layer_norm", "norm", "exp"})  # AT_FORALL_FP32 and FP32_SET_OPT_DTYPE
 SETS_DTYPE = frozenset({"sum"})  # FP32_SET_OPT_DTYPE where the kernel reads the lower precision and writes fp32

@@ -252,7 +252,8 @@ class Builder:
         if kind == "conv1d" and len(inputs[0].shape) > 2:
             return self._conv1d(inputs, attrs)
         if self.autocast is not None:
-            if kind in SETS_DTYPE and inputs[0].dtype in FLOATING:
+            fused = kind == "softmax" and inputs[0].dtype == "fp16"  # ATen/native/SoftMax.cpp: to fp32 within the kernel
+            if (kind in SETS_DTYPE and inputs[0].dtype in FLOATING) or fused:
                 attrs["dtype"] = "fp32"
             dtype = target(kind, self.autocast)
             if dtype is not None and not (kind in ("softmax", "log_softmax") and "dtype" in attrs):

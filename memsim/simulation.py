@@ -98,6 +98,8 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         raise Unsupported("checkpointing: offload with method.target_parameters is not supported yet; full and selective are")
     if isinstance(packing, Int8) and "reentrant" in hows and len(hows) > 1:
         raise Unsupported("checkpointing: some layers reentrant with method.quantization int8 is not supported; all layers reentrant is")
+    if "reentrant" in hows and any(len(graph.outputs) > 1 for graph in model.layer_graphs):
+        raise Unsupported(f"checkpointing: reentrant with model_type {model_type}, whose layers return more than one tensor, is not supported yet; full is")
     if any("cast" in c.saves for c in model.checkpoints) and any(op.kind == "recast" for graph in model.layer_graphs for op in graph.operators):
         raise InputError(
             "checkpointing.save: cast fails in PyTorch where 4-bit modules have biases, which they cast once, when they first run; without cast it works"
@@ -106,6 +108,8 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         raise InputError(
             f"checkpointing: reentrant with frozen embeddings trains no layer with stack {run.stack}, which leaves their output as it is; full does"
         )
+    if packing and software.bnb_computes_in_inputs_dtype and "reentrant" in hows and model_type == "olmo2":  # whose products read a leaf, whose cast is cached
+        raise Unsupported(f"checkpointing: reentrant with method qlora of olmo2 and stack {run.stack} is not supported yet; full is")
     if packing and software.bnb_always_dequantizes and "selective" in hows:
         raise Unsupported(f"checkpointing: selective with method qlora and stack {run.stack} is not supported yet; full is")
     return require_input_grads(model) if tells else model

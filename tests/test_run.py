@@ -32,6 +32,7 @@ def test_defaults_are_those_of_the_recordings() -> None:
             "rslora": False,
             "bias": "none",
             "layers": None,
+            "target_parameters": [],
             "modules_to_save": [],
             "feedforward": None,
             "casts": "peft",

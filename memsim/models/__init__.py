@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from memsim.errors import Unsupported
 from memsim.models import (
     bert,
+    bloom,
     cohere,
     deepseek,
     falcon,
@@ -61,6 +62,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "gpt_neox": gpt_neox.build,
     "gpt_oss": gpt_oss.build,
     "phi": phi.build,
+    "bloom": bloom.build,
     "cohere": cohere.build,
     "cohere2": cohere.build,
     "ernie4_5": near_llama.ernie,

@@ -47,7 +47,7 @@ def attend(
         if settings.attention == "eager":
             return eager(b, query, key, value, mask, p, in_fp32)
         if settings.attention == "flash_attention_2":
-            return flash_attention_forward(b, settings, query, key, value, mask, p, positions=False), None
+            return flash_attention_forward(b, settings, query, key, value, mask, p, told_positions=False), None
         return sdpa(b, settings, query, key, value, mask, 1, p, causal=False), None
 
 

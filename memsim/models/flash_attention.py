@@ -14,10 +14,10 @@ HALF = ("bf16", "fp16")
 
 
 def flash_attention_forward(
-    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, p: float = 0.0, positions: bool = True
+    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, p: float = 0.0, told_positions: bool = True
 ) -> Tensor:
-    """q [B, H, S, D], k [B, K, S, D], v [B, K, S, D'], a mask [B, S] where there is padding → [B, S, H, D']. p: probability of dropout; positions: whether
-    layers are told them, and so ask whether sequences are packed."""
+    """q [B, H, S, D], k [B, K, S, D], v [B, K, S, D'], a mask [B, S] where there is padding → [B, S, H, D']. p: probability of dropout; told_positions:
+    whether the layer hands on the positions, which might be of packed sequences."""
     query = F.transpose(b, query, 1, 2)
     key = F.transpose(b, key, 1, 2)
     value = F.transpose(b, value, 1, 2)
@@ -28,7 +28,7 @@ def flash_attention_forward(
     if v_head_dim < head_dim:
         value = b.op("pad", value, to=head_dim)
     target_dtype = b.autocast if query.dtype == "fp32" else None
-    attn_output = _flash_attention_forward(b, settings, query, key, value, attention_mask, p, target_dtype, positions)
+    attn_output = _flash_attention_forward(b, settings, query, key, value, attention_mask, p, target_dtype, told_positions)
     if v_head_dim < head_dim:
         attn_output = b.op("slice", attn_output, length=v_head_dim)
     return attn_output
@@ -56,7 +56,7 @@ def _flash_attention_forward(
     attention_mask: Tensor | None,
     p: float,
     target_dtype: str | None,
-    positions: bool,
+    told_positions: bool,
 ) -> Tensor:
     if target_dtype is not None:  # fa_peft_integration_check
         query_cast = F.to(b, query_states, target_dtype)
@@ -83,7 +83,7 @@ def _flash_attention_forward(
         del out
         del indices
         return result
-    if positions:
+    if told_positions:
         is_packed_sequence(b, settings)
     return flash_attn_func(b, query_states, key_states, value_states, p)
 
@@ -96,7 +96,7 @@ def is_packed_sequence(b: Builder, settings: Settings) -> None:
     with b.no_grad():
         arange = F.create(b, "arange", (sequence,), "int64")
         first = b.op("reduce_all", arange, label="position_ids.min")
-        increasing_position_sequences = F.create(b, "increasing_position_sequences", (sequence,), "int64")
+        increasing_position_sequences = b.op("add", arange, first, label="increasing_position_sequences")
         del arange
         del first
         difference = F.create(b, "difference", (1, sequence), "int64")
@@ -104,7 +104,7 @@ def is_packed_sequence(b: Builder, settings: Settings) -> None:
         del difference
         total = b.op("reduce_all", distance, label="sum")
         del distance
-        packed = F.create(b, "bool", (), "bool")
+        packed = b.op("cast", total, dtype="bool", label="bool")
         del total
         del increasing_position_sequences
         del packed  # which is returned

@@ -86,17 +86,20 @@ def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
     return attn_output, attn_weights
 
 
-def eager_by_buffer(b: Builder, query: Tensor, key: Tensor, value: Tensor, p: float) -> tuple[Tensor, Tensor]:
+def eager_by_buffer(b: Builder, query: Tensor, key: Tensor, value: Tensor, positions: int, p: float) -> tuple[Tensor, Tensor]:
     """eager_attention_forward where the causal mask is a buffer of the layer."""
     attn_weights = F.matmul(b, query, F.transpose(b, key, 2, 3))
     attn_weights = b.op("div", attn_weights, F.create(b, "scale", (), attn_weights.dtype))
+    bias = b.parameter("attn.bias", (positions, positions), "bool", False)
+    causal_mask = b.op("slice", b.op("slice", bias, dim=0, length=query.shape[2]), length=query.shape[2])
     mask_value = F.create(b, "mask_value", (), attn_weights.dtype)
-    attn_weights = b.op("where_else", attn_weights, label="where")
+    attn_weights = b.op("where_else", attn_weights, causal_mask, label="where")
     attn_weights = b.op("softmax", attn_weights)
     attn_weights = F.to(b, attn_weights, value.dtype)
     attn_weights = dropout(b, attn_weights, p)
     attn_output = F.matmul(b, attn_weights, value)
     attn_output = F.transpose(b, attn_output, 1, 2)
+    del causal_mask
     del mask_value
     return attn_output, attn_weights
 
@@ -116,7 +119,7 @@ def self_attention(b: Builder, config: Gpt2, settings: Settings, hidden_states: 
         attn_weights = None
         with b.core(query_states, key_states, value_states, mask):
             if settings.attention == "eager" and settings.stack.attention_has_buffers:
-                attn_output, attn_weights = eager_by_buffer(b, query_states, key_states, value_states, config.attention_p)
+                attn_output, attn_weights = eager_by_buffer(b, query_states, key_states, value_states, config.positions, config.attention_p)
             elif settings.attention == "eager":
                 attn_output, attn_weights = eager(b, query_states, key_states, value_states, mask, config.attention_p)
             elif settings.attention == "flash_attention_2":

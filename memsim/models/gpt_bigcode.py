@@ -10,6 +10,7 @@ from memsim.models import functional as F
 from memsim.models.assemble import layer_inputs
 from memsim.models.attention import attention
 from memsim.models.causal_lm import causal_lm_loss, causal_mask
+from memsim.models.flash_attention import flash_attention_forward
 from memsim.models.gpt2 import Gpt2, dropout, layer_norm, new_gelu, norm_parameters, read_config
 from memsim.models.llama import linear_parameters
 from memsim.models.model import Model, Parameter, Settings
@@ -33,7 +34,12 @@ def self_attention(b: Builder, config: Gpt2, settings: Settings, hidden_states: 
         else:
             query, key, value = b.run("chunk", F.transpose(b, b.op("view", fused, shape=(batch, sequence, heads, 3 * d)), 1, 2), parts=3)
             del fused
-        attn_output, attn_weights = attention(b, settings, query, key, value, mask, heads if multi_query else 1, p=config.attention_p)
+        attn_weights = None
+        if settings.attention == "flash_attention_2":
+            with b.core(query, key, value, mask):
+                attn_output = flash_attention_forward(b, settings, query, key, value, mask, config.attention_p, told_positions=False)
+        else:
+            attn_output, attn_weights = attention(b, settings, query, key, value, mask, heads if multi_query else 1, p=config.attention_p)
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, hidden))
         attn_output = F.linear(b, attn_output, "c_proj", hidden, settings.dtype, True)
         attn_output = dropout(b, attn_output, config.residual_p)

@@ -34,6 +34,7 @@ from memsim.operators.loss import NllLoss
 from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, Mm
 from memsim.operators.norm import Conv1D, LayerNorm
 from memsim.operators.packed4bit import Dequantize, LinearAwq
+from memsim.operators.python_gelu import PythonGelu
 from memsim.operators.reductions import LogSoftmax, MaxLast, MeanLast, RowNorm, SafeSoftmax, Softmax
 from memsim.operators.routing import DivideInPlace, Gather, Index, LargestInGroup, MaskedFill, Scan, Sort, Sum, TopK
 from memsim.operators.selection import AnyInfinite, ClampByTensors, Where
@@ -105,6 +106,7 @@ KINDS: dict[str, Kind] = {
     "pad": Pad(),
     "pow": Square(),
     "put_rows": PutRows(),
+    "python_gelu": PythonGelu(),
     "recast": Recast(),
     "relu": SavesResult(),
     "row_norm": RowNorm(),

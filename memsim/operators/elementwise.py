@@ -168,7 +168,13 @@ class Div(Kind):
 
 
 class WhereElse(Unary):
-    """torch.where(mask, x, number), of a mask that is kept and no gradient reaches. Backward: torch.where(mask, grad, 0), whose zero is a tensor."""
+    """torch.where(mask, x, number) of x and a mask that is kept. Backward: torch.where(mask, grad, 0), whose zero is a tensor."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        return pointwise(inputs[:1])
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        return (inputs[1].storage,)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         zero = m.alloc(ITEMSIZE[grads[0].dtype])

@@ -148,8 +148,9 @@ class BatchedMultiplyAdd(Kind):
     factors = slice(1, 3)
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
-        c = inputs[0]
-        return (Inferred(c.shape, like(c.shape), c.dtype),)
+        c, a, b = inputs
+        shape = (*a.shape[:2], b.shape[2])
+        return (Inferred(shape, like(shape), c.dtype),)
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
         _, a, b = inputs
@@ -157,16 +158,16 @@ class BatchedMultiplyAdd(Kind):
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         into.append(m.alloc(outputs[0].nbytes))
-        self._product(m, *inputs[1:])
+        self._product(m, True, *inputs[1:])
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         _, a, b = inputs
         edges: Edges = [(0, m.same(grads[0]))] if inputs[0].requires_grad else []
-        for i, other in ((1, b), (2, a)):
+        for i, other, summed in ((1, b, b.shape[2]), (2, a, a.shape[1])):
             if not inputs[i].requires_grad:
                 continue
             grad = m.grad(inputs[i].shape, like(inputs[i].shape), inputs[i].dtype)
-            self._product(m, other)
+            self._product(m, summed != 1 or m.stack.software.keeps_cublas_workspaces, other)  # a bmm
             if attrs["alpha"] != 1:  # maybe_multiply
                 scaled = m.like(grad)
                 m.discard(grad)
@@ -174,9 +175,10 @@ class BatchedMultiplyAdd(Kind):
             edges.append((i, grad))
         return edges
 
-    def _product(self, m: Machine, *operands: TensorSpec) -> None:
+    def _product(self, m: Machine, workspace: bool, *operands: TensorSpec) -> None:
         copies = [m.alloc(x.nbytes) for x in operands if 1 not in x.strides[1:]]
-        m.workspace()
+        if workspace:
+            m.workspace()
         m.release(*reversed(copies))
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:

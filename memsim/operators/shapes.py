@@ -253,12 +253,14 @@ class Embedding(Kind):
 
 class Layers(Kind):
     """Layers one after the other, as one operator of the outer graph: hidden states in, hidden states out, and beside them what the first layer hands
-    on to the others (`carries`: names, and specs of the tensors). The schedule executes it."""
+    on to the others (`carries`: names, and specs of the tensors), or what else the last one returns (`extra`: shape and dtype). The schedule executes it."""
 
     flops_per_element = 0.0
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         hidden = inputs[0]
         carries: dict[str, TensorSpec] = attrs.get("carries", {})  # type: ignore[assignment]
+        extra: tuple[tuple[int, ...], str] | None = attrs.get("extra")  # type: ignore[assignment]
         result = Inferred(hidden.shape, hidden.strides, str(attrs.get("dtype", hidden.dtype)))
-        return (result, *(Inferred(spec.shape, spec.strides, spec.dtype) for spec in carries.values()))
+        others = () if extra is None else (Inferred(extra[0], contiguous(extra[0]), extra[1], differentiable=False),)
+        return (result, *(Inferred(spec.shape, spec.strides, spec.dtype) for spec in carries.values()), *others)

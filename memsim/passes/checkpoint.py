@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from memsim.errors import InputError, Unsupported
+from memsim.graph import Operator
 from memsim.models.model import Checkpoint, Model
+from memsim.operators import KINDS
 from memsim.strategy import Strategy
 
 NONE, FULL = Checkpoint(), Checkpoint(how="full")
@@ -26,7 +28,7 @@ SAVED: Mapping[str, frozenset[str]] = {
     "gelu": frozenset({"gelu"}),
     "layer_norm": frozenset({"layer_norm"}),  # native_layer_norm
     "mean": frozenset({"mean"}),  # mean.dim
-    "mul": frozenset({"mul", "mul_scalar"}),  # mul.Tensor
+    "mul": frozenset({"mul", "mul_scalar", "complex_mul"}),  # mul.Tensor
     "neg": frozenset({"neg"}),
     "rsqrt": frozenset({"rsqrt"}),
     "silu": frozenset({"silu"}),
@@ -57,7 +59,29 @@ def selective(model: Model, names: Iterable[str]) -> Checkpoint:
     for name in names:
         if name not in known:
             raise InputError(f"checkpointing.save: {name!r} is no operator of this model's layers; there are {', '.join(known)}")
-    return Checkpoint(how="selective", saves=frozenset().union(*(SAVED[name] for name in names)))
+    inside = {"add", "mul"} & set(names)
+    if inside and any(op.kind == "python_gelu" for graph in model.layer_graphs for op in graph.operators):
+        raise Unsupported(f"checkpointing.save: {min(inside)} with an activation in Python, made of such operators, is not supported yet; matmul is")
+    checkpoint = Checkpoint(how="selective", saves=frozenset().union(*(SAVED[name] for name in names)))
+    check_written_over(model, checkpoint.saves)
+    return checkpoint
+
+
+def check_written_over(model: Model, saves: frozenset[str]) -> None:
+    """Raises InputError where a result that is kept is written over in place (clip_qkv), which PyTorch finds when it runs the layer again.
+
+    It does not find it for products, whose results it hands on as an `_unsafe_view` with a version of its own.
+    """
+    for graph in model.layer_graphs:
+        made: dict[int, Operator] = {}
+        for op in graph.operators:
+            before = made.get(op.inputs[0].storage) if op.inputs and KINDS[op.kind].in_place else None
+            if before is not None and before.kind in saves - SAVED["matmul"]:
+                raise InputError(
+                    f"checkpointing: {before.name} would be kept, but {op.name} writes over it (Tensor cached during selective activation checkpoint has been "
+                    "mutated); checkpointing: full runs"
+                )
+            made.update((out.storage, op) for out in op.outputs if out.storage not in made)
 
 
 def operators_of(model: Model) -> list[str]:

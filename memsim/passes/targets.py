@@ -25,6 +25,7 @@ OUTER = {
     "opt": "model.decoder",
     "gpt_bigcode": "transformer",
     "falcon": "transformer",
+    "bloom": "transformer",
     "gpt_neox": "gpt_neox",
     "bert": "bert",
     "vit": "vit",
@@ -33,6 +34,7 @@ LAYERS = {  # model_type → the list of layers, where it is not "layers"
     "gpt2": "h",
     "gpt_bigcode": "h",
     "falcon": "h",
+    "bloom": "h",
     "bert": "encoder.layer",
     "t5": "block",
 }

@@ -15,7 +15,7 @@ from memsim.operators import KINDS
 
 NESTED = 49  # nodes in Python on a path from the loss, from which on CPython puts some off until the loss itself is gone (PyTrash_UNWIND_LEVEL)
 MOST = 46  # within each other where they hold tensors, of which the last one's tensors are put off alone (seen in recordings, not read in the source)
-PYTHON_FUNCTIONS = ("linear4bit", "linear8bit", "flash_attn", "flash_attn_varlen", "put_rows")
+PYTHON_FUNCTIONS = ("linear4bit", "linear8bit", "flash_attn", "flash_attn_varlen", "put_rows", "python_gelu")
 
 
 @lru_cache(maxsize=256)

@@ -315,6 +315,7 @@ class Training:
         given = {name: (storages[spec.storage], values[spec.value]) for name, spec in zip(names, op.inputs, strict=False)}
         hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad
         frame: Frame | None = None
+        returned: list[int] = []  # what else the layer before returned, in a tuple with its hidden states
         moved = op.inputs[0].storage in op.drops and not op.attrs.get("held")  # nobody but the loop has a name for the hidden states
         for layer in span:
             kind, (checkpoint, at) = model.pattern[layer], by_layer[layer]
@@ -347,6 +348,9 @@ class Training:
                 autograd.checkpoint(instance, Reentrant(self.layer_graph(kind, True, True), bound), held, saved)
             self.casts.append(instance)
             out = graph.outputs[0]
+            if op.attrs.get("extra"):
+                machine.release(*returned)
+                returned = [instance.storages[spec.storage] for spec in graph.outputs[1:]]
             if not first or moved:
                 machine.release(hidden[0])
             hidden, requires_grad = (instance.storages[out.storage], instance.values[out.value]), out.requires_grad or reentrant
@@ -356,8 +360,10 @@ class Training:
                 given[name] = instance.storages[spec.storage], instance.values[spec.value]
         machine.layer = NO_LAYER
         carried = [given[name] for name in op.attrs.get("carries", ())]  # type: ignore[attr-defined]
-        for spec, (storage, value) in zip(op.outputs, (hidden, *carried), strict=True):
+        for spec, (storage, value) in zip(op.outputs, (hidden, *carried), strict=not returned):
             storages[spec.storage], values[spec.value] = storage, value
+        for spec, storage in zip(op.outputs[1:], returned, strict=False):
+            storages[spec.storage] = storage
         for storage in op.drops:
             if storage != op.inputs[0].storage or not moved:
                 machine.release(storages[storage])

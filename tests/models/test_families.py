@@ -55,6 +55,10 @@ def test_what_is_no_llama_is_refused(fields: dict[str, object]) -> None:
         ({"model_type": "opt", "layerdrop": 0.1}, "model.layerdrop: 0.1, which leaves out layers by chance"),
         ({"model_type": "opt", "max_position_embeddings": 16}, "batch.sequence: 512 tokens are more than the 16 positions"),
         ({"model_type": "phi", "attention_dropout": 2}, "model.attention_dropout: 2 is not a probability"),
+        ({"model_type": "olmo3", "sliding_window": None}, "model.sliding_window: null does not run with olmo3"),
+        ({"model_type": "exaone4", "sliding_window": None, "layer_types": ["sliding_attention"] * 2}, "needs model.sliding_window, a number of tokens"),
+        ({"model_type": "falcon", "alibi": True}, "model.alibi: true is not supported yet for falcon; false is"),
+        ({"model_type": "gpt_bigcode", "n_positions": 16}, "batch.sequence: 512 tokens are more than the 16 positions that gpt_bigcode has"),
         ({"model_type": "gemma", "use_bidirectional_attention": True}, "model.use_bidirectional_attention: true is not supported"),
     ],
 )
@@ -62,6 +66,27 @@ def test_what_a_family_refuses(fields: dict[str, object], text: str) -> None:
     config = {**LLAMA, **({"num_key_value_heads": 4} if fields["model_type"] == "opt" else {}), **fields}
     with pytest.raises((InputError, Unsupported), match=text):
         model_of(Run(model=config))
+
+
+def test_bitsandbytes_leaves_linear_modules_of_another_class() -> None:
+    with pytest.raises(InputError, match="qlora leaves linear modules of falcon as they are"):
+        model_of(Run(model={**LLAMA, "model_type": "falcon"}, method={"kind": "qlora"}))
+
+
+def test_strategies_that_bloom_does_not_have_yet() -> None:
+    config = {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 1000}
+    with pytest.raises(Unsupported, match="reentrant with model_type bloom, whose layers return more than one tensor"):
+        model_of(Run(model=config, attention="eager", checkpointing="reentrant"))
+    with pytest.raises(Unsupported, match="add with an activation in Python"):
+        model_of(Run(model=config, attention="eager", checkpointing={"save": ["matmul", "add"]}))
+    with pytest.raises(InputError, match="attention: sdpa does not run with bloom, whose scores fall with distance; eager does"):
+        model_of(Run(model=config))
+
+
+def test_casts_of_biases_are_not_saved_selectively() -> None:
+    with pytest.raises(InputError, match="cast fails in PyTorch where 4-bit modules have biases"):
+        config = {**LLAMA, "model_type": "glm", "head_dim": 16}
+        model_of(Run(model=config, method={"kind": "qlora"}, checkpointing={"save": ["cast"]}))
 
 
 def test_an_expert_more_than_there_are_is_refused() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from memsim import Run, simulate
-from memsim.errors import InputError, Unsupported
+from memsim.errors import InputError
 from memsim.tape import Action
 
 MODEL = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 500}
@@ -52,8 +52,3 @@ def test_where_there_is_nothing_to_scale(changes: dict[str, object], text: str) 
 
 def test_fp16_weights_with_fp32_adapters_are_scaled() -> None:
     assert simulate(Run(model=MODEL, grad_scaler=True, precision="fp16", method={"kind": "lora"}, batch={"sequence": 16})).steps
-
-
-def test_not_on_the_older_stack() -> None:
-    with pytest.raises(Unsupported, match=r"grad_scaler: true with stack hf-4\.48 is not supported yet"):
-        simulate(Run(model=MODEL, grad_scaler=True, precision="amp-fp16", stack="hf-4.48"))

@@ -114,12 +114,16 @@ def test_in_backward_no_gradient_outlives_its_step(name: str) -> None:
     [
         ({"batch": {"accumulation": 2}}, "batch.accumulation: 1 works"),
         ({"clip_grad_norm": 1.0}, "clip_grad_norm: null works"),
-        ({"stack": "hf-4.48"}, "with golden it is"),
     ],
 )
 def test_in_backward_refuses_what_needs_every_gradient(keys: dict[str, object], line: str) -> None:
     with pytest.raises(Unsupported, match=f"^optimizer_in_backward: .*{line}$"):
         simulate(Run(model=MODEL, optimizer_in_backward=True, **keys))
+
+
+def test_an_older_torch_has_no_muon() -> None:
+    with pytest.raises(Unsupported, match=r"^optimizer: muon with stack hf-4.48 is not supported, as torch 2.6 has none; adamw"):
+        simulate(Run(model=MODEL, optimizer="muon", stack="hf-4.48"))
 
 
 def test_what_bitsandbytes_has_no_kernel_for() -> None:
