@@ -147,7 +147,7 @@ class EfficientAttention(Attention):
         of_bias = [self._of_bias(m, bias) for bias in inputs[3:] if bias.requires_grad]
         delta = self._delta(m, outputs[0])
         half = q.dtype != "fp32"
-        workspace = m.alloc(backward_workspace(b * h, (s, k.shape[2]), (d, v.shape[-1]), half, m.stack.sm, m.stack.large_shared_memory))
+        workspace = m.alloc(backward_workspace(b * h, (s, k.shape[2]), (d, v.shape[-1]), half, m.stack.sm, m.stack.large_shared_memory, bool(attrs.get("p"))))
         m.release(delta, workspace)
         m.discard(*reversed(expanded))
         m.release(*padded)
