@@ -11,6 +11,24 @@ from memsim.models import functional as F
 from memsim.models.model import Settings
 
 HALF = ("bf16", "fp16")
+HELD = frozenset(  # model types whose recordings with it are reproduced
+    {
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "olmo2",
+        "phi3",
+        "gemma2",
+        "gemma3_text",
+        "granite",
+        "gpt2",
+        "gpt_neox",
+        "mixtral",
+        "qwen2_moe",
+        "qwen3_moe",
+    }
+)
 
 
 def flash_attention_forward(

@@ -43,6 +43,11 @@ def test_an_older_stack_is_not_held() -> None:
         model_of(run(stack="hf-4.48"))
 
 
+def test_a_family_whose_recordings_are_not_held_is_refused() -> None:
+    with pytest.raises(Unsupported, match="attention: flash_attention_2 with model_type deepseek_v3 is not supported yet; sdpa and eager are"):
+        model_of(run(model="deepseek-v3"))
+
+
 def test_gemma2_runs_with_it() -> None:
     gemma = {**SMALL, "model_type": "gemma2", "head_dim": 32}
     assert simulate(run(model=gemma)).peak_allocated > 0
