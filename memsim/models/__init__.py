@@ -12,6 +12,7 @@ from memsim.models import (
     cohere,
     deepseek,
     falcon,
+    flash_attention,
     gemma,
     gemma1,
     glm,
@@ -134,4 +135,6 @@ def build(fields: Mapping[str, object], settings: Settings, strict: bool = False
         return llama.build({**fields, "model_type": "llama"}, settings)
     if family is None:
         raise Unsupported(f"model: model_type {fields.get('model_type')!r} is not supported yet; there are {', '.join(FAMILIES)}")
+    if settings.attention == "flash_attention_2" and fields.get("model_type") not in flash_attention.HELD:
+        raise Unsupported(f"attention: flash_attention_2 with model_type {fields.get('model_type')} is not supported yet; sdpa and eager are")
     return family(fields, settings)

@@ -43,6 +43,12 @@ def test_an_older_stack_is_not_held() -> None:
         model_of(run(stack="hf-4.48"))
 
 
+def test_a_family_whose_recordings_are_not_held_is_refused() -> None:
+    fields = {"model_type": "gpt_bigcode", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 500, "n_positions": 512}
+    with pytest.raises(Unsupported, match="attention: flash_attention_2 with model_type gpt_bigcode is not supported yet; sdpa and eager are"):
+        model_of(run(model=fields))
+
+
 def test_gemma2_runs_with_it() -> None:
     gemma = {**SMALL, "model_type": "gemma2", "head_dim": 32}
     assert simulate(run(model=gemma)).peak_allocated > 0
@@ -61,8 +67,8 @@ def test_padding_is_taken_out_and_put_back() -> None:
 
 
 def test_only_a_batch_of_one_is_asked_whether_it_is_packed() -> None:
-    assert "max" in kinds(batch={"size": 1, "sequence": 64})
-    assert "max" not in kinds() and "max" not in kinds(batch={"size": 1, "sequence": 1})
+    assert "reduce_all" in kinds(batch={"size": 1, "sequence": 64})
+    assert "reduce_all" not in kinds() and "reduce_all" not in kinds(batch={"size": 1, "sequence": 1})
 
 
 def test_heads_are_cast_under_autocast_and_padded_to_eights() -> None:
