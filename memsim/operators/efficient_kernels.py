@@ -39,20 +39,22 @@ FLOAT = (BackwardKernel(64, 64, 64), BackwardKernel(128, 64, ANY_WIDTH, large=Tr
 FLOAT_TURING = (BackwardKernel(64, 64, ANY_WIDTH),)
 
 
-def backward_kernel(d: int, half: bool, sm: int, large_shared_memory: bool) -> BackwardKernel:
-    """The kernel for heads of d elements on a device of compute capability sm / 10."""
+def backward_kernel(d: int, half: bool, sm: int, large_shared_memory: bool, dropout: bool = False) -> BackwardKernel:
+    """The kernel for heads of d elements on a device of compute capability sm / 10. Those for some devices alone know no dropout."""
     kernels = (HALF if half else FLOAT) if sm >= 80 else (HALF_TURING if half else FLOAT_TURING)
-    return next(k for k in kernels if d <= k.widest and (large_shared_memory or not k.large) and (not k.only or sm in k.only))
+    return next(k for k in kernels if d <= k.widest and (large_shared_memory or not k.large) and (not k.only or (sm in k.only and not dropout)))
 
 
-def backward_workspace(heads: int, lengths: tuple[int, int], dims: tuple[int, int], half: bool, sm: int, large_shared_memory: bool) -> int:
+def backward_workspace(
+    heads: int, lengths: tuple[int, int], dims: tuple[int, int], half: bool, sm: int, large_shared_memory: bool, dropout: bool = False
+) -> int:
     """Bytes of the workspace (kernel_backward.h, workspace_size) for B·H heads, so many queries and keys, heads of so many elements, and in values.
 
     A tile of dq in fp32 with its lock for each block of queries, and where dk and dv do not stay in registers of a kernel for half precision, their
     sums in fp32 for each part that the keys are split into.
     """
     (s, keys), (d, d_v) = lengths, dims
-    kernel = backward_kernel(max(d, d_v), half, sm, large_shared_memory)
+    kernel = backward_kernel(max(d, d_v), half, sm, large_shared_memory, dropout)
     rows, columns = kernel.rows, kernel.columns
     elements = -(-s // rows) * -(-d // columns) * (rows * columns + 4)
     if half and not kernel.in_registers(half):
