@@ -146,8 +146,8 @@ class EfficientAttention(Attention):
         expanded = [m.like(dq) for _ in range(2)] if k.shape[1] != h else []
         of_bias = [self._of_bias(m, bias) for bias in inputs[3:] if bias.requires_grad]
         delta = self._delta(m, outputs[0])
-        half = q.dtype != "fp32"
-        workspace = m.alloc(backward_workspace(b * h, (s, k.shape[2]), (d, v.shape[-1]), half, m.stack.sm, m.stack.large_shared_memory, bool(attrs.get("p"))))
+        half, dropout = q.dtype != "fp32", bool(attrs.get("p"))
+        workspace = m.alloc(backward_workspace(b * h, (s, k.shape[2]), (d, v.shape[-1]), half, m.stack.sm, m.stack.large_shared_memory, dropout))
         m.release(delta, workspace)
         m.discard(*reversed(expanded))
         m.release(*padded)

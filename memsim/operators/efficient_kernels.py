@@ -40,7 +40,7 @@ FLOAT_TURING = (BackwardKernel(64, 64, ANY_WIDTH),)
 
 
 def backward_kernel(d: int, half: bool, sm: int, large_shared_memory: bool, dropout: bool = False) -> BackwardKernel:
-    """The kernel for heads of d elements on a device of compute capability sm / 10."""
+    """The kernel for heads of d elements on a device of compute capability sm / 10. Those for some devices alone know no dropout."""
     kernels = (HALF if half else FLOAT) if sm >= 80 else (HALF_TURING if half else FLOAT_TURING)
     return next(k for k in kernels if d <= k.widest and (large_shared_memory or not k.large) and (not k.only or (sm in k.only and not dropout)))
 

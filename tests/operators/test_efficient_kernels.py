@@ -37,3 +37,9 @@ def test_every_width_has_a_kernel_on_every_device(d: int, half: bool, sm: int) -
     kernel = backward_kernel(d, half, sm, sm in (80, 90, 100))
     assert d <= kernel.widest
     assert not kernel.only or sm in kernel.only
+
+
+def test_kernels_for_some_devices_alone_know_no_dropout() -> None:
+    assert backward_kernel(96, True, 89, False).rows == 128
+    assert backward_kernel(96, True, 89, False, dropout=True).rows == 64
+    assert backward_kernel(128, True, 80, True) == backward_kernel(128, True, 80, True, dropout=True)
