@@ -7,7 +7,6 @@ Python code, to the line, as long as our function has the same locals as theirs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from memsim.autocast import FLOATING, ORDER, SETS_DTYPE, target
+from memsim.composed import COMPOSED
 from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous
 from memsim.operators import KINDS
 from memsim.operators.base import Inferred
@@ -249,8 +249,8 @@ class Builder:
             self.replacing = False
             if results is not None:
                 return results
-        if kind == "conv1d" and len(inputs[0].shape) > 2:
-            return self._conv1d(inputs, attrs)
+        if kind in COMPOSED:
+            return COMPOSED[kind](self, inputs, attrs)
         if self.autocast is not None:
             fused = kind == "softmax" and inputs[0].dtype == "fp16"  # ATen/native/SoftMax.cpp: to fp32 within the kernel
             if (kind in SETS_DTYPE and inputs[0].dtype in FLOATING) or fused:
@@ -262,14 +262,6 @@ class Builder:
                 self.temporaries = [casts[i] for i in reversed(order)]
                 return self._execute(kind, tuple(casts), attrs)
         return self._execute(kind, inputs, attrs)
-
-    def _conv1d(self, inputs: tuple[Tensor, ...], attrs: dict[str, object]) -> tuple[Tensor, ...]:
-        """transformers' Conv1D: addmm of x.view(-1, in), which is made before autocast casts it, and so gets its gradient after what autocast cast."""
-        x, *weights = inputs
-        *size, inner = x.shape
-        x = self._execute("view", (x,), {"shape": (math.prod(size), inner)})[0]
-        x = self._run("conv1d", (x, *weights), attrs)[0]
-        return self._execute("view", (x,), {"shape": (*size, weights[0].shape[1])})
 
     def lower(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The tensors as autocast gives them to an operator of the lower precision."""

@@ -47,6 +47,10 @@ def check_method(method: Method) -> None:
         raise InputError(f"method.layers: PEFT takes them with a list of targets, not with {method.targets!r}")
     if method.targets == () and not method.target_parameters:
         raise InputError("method.targets: [] adapts nothing; names of modules do, or method.target_parameters beside it")
+    if method.kind == "qlora" and method.bias != "none":
+        raise Unsupported(f"method.bias: {method.bias} with method qlora is not supported; with lora it is")
+    if method.kind in QUANTIZED and method.modules_to_save and method.casts == "trl":
+        raise Unsupported("method.casts: trl with method.modules_to_save is not supported; peft and none are")
     check_quantization(method)
 
 
@@ -149,9 +153,6 @@ def check_embeddings(model: Model, model_type: str) -> None:
     """Raises Unsupported for adapters on an embedding that are not modelled."""
     if model.towers and any(p.module == "embedding adapter" for _, p in model.in_order()):
         raise Unsupported(f"method.targets: embeddings of {model_type} are not supported yet; its linear modules are")
-    found = next((p for p in model.before if p.module == "embedding adapter"), None)
-    if found is not None and model_type.startswith("gemma") and 0:
-        raise Unsupported(f"method.targets: {found.name.partition('.')[0]} of {model_type}, which scales it, is not supported; method.modules_to_save of it is")
 
 
 def with_ia3(build: Callable[[Technique], Model], method: Method, packing: Nf4 | Int8 | None, stack: Software, model_type: str) -> Model:

@@ -59,7 +59,7 @@ class Frame:
             machine.release(*storages)
 
 
-SAME_FUNCTION = {"mul_scalar": "mul", "complex_mul": "mul", "add_scalar": "add", "reshape": "clone", "pow": "square", "matmul": "bmm", "conv1d": "addmm"}
+SAME_FUNCTION = {"mul_scalar": "mul", "complex_mul": "mul", "add_scalar": "add", "reshape": "clone", "pow": "square", "matmul": "bmm"}
 
 
 def function_of(op: Operator) -> str:
