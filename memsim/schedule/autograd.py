@@ -263,7 +263,7 @@ class Autograd:
         machine = self.machine
         total, leaf.buffer = leaf.buffer, None
         assert total is not None
-        held = total.storage  # AccumulateGrad's own reference lasts until it returns
+        held = total.storage  # AccumulateGrad's own reference lasts until the gradient has its place
         if leaf.grad is None:
             strides = leaf.spec.strides or contiguous(total.shape)  # as its leaf is (utils/grad_layout_contract.h)
             obeys = all(size == 1 or have == want for size, have, want in zip(total.shape, total.strides, strides, strict=True))
@@ -273,6 +273,6 @@ class Autograd:
                 machine.retain(held)
             leaf.grad = total
             machine.category[total.storage] = int(Category.GRADIENTS)
+        machine.release(held)
         if self.hook is not None:
             self.hook(leaf)
-        machine.release(held)
