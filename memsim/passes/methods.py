@@ -12,10 +12,10 @@ from memsim.models.model import Model
 from memsim.passes.ia3 import Ia3, ia3_of, scaled, with_vectors
 from memsim.passes.int8 import Int8
 from memsim.passes.lora import Lora, with_adapters, wrapped
-from memsim.passes.lora_parameters import converted, with_parameters
+from memsim.passes.lora_parameters import converted, spelled_out, with_parameters
 from memsim.passes.packed import Packed
 from memsim.passes.quantize import Nf4, is_kept, with_quantized
-from memsim.passes.targets import Sites, by_name, sites, split
+from memsim.passes.targets import Sites, by_name, is_pattern, sites, split
 from memsim.stacks import Software
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ def technique_of(lora: Lora, packing: Packing | None, stack: Software) -> Techni
 
 def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | None, stack: Software, model_type: str) -> Model:
     """The model with adapters, and quantized. Raises InputError where a target matches nothing."""
+    if is_pattern(lora.targets):
+        lora = spelled_out(lora, build(PLAIN), model_type)
     if not by_name(lora) and not lora.target_parameters:
         technique = technique_of(lora, packing, stack)
         model = with_adapters(build(technique), lora)
