@@ -164,6 +164,8 @@ def with_ia3(build: Callable[[Technique], Model], method: Method, packing: Nf4 |
     check_saved_packed(plain, packing, (outer, *of_layers))
     if any("embed" in module or module in ("wte", "wpe") for module in outer.targets):
         raise InputError(f"method.targets: PEFT's ia3 takes no embedding ({', '.join(sorted(outer.targets))}); method.modules_to_save does")
+    if layered := next((name for name in ia3.feedforward if any(part.isdigit() for part in name.split("."))), None):
+        raise Unsupported(f"method.feedforward: {layered!r}, a module of one layer, is not supported; names that are in every layer are, such as down_proj")
     model, of_kinds = split(plain, of_layers, lambda of: build(scaled(replace(ia3, sites=outer | of), packing, stack)))
     model = with_vectors(model, ia3, outer, of_kinds)
     return with_quantized(model, packing.packed, packing.casts) if packing else model
