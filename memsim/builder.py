@@ -306,6 +306,8 @@ class Builder:
         outputs = tuple(self._output(out, specs, grad) for out in semantics.infer(specs, attrs))
         if self.technique.inputs_require_grad and attrs.get("input_embeddings") and not grad:
             outputs = (replace(outputs[0], requires_grad=True, leaf=True), *outputs[1:])
+        if kind == "new_leaf":
+            outputs = (replace(outputs[0], requires_grad=True, leaf=True),)
         saved = semantics.saved(specs, outputs, attrs) if grad and "dead" not in attrs else ()
         name = ".".join([*self.path, str(attrs.get("label", kind))])
         graph.add_operator(Operator(len(graph.operators), kind, name, specs, outputs, attrs, saved))
@@ -381,6 +383,7 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
     for name, spec in graph.parameters.items():
         bind(spec, b.parameter(name, spec.shape, spec.dtype, spec.requires_grad))
     keep = {spec.storage for spec in graph.outputs}
+    given = {spec.storage for spec in b.graph.inputs.values()}
     for op in graph.operators:
         module = op.name.removesuffix(str(op.attrs.get("label", op.kind))).rstrip(".")
         b.path = module.split(".") if module else []
@@ -391,7 +394,7 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
         b.arguments = tuple(moved[storage] for storage in core)
         arguments = tuple(env[spec.value] for spec in op.inputs)
         source = arguments[0].spec if op.attrs.get("autocast") else None
-        if source is not None and source.leaf and source.parameter is None and source.dtype == "fp32":
+        if source is not None and source.leaf and source.storage in given and source.dtype == "fp32":
             if source.value not in b.casts:
                 b.casts[source.value] = b.run(op.kind, *arguments, **op.attrs)[0]
             results: tuple[Tensor, ...] = (b.casts[source.value],)
