@@ -188,8 +188,7 @@ class Builder:
         before = self.unwind, self.stack
         self.unwind = (*(tensor.spec.storage for tensor in tensors), *before[0])
         self.stack = () if stack is None else (stack.spec.storage,)
-        del tensors
-        del stack
+        del tensors, stack
         yield
         self.unwind, self.stack = before
 
@@ -337,10 +336,7 @@ class Builder:
         self._end_call()
         del inputs
         self.leaving = True
-        del x
-        del y
-        del z
-        del more
+        del x, y, z, more
         self.leaving = False
         return first
 

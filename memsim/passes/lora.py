@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,8 @@ from memsim.passes.lora_embedding import embedding_adapter, lora_embedding
 from memsim.passes.lora_parameters import adapter_parameters, adapts_parameters, folding
 from memsim.passes.modules_to_save import EMBEDDING, MARK, copies, run_copy, stands_for
 from memsim.passes.targets import HEAD, HEADS, LINEAR, Sites, check_targets, is_tied, places
+
+NORM = re.compile(r"norm|^ln_", re.IGNORECASE)  # names of modules that are no linear ones, and have a bias
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def is_bias_trained(lora: Lora, name: str) -> bool:
     if leaf != "bias" or lora.bias == "none" or MARK in name:
         return False
     copied = lora.sites is not None and module in lora.sites.saved
-    return not copied and (lora.bias == "all" or matches(lora, module))
+    return not copied and (lora.bias == "all" or (matches(lora, module) and not NORM.search(module.rpartition(".")[2])))
 
 
 def with_adapters(model: Model, lora: Lora, outer: Sites | None = None, of_kinds: Sequence[Sites] = ()) -> Model:
