@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 LOWER = frozenset(  # AT_FORALL_LOWER_PRECISION_FP
-    {"linear", "matmul", "conv1d", "conv2d", "mm", "baddbmm", "flash_attention", "efficient_attention", "math_attention"}
+    {"linear", "matmul", "addmm", "conv2d", "mm", "baddbmm", "flash_attention", "efficient_attention", "math_attention"}
 )
 FP32 = frozenset({"square", "pow", "rsqrt", "log_softmax", "softmax", "nll_loss", "layer_norm", "norm", "exp"})  # AT_FORALL_FP32 and FP32_SET_OPT_DTYPE
 SETS_DTYPE = frozenset({"sum"})  # FP32_SET_OPT_DTYPE where the kernel reads the lower precision and writes fp32
-ORDER: dict[str, tuple[int, ...]] = {"conv1d": (1, 0, 2)}  # of casts, where an operator's arguments are not those of the function, in reverse
+ORDER: dict[str, tuple[int, ...]] = {"addmm": (1, 0, 2)}  # of casts, where an operator's arguments are not those of the function, in reverse
 FLOATING = frozenset({"fp32", "bf16", "fp16"})
 
 

@@ -7,7 +7,6 @@ Python code, to the line, as long as our function has the same locals as theirs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from memsim.autocast import FLOATING, ORDER, SETS_DTYPE, target
+from memsim.composed import COMPOSED
 from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous
 from memsim.operators import KINDS
 from memsim.operators.base import Inferred
@@ -188,8 +188,7 @@ class Builder:
         before = self.unwind, self.stack
         self.unwind = (*(tensor.spec.storage for tensor in tensors), *before[0])
         self.stack = () if stack is None else (stack.spec.storage,)
-        del tensors
-        del stack
+        del tensors, stack
         yield
         self.unwind, self.stack = before
 
@@ -249,8 +248,8 @@ class Builder:
             self.replacing = False
             if results is not None:
                 return results
-        if kind == "conv1d" and len(inputs[0].shape) > 2:
-            return self._conv1d(inputs, attrs)
+        if kind in COMPOSED:
+            return COMPOSED[kind](self, inputs, attrs)
         if self.autocast is not None:
             fused = kind == "softmax" and inputs[0].dtype == "fp16"  # ATen/native/SoftMax.cpp: to fp32 within the kernel
             if (kind in SETS_DTYPE and inputs[0].dtype in FLOATING) or fused:
@@ -262,14 +261,6 @@ class Builder:
                 self.temporaries = [casts[i] for i in reversed(order)]
                 return self._execute(kind, tuple(casts), attrs)
         return self._execute(kind, inputs, attrs)
-
-    def _conv1d(self, inputs: tuple[Tensor, ...], attrs: dict[str, object]) -> tuple[Tensor, ...]:
-        """transformers' Conv1D: addmm of x.view(-1, in), which is made before autocast casts it, and so gets its gradient after what autocast cast."""
-        x, *weights = inputs
-        *size, inner = x.shape
-        x = self._execute("view", (x,), {"shape": (math.prod(size), inner)})[0]
-        x = self._run("conv1d", (x, *weights), attrs)[0]
-        return self._execute("view", (x,), {"shape": (*size, weights[0].shape[1])})
 
     def lower(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The tensors as autocast gives them to an operator of the lower precision."""
@@ -314,6 +305,8 @@ class Builder:
         outputs = tuple(self._output(out, specs, grad) for out in semantics.infer(specs, attrs))
         if self.technique.inputs_require_grad and attrs.get("input_embeddings") and not grad:
             outputs = (replace(outputs[0], requires_grad=True, leaf=True), *outputs[1:])
+        if kind == "new_leaf":
+            outputs = (replace(outputs[0], requires_grad=True, leaf=True),)
         saved = semantics.saved(specs, outputs, attrs) if grad and "dead" not in attrs else ()
         name = ".".join([*self.path, str(attrs.get("label", kind))])
         graph.add_operator(Operator(len(graph.operators), kind, name, specs, outputs, attrs, saved))
@@ -343,10 +336,7 @@ class Builder:
         self._end_call()
         del inputs
         self.leaving = True
-        del x
-        del y
-        del z
-        del more
+        del x, y, z, more
         self.leaving = False
         return first
 
@@ -389,6 +379,7 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
     for name, spec in graph.parameters.items():
         bind(spec, b.parameter(name, spec.shape, spec.dtype, spec.requires_grad))
     keep = {spec.storage for spec in graph.outputs}
+    given = {spec.storage for spec in b.graph.inputs.values()}
     for op in graph.operators:
         module = op.name.removesuffix(str(op.attrs.get("label", op.kind))).rstrip(".")
         b.path = module.split(".") if module else []
@@ -399,7 +390,7 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
         b.arguments = tuple(moved[storage] for storage in core)
         arguments = tuple(env[spec.value] for spec in op.inputs)
         source = arguments[0].spec if op.attrs.get("autocast") else None
-        if source is not None and source.leaf and source.parameter is None and source.dtype == "fp32":
+        if source is not None and source.leaf and source.storage in given and source.dtype == "fp32":
             if source.value not in b.casts:
                 b.casts[source.value] = b.run(op.kind, *arguments, **op.attrs)[0]
             results: tuple[Tensor, ...] = (b.casts[source.value],)

@@ -109,4 +109,9 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Tensor.is_contiguous(): where a dimension has one element, its stride does not matter."""
-    return all(size == 1 or have == want for size, have, want in zip(shape, strides, contiguous(shape), strict=True))
+    return is_laid_out(shape, strides, contiguous(shape))
+
+
+def is_laid_out(shape: tuple[int, ...], strides: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a tensor of these strides lies in memory as one of the others does."""
+    return all(size == 1 or have == want for size, have, want in zip(shape, strides, wanted, strict=True))

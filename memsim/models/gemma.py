@@ -100,9 +100,7 @@ def embed(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tens
     """Gemma2TextScaledWordEmbedding.forward."""
     weight = b.parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
     scale = b.parameter("embed_tokens.embed_scale", (), settings.created, False)
-    return b.op(
-        "mul", b.op("embedding", input_ids, weight, label="embed_tokens.embedding"), F.to(b, scale, settings.dtype), label="embed_tokens", input_embeddings=True
-    )
+    return b.op("scaled_embedding", input_ids, weight, scale, label="embed_tokens", input_embeddings=True)
 
 
 @module_call

@@ -31,14 +31,14 @@ from memsim.operators.grouped import GroupedLinear
 from memsim.operators.linear4bit import Dequantize4bit, Linear4bit, Recast
 from memsim.operators.linear8bit import Dequantize8bit, Linear8bit
 from memsim.operators.loss import NllLoss
-from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, Mm
-from memsim.operators.norm import Conv1D, LayerNorm
+from memsim.operators.matmul import BatchedMatmul, BatchedMultiplyAdd, Linear, Mm, MultiplyAdd
+from memsim.operators.norm import LayerNorm
 from memsim.operators.packed4bit import Dequantize, LinearAwq
 from memsim.operators.python_gelu import PythonGelu
 from memsim.operators.reductions import LogSoftmax, MaxLast, MeanLast, RowNorm, SafeSoftmax, Softmax
 from memsim.operators.routing import DivideInPlace, Gather, Index, LargestInGroup, MaskedFill, Scan, Sort, Sum, TopK
 from memsim.operators.selection import AnyInfinite, ClampByTensors, Where
-from memsim.operators.shapes import Cat, Chunk, CopySlice, Embedding, Expand, Layers, Pad, Reshape, Select, Slice, Split, Stack, Transpose, View
+from memsim.operators.shapes import Cat, Chunk, CopySlice, Embedding, Expand, Layers, NewLeaf, Pad, Reshape, Select, Slice, Split, Stack, Transpose, View
 from memsim.operators.unpadding import AllLast, CountRows, Nonzero, PutRows, ReduceAll
 
 KINDS: dict[str, Kind] = {
@@ -47,6 +47,7 @@ KINDS: dict[str, Kind] = {
     "add_scalar": AddScalar(),
     "all": ReduceAll(),
     "all_last": AllLast(),
+    "addmm": MultiplyAdd(),
     "any_infinite": AnyInfinite(),
     "arange": Create(),
     "baddbmm": BatchedMultiplyAdd(),
@@ -60,7 +61,6 @@ KINDS: dict[str, Kind] = {
     "clone": Clone(),
     "compare": Compare(),
     "complex_mul": ComplexMul(),
-    "conv1d": Conv1D(),
     "conv2d": Conv2d(),
     "count_rows": CountRows(),
     "copy_slice_": CopySlice(),
@@ -101,6 +101,7 @@ KINDS: dict[str, Kind] = {
     "mul": Mul(),
     "mul_scalar": Unary(),
     "neg": Unary(),
+    "new_leaf": NewLeaf(),
     "nll_loss": NllLoss(),
     "nonzero": Nonzero(),
     "pad": Pad(),

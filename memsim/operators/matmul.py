@@ -141,6 +141,41 @@ class Mm(Linear):
         return 2.0 * outputs[0].elements * inputs[0].shape[-1]
 
 
+class MultiplyAdd(Kind):
+    """torch.addmm(bias, x, weight): x [rows, in], weight [in, out], bias [out] → [rows, out]."""
+
+    unit = "matmul"
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        x, weight = inputs[:2]
+        shape = (*x.shape[:-1], weight.shape[1])
+        return (Inferred(shape, like(shape), x.dtype),)
+
+    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
+        x, weight = inputs[:2]
+        return (*((x.storage,) if weight.requires_grad else ()), *((weight.storage,) if x.requires_grad else ()))
+
+    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
+        into.append(m.alloc(outputs[0].nbytes))
+        m.workspace(lt=True)
+
+    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
+        x, weight, bias = inputs
+        edges: Edges = []
+        if bias.requires_grad:
+            edges.append((2, m.same(grads[0])))
+        if x.requires_grad:
+            edges.append((0, m.grad(x.shape, like(x.shape), x.dtype)))
+            m.workspace()
+        if weight.requires_grad:
+            edges.append((1, m.grad(weight.shape, weight.strides, weight.dtype, parameter=True)))
+            m.workspace()
+        return edges
+
+    def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
+        return 2.0 * outputs[0].elements * inputs[1].shape[0]
+
+
 class BatchedMultiplyAdd(Kind):
     """torch.baddbmm(c, a, b, alpha): c + alpha·a·b of [E, M, N], [E, M, K] and [E, K, N]; cuBLAS gets copies of operands without a unit stride."""
 

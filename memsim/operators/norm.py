@@ -52,7 +52,6 @@ class LayerNorm(Kind):
         m.release(*reversed(copies))
         return [(i, grad) for i, grad in enumerate(made) if grad is not None]
 
-
     def _summed(self, m: Machine, rows: int, width: int, made: list[Grad | None]) -> list[Grad | None]:
         """The gradients of weight and bias as sums over thread blocks, each of which takes 32 rows or more."""
         blocks = min(GRID // -(-width // 32), -(-rows // 32))
@@ -65,38 +64,3 @@ class LayerNorm(Kind):
                 m.discard(grad)
         m.release(*reversed(partial))
         return sums
-
-
-class Conv1D(Kind):
-    """transformers' Conv1D: addmm(bias, x, weight), x [rows, in], weight [in, out], bias [out] → [rows, out]."""
-
-    unit = "matmul"
-
-    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
-        x, weight = inputs[:2]
-        shape = (*x.shape[:-1], weight.shape[1])
-        return (Inferred(shape, like(shape), x.dtype),)
-
-    def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
-        x, weight = inputs[:2]
-        return (*((x.storage,) if weight.requires_grad else ()), *((weight.storage,) if x.requires_grad else ()))
-
-    def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
-        into.append(m.alloc(outputs[0].nbytes))
-        m.workspace(lt=True)
-
-    def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
-        x, weight, bias = inputs
-        edges: Edges = []
-        if bias.requires_grad:
-            edges.append((2, m.same(grads[0])))
-        if x.requires_grad:
-            edges.append((0, m.grad(x.shape, like(x.shape), x.dtype)))
-            m.workspace()
-        if weight.requires_grad:
-            edges.append((1, m.grad(weight.shape, weight.strides, weight.dtype, parameter=True)))
-            m.workspace()
-        return edges
-
-    def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
-        return 2.0 * outputs[0].elements * inputs[1].shape[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from memsim.dtypes import ITEMSIZE
@@ -10,6 +11,9 @@ from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:
     from memsim.schedule.machine import Machine
+
+Dims = tuple[tuple[int, int], ...]  # (size, stride in elements)
+MOST_INDEX = 2**31 - 1
 
 
 def _last_pow2(n: int) -> int:
@@ -79,6 +83,33 @@ def _coalesce(dims: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return result
 
 
+def is_indexed(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether 32 bits index every element, and byte, that a tensor reaches."""
+    reach = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    return math.prod(shape) <= MOST_INDEX and reach * itemsize < MOST_INDEX
+
+
+def parts(shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], itemsize: int) -> list[tuple[Dims, Dims]]:
+    """(reduced, kept) dimensions, as (size, stride in elements), of the reductions that one is divided into where 32 bits do not index it: at the middle
+    of the dimension that reaches farthest (TensorIterator.cpp, with_32bit_indexing)."""
+    reduced = tuple(_coalesce([(shape[d], strides[d]) for d in dims if shape[d] != 1]))
+    kept = tuple(_coalesce([(shape[d], strides[d]) for d in range(len(shape)) if d not in dims and shape[d] != 1]))
+    return _divided(reduced, kept, itemsize)
+
+
+def _divided(reduced: Dims, kept: Dims, itemsize: int) -> list[tuple[Dims, Dims]]:
+    every = (*reduced, *kept)
+    if is_indexed(tuple(size for size, _ in every), tuple(stride for _, stride in every), itemsize):
+        return [(reduced, kept)]
+    far = max(range(len(every)), key=lambda d: (every[d][0] - 1) * every[d][1])
+    size, stride = every[far]
+    found: list[tuple[Dims, Dims]] = []
+    for half in (size // 2, size - size // 2):
+        cut = (*every[:far], (half, stride), *every[far + 1 :])
+        found += _divided(cut[: len(reduced)], cut[len(reduced) :], itemsize)
+    return found
+
+
 class MeanLast(Kind):
     """x.mean(-1, keepdim=True); backward expands the gradient and divides: one tensor of x's shape."""
 
@@ -120,7 +151,7 @@ class RowNorm(Kind):
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         (x,) = inputs
         into.append(m.alloc(outputs[0].nbytes))
-        m.reduction_scratch(x.shape, x.strides, (1,), x.dtype)
+        m.reduction_scratch(x.shape, x.strides, (1,), x.dtype, out=outputs[0].dtype)
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         return 2.0 * inputs[0].elements

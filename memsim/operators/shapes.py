@@ -31,6 +31,14 @@ class View(Kind):
         return [(0, m.reshape(grads[0], inputs[0].shape))]
 
 
+class NewLeaf(View):
+    """nn.Parameter(x): the same memory, and a gradient of its own, whether x trains or not."""
+
+    def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
+        (x,) = inputs
+        return (Inferred(x.shape, x.strides, x.dtype, alias=0, differentiable=False),)
+
+
 class Reshape(Kind):
     """x.reshape(shape) that has to copy (a view otherwise: the builder's `reshape` decides)."""
 

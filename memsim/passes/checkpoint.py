@@ -17,7 +17,7 @@ NONE, FULL = Checkpoint(), Checkpoint(how="full")
 # What `save` may name, and the kinds of operators whose results it keeps: those that execute these operators of torch.ops.aten
 # (traces/record/checkpointing.py has the list). matmul and attention are the list of torchtitan and PyTorch's tutorials.
 SAVED: Mapping[str, frozenset[str]] = {
-    "matmul": frozenset({"linear", "matmul", "mm", "baddbmm", "conv1d"}),  # mm, addmm, bmm, baddbmm
+    "matmul": frozenset({"linear", "matmul", "mm", "baddbmm", "addmm"}),  # mm, addmm, bmm, baddbmm
     # _scaled_dot_product_{flash,efficient}_attention; flash_attn::_flash_attn_forward and _flash_attn_varlen_forward
     "attention": frozenset({"flash_attention", "efficient_attention", "flash_attn", "flash_attn_varlen"}),
     "add": frozenset({"add", "add_scalar"}),  # add.Tensor

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memsim.builder import Builder, Tensor, module_call
-from memsim.errors import Unsupported
 from memsim.models import functional as F
 from memsim.models.model import Parameter
 
@@ -64,16 +63,17 @@ def dora_linear(b: Builder, base: Base, x: Tensor, base_result: Tensor | None, l
         weight = b.op("dequantize4bit", weight, double=base.double, dtype=base.dtype)
     if base.kind == "linear8bit":
         weight = b.op("dequantize8bit", weight)
-    if base.kind == "conv1d" and lora.dropout and weight.dtype == x.dtype:  # peft/utils/other.py, transpose: what it makes of a parameter is one that trains
-        raise Unsupported("method.dropout: with method.dora and Conv1D modules of fp32 weights, PEFT has gradients of frozen weights made; 0.0 works, and bf16")
+    is_parameter = base.kind == "conv1d" and weight.dtype == x.dtype
     weight = F.to(b, weight, x.dtype)
     if base.kind == "conv1d":
         weight = F.transpose(b, weight, 0, 1)
-    weight_norm = get_weight_norm(b, weight, lora_weight)
+    weight_norm = get_weight_norm(b, weight, lora_weight, is_parameter)
     magnitude = b.parameter(f"{'.'.join(b.path)}.{MAGNITUDE_NAME}", (out,), lora.dtype, True)
     mag_norm_scale = b.op("view", b.op("div", magnitude, weight_norm), shape=(1, out))
     lora_result = F.linear(b, F.linear(b, x, "lora_A", lora.rank, lora.dtype), "lora_B", out, lora.dtype)
     if base_result is None:
+        if is_parameter:  # peft/utils/other.py, transpose: what it makes of a parameter, frozen or not, is one that trains
+            weight = b.op("new_leaf", weight)
         base_result = b.op("linear", x, weight)
     elif len(base.weights) == 2:
         base_result = b.op("sub", base_result, base.weights[1])
@@ -114,11 +114,14 @@ def get_lora_weight(b: Builder, inputs: int, out: int, lora: Lora) -> tuple[Tens
     return product, eye, lora_weight
 
 
-def get_weight_norm(b: Builder, weight: Tensor, lora_weight: Tensor) -> Tensor:
-    """DoraLinearLayer.get_weight_norm: the norm of each row of weight + scaling * lora_weight, [out]."""
+def get_weight_norm(b: Builder, weight: Tensor, lora_weight: Tensor, trains: bool = False) -> Tensor:
+    """DoraLinearLayer.get_weight_norm: the norm of each row of weight + scaling * lora_weight, [out]. trains: of a weight that requires a gradient."""
+    attrs: dict[str, object] = {"dtype": "fp32"} if b.autocast else {}
+    if trains:
+        attrs["packs"] = (0,)
     with b.no_grad():
         weight = b.op("add", weight, b.op("mul_scalar", lora_weight))
-        norm = b.op("row_norm", weight, dtype="fp32") if b.autocast else b.op("row_norm", weight)
+        norm = b.run("row_norm", weight, **attrs)[0]
         weight_norm = F.to(b, norm, weight.dtype)
         del norm
     return weight_norm

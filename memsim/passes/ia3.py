@@ -61,10 +61,11 @@ def ia3_of(model_type: str, targets: str | Sequence[str] | None, feedforward: tu
     if own is None and (targets is None or feedforward is None):
         missing = " and ".join(key for key, value in (("targets", targets), ("feedforward", feedforward)) if value is None)
         raise InputError(f"method.{missing.split()[0]}: PEFT has no default of ia3 for model_type {model_type}; give method.{missing}")
+    given = () if isinstance(targets, str) or targets is None else targets
+    if given and (other := next((name for name in feedforward or () if name not in given), None)):
+        raise InputError(f"method.feedforward: {other!r} is not among method.targets ({', '.join(given)}), as PEFT wants it")
     targets = own[0] if targets is None and own else targets or ()
     feedforward = own[1] if feedforward is None and own else feedforward or ()
-    if not isinstance(targets, str) and (other := next((name for name in feedforward if name not in targets), None)):
-        raise InputError(f"method.feedforward: {other!r} is not among method.targets ({', '.join(targets)}), as PEFT wants it")
     return Ia3(targets, feedforward, saved)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,8 +12,10 @@ from memsim.models.model import Model, Parameter
 from memsim.passes.dora import Base, dora_branch, magnitude
 from memsim.passes.lora_embedding import embedding_adapter, lora_embedding
 from memsim.passes.lora_parameters import adapter_parameters, adapts_parameters, folding
-from memsim.passes.modules_to_save import MARK, copies, run_copy, stands_for
+from memsim.passes.modules_to_save import EMBEDDING, MARK, copies, run_copy, stands_for
 from memsim.passes.targets import HEAD, HEADS, LINEAR, Sites, check_targets, is_tied, places
+
+NORM = re.compile(r"norm|^ln_", re.IGNORECASE)  # names of modules that are no linear ones, and have a bias
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def wrapped(lora: Lora) -> Technique:
     """Linear modules and embeddings that run with their adapters, and nothing else that trains but what the method names."""
 
     def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
-        if kind == "embedding":  # told to require a gradient is what the adapter gives, which does
+        if kind in EMBEDDING:  # told to require a gradient is what the adapter gives, which does
             return run_adapted(b, kind, inputs, {key: value for key, value in attrs.items() if key != "input_embeddings"}, lora)
         return run_adapted(b, kind, inputs, attrs, lora)
 
@@ -77,8 +80,8 @@ def run_adapted(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mappin
             return (lora_linear(b, kind, attrs, inputs[0], inputs[1:], lora),)
         with b.module(str(attrs["module"])):
             return (lora_linear(b, kind, attrs, inputs[0], inputs[1:], lora),)
-    if kind == "embedding" and lora.targets != "all-linear" and matches(lora, str(inputs[1].spec.parameter).removesuffix(".weight")):
-        return (lora_embedding(b, attrs, inputs[0], inputs[1], lora),)
+    if kind in EMBEDDING and lora.targets != "all-linear" and matches(lora, str(inputs[1].spec.parameter).removesuffix(".weight")):
+        return (lora_embedding(b, kind, attrs, inputs, lora),)
     return None
 
 
@@ -88,7 +91,7 @@ def is_bias_trained(lora: Lora, name: str) -> bool:
     if leaf != "bias" or lora.bias == "none" or MARK in name:
         return False
     copied = lora.sites is not None and module in lora.sites.saved
-    return not copied and (lora.bias == "all" or matches(lora, module))
+    return not copied and (lora.bias == "all" or (matches(lora, module) and not NORM.search(module.rpartition(".")[2])))
 
 
 def with_adapters(model: Model, lora: Lora, outer: Sites | None = None, of_kinds: Sequence[Sites] = ()) -> Model:

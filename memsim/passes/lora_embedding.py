@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from memsim.builder import Builder, Tensor, module_call
+from memsim.composed import scale_as
 from memsim.models import functional as F
 from memsim.models.model import Parameter
 from memsim.passes.dora import MAGNITUDE_NAME, get_weight_norm, magnitude
@@ -15,18 +16,24 @@ if TYPE_CHECKING:
 
 
 @module_call
-def lora_embedding(b: Builder, attrs: Mapping[str, object], x: Tensor, weight: Tensor, lora: Lora) -> Tensor:
-    """result + (embedding(x, A.T) @ B.T) * scaling, for ids x [B, S]; A [rank, V], B [H, rank]. Dropout is made and not used."""
+def lora_embedding(b: Builder, kind: str, attrs: Mapping[str, object], inputs: tuple[Tensor, ...], lora: Lora) -> Tensor:
+    """result + (embedding(x, A.T) @ B.T) * scaling, for ids x [B, S]; A [rank, V], B [H, rank]. Dropout is made and not used.
+
+    Where the embedding is scaled, the third input is by what, and the adapter's result is as well.
+    """
+    x, weight, *scale = inputs
     module = str(weight.spec.parameter).removesuffix(".weight")
     vocabulary, hidden = weight.shape
-    result = b.run("embedding", x, weight, **attrs)[0]
+    result = b.run(kind, *inputs, **attrs)[0]
     result_dtype = result.dtype
     embedding_a = F.transpose(b, b.parameter(f"{module}.lora_embedding_A", (lora.rank, vocabulary), lora.dtype, True), 0, 1)
     embedding_b = F.transpose(b, b.parameter(f"{module}.lora_embedding_B", (hidden, lora.rank), lora.dtype, True), 0, 1)
     if lora.dora:
-        return F.to(b, dora_result(b, x, weight, result, embedding_a, embedding_b, lora), result_dtype)
+        return F.to(b, dora_result(b, inputs, result, embedding_a, embedding_b, lora), result_dtype)
     after_a = b.op("embedding", x, embedding_a, label=f"{module}.lora_embedding_A")
     adapter_output = b.op("mul_scalar", b.op("mm", after_a, embedding_b, label=f"{module}.lora_embedding_B"))
+    if scale:
+        adapter_output = b.op("mul", adapter_output, scale_as(b, scale[0], adapter_output.dtype))
     result, before = b.op("add", result, adapter_output), result
     if lora.unnamed_output:
         del adapter_output
@@ -36,9 +43,12 @@ def lora_embedding(b: Builder, attrs: Mapping[str, object], x: Tensor, weight: T
 
 
 @module_call
-def dora_result(b: Builder, x: Tensor, weight: Tensor, result: Tensor, embedding_a: Tensor, embedding_b: Tensor, lora: Lora) -> Tensor:
+def dora_result(b: Builder, inputs: tuple[Tensor, ...], result: Tensor, embedding_a: Tensor, embedding_b: Tensor, lora: Lora) -> Tensor:
     """DoraEmbeddingVariant.forward."""
+    x, weight, *scale = inputs
     mag_norm_scale, dora_result = dora_embedding(b, x, weight, embedding_a, embedding_b, lora)
+    if scale:
+        dora_result = b.op("mul", dora_result, scale_as(b, scale[0], dora_result.dtype))
     result = b.op("add", b.op("mul", mag_norm_scale, result), dora_result)
     return result
 

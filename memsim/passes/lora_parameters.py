@@ -6,6 +6,7 @@ first, so two such tensors are made a forward pass.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -41,8 +42,8 @@ def converted(lora: Lora, model_type: str) -> Lora:
         return lora
     if lora.target_parameters:
         raise Unsupported(f"method.target_parameters with model_type {model_type}, of which method.targets names the experts, is not supported; targets are")
-    if is_pattern(lora.targets):
-        raise Unsupported(f"method.targets: a pattern with model_type {model_type}, whose experts PEFT looks for by older names, is not supported; names are")
+    if is_pattern(lora.targets):  # see `spelled_out`
+        return lora
     if lora.targets == "all-linear":
         named = set(mapping)
         lora = replace(lora, excluded=frozenset(mapping))
@@ -94,6 +95,24 @@ def is_end(target: str, name: str) -> bool:
 def adapts_parameters(lora: Lora) -> bool:
     """Whether a parameter has an adapter of its own."""
     return bool(lora.parameters or (lora.sites and lora.sites.parameters))
+
+
+def spelled_out(lora: Lora, model: Model, model_type: str) -> Lora:
+    """The settings with a pattern resolved to last names, as PEFT does for a family that it converts (_resolve_string_target_modules): what it matches in one
+    layer is then targeted in all of them."""
+    mapping = CONVERTED.get(model_type)
+    if mapping is None or not is_pattern(lora.targets):
+        return lora
+    parameters = {full_name(model_type, layer, p.name) for layer, p in model.in_order() if not p.buffer}
+    modules = {name.rsplit(".", depth)[0] for name in parameters for depth in range(1, name.count(".") + 1)}
+    pattern = re.compile(str(lora.targets))
+    names = {name.rpartition(".")[2] for name in (*modules, *parameters) if pattern.fullmatch(name)}
+    for old, new in mapping.items():  # half of a pair that is one parameter now: looked for where that is
+        containers = (name.rpartition(".")[0] for name in parameters if name.endswith(f".{new}"))
+        if any(pattern.fullmatch(f"{container}.{old}") for container in containers):
+            names.add(old)
+    there = names & ({name.rpartition(".")[2] for name in modules} | mapping.keys())
+    return converted(replace(lora, targets=tuple(sorted(there))), model_type) if there else lora
 
 
 def rank_of(lora: Lora, name: str) -> int:

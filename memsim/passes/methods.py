@@ -12,10 +12,10 @@ from memsim.models.model import Model
 from memsim.passes.ia3 import Ia3, ia3_of, scaled, with_vectors
 from memsim.passes.int8 import Int8
 from memsim.passes.lora import Lora, with_adapters, wrapped
-from memsim.passes.lora_parameters import converted, with_parameters
+from memsim.passes.lora_parameters import converted, spelled_out, with_parameters
 from memsim.passes.packed import Packed
 from memsim.passes.quantize import Nf4, is_kept, with_quantized
-from memsim.passes.targets import Sites, by_name, sites, split
+from memsim.passes.targets import Sites, by_name, is_pattern, sites, split
 from memsim.stacks import Software
 
 if TYPE_CHECKING:
@@ -47,6 +47,10 @@ def check_method(method: Method) -> None:
         raise InputError(f"method.layers: PEFT takes them with a list of targets, not with {method.targets!r}")
     if method.targets == () and not method.target_parameters:
         raise InputError("method.targets: [] adapts nothing; names of modules do, or method.target_parameters beside it")
+    if method.kind == "qlora" and method.bias != "none":
+        raise Unsupported(f"method.bias: {method.bias} with method qlora is not supported; with lora it is")
+    if method.kind in QUANTIZED and method.modules_to_save and method.casts == "trl":
+        raise Unsupported("method.casts: trl with method.modules_to_save is not supported; peft and none are")
     check_quantization(method)
 
 
@@ -103,6 +107,8 @@ def technique_of(lora: Lora, packing: Packing | None, stack: Software) -> Techni
 
 def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | None, stack: Software, model_type: str) -> Model:
     """The model with adapters, and quantized. Raises InputError where a target matches nothing."""
+    if is_pattern(lora.targets):
+        lora = spelled_out(lora, build(PLAIN), model_type)
     if not by_name(lora) and not lora.target_parameters:
         technique = technique_of(lora, packing, stack)
         model = with_adapters(build(technique), lora)
@@ -149,9 +155,6 @@ def check_embeddings(model: Model, model_type: str) -> None:
     """Raises Unsupported for adapters on an embedding that are not modelled."""
     if model.towers and any(p.module == "embedding adapter" for _, p in model.in_order()):
         raise Unsupported(f"method.targets: embeddings of {model_type} are not supported yet; its linear modules are")
-    found = next((p for p in model.before if p.module == "embedding adapter"), None)
-    if found is not None and model_type.startswith("gemma") and 0:
-        raise Unsupported(f"method.targets: {found.name.partition('.')[0]} of {model_type}, which scales it, is not supported; method.modules_to_save of it is")
 
 
 def with_ia3(build: Callable[[Technique], Model], method: Method, packing: Nf4 | Int8 | None, stack: Software, model_type: str) -> Model:
@@ -161,6 +164,8 @@ def with_ia3(build: Callable[[Technique], Model], method: Method, packing: Nf4 |
     check_saved_packed(plain, packing, (outer, *of_layers))
     if any("embed" in module or module in ("wte", "wpe") for module in outer.targets):
         raise InputError(f"method.targets: PEFT's ia3 takes no embedding ({', '.join(sorted(outer.targets))}); method.modules_to_save does")
+    if layered := next((name for name in ia3.feedforward if any(part.isdigit() for part in name.split("."))), None):
+        raise Unsupported(f"method.feedforward: {layered!r}, a module of one layer, is not supported; names that are in every layer are, such as down_proj")
     model, of_kinds = split(plain, of_layers, lambda of: build(scaled(replace(ia3, sites=outer | of), packing, stack)))
     model = with_vectors(model, ia3, outer, of_kinds)
     return with_quantized(model, packing.packed, packing.casts) if packing else model

@@ -14,6 +14,7 @@ from memsim.passes.targets import HEAD
 
 MARK = ".modules_to_save."
 COPY = "copy"  # Parameter.module of a copy
+EMBEDDING = ("embedding", "scaled_embedding")  # operators of embeddings
 BY_OPERATOR = (HEAD, "embed_tokens", "embed_in", "wte", "wpe")  # modules whose operator is replaced, as two may share a weight
 
 
@@ -31,11 +32,11 @@ def stands_for(saved: frozenset[str]) -> Callable[[str], str] | None:
 
 def run_copy(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object], saved: frozenset[str]) -> tuple[Tensor, ...] | None:
     """The operator of the head or of an embedding with the copy's weight; None where the module has no copy."""
-    module = str(attrs.get("module")) if kind == "linear" else str(inputs[1].spec.parameter).removesuffix(".weight") if kind == "embedding" else ""
+    module = str(attrs.get("module")) if kind == "linear" else str(inputs[1].spec.parameter).removesuffix(".weight") if kind in EMBEDDING else ""
     if module not in saved or module not in BY_OPERATOR:
         return None
     weight = inputs[1]
-    return b.run(kind, inputs[0], b.parameter(copy_name(f"{module}.weight"), weight.shape, weight.dtype, True), **attrs)
+    return b.run(kind, inputs[0], b.parameter(copy_name(f"{module}.weight"), weight.shape, weight.dtype, True), *inputs[2:], **attrs)
 
 
 def copies(parameters: Sequence[Parameter], module: str) -> list[Parameter]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous
+from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous, is_laid_out
 from memsim.operators import KINDS
 from memsim.schedule.machine import BACKWARD, FORWARD, NO_LAYER, RECOMPUTED, Grad, Machine
 from memsim.schedule.nodes import Nodes, holds_tensors
@@ -59,6 +59,7 @@ class Autograd:
     holding: Nodes | None = None  # where nodes of operators hold tensors until the graph goes
     attached: list[int] = field(default_factory=list)  # storages that nodes of reentrant checkpoints hold as long
     hook: Callable[[Leaf], None] | None = None  # runs after a leaf has its gradient (register_post_accumulate_grad_hook)
+    made: list[tuple[Leaf, list[int]]] = field(default_factory=list)  # leaves that the graph made, and what their nodes hold
     next_value: int = 0
     how: int = FORWARD  # what executing an operator is, for the estimate of time
 
@@ -105,12 +106,28 @@ class Autograd:
                     leaf = self.leaves.get(instance.values[spec.value])
                     if leaf is not None:
                         leaf.expected += 1
+        if op.kind == "new_leaf":
+            self._make_leaf(instance, op)
         if frame is not None or offload or (op.unkept and "dead" in op.attrs and not any(spec.requires_grad for spec in op.inputs)):
             self._drop_unkept(instance, op)
             return
         for storage in op.drops:
             if storages[storage] >= 0:
                 machine.release(storages[storage])
+
+    def _make_leaf(self, instance: Instance, op: Operator) -> None:
+        """A leaf whose gradient only its AccumulateGrad holds."""
+        (out,) = op.outputs
+        value = instance.values[out.value]
+        leaf = self.leaves[value] = Leaf(instance.storages[out.storage], out)
+        if self.holding:
+            self.made.append((leaf, self.holding.leaf(value)))
+
+    def settle(self) -> None:
+        """After backward: what AccumulateGrad holds of leaves that were made in the graph."""
+        for leaf, held in self.made:
+            if leaf.grad is not None:
+                held.append(leaf.grad.storage)
 
     def _drop_unkept(self, instance: Instance, op: Operator) -> None:
         """Lets go of names in a checkpointed region's first run, or where what is saved is on the host, and of what elsewhere a graph would hold."""
@@ -241,6 +258,7 @@ class Autograd:
         machine.default_category = category
         inner.backward([(instance.values[out.value], machine.same(grad))])
         machine.at(first.prefix + "checkpoint.backward")
+        inner.settle()
         before, after = holding.end(instance.values[out.value]) if holding else ([], [])
         machine.release(*before, instance.storages[out.storage], *after)
         assert leaf.grad is not None
@@ -263,16 +281,16 @@ class Autograd:
         machine = self.machine
         total, leaf.buffer = leaf.buffer, None
         assert total is not None
-        held = total.storage  # AccumulateGrad's own reference lasts until it returns
+        held = total.storage  # AccumulateGrad's own reference lasts until the gradient has its place
         if leaf.grad is None:
             strides = leaf.spec.strides or contiguous(total.shape)  # as its leaf is (utils/grad_layout_contract.h)
-            obeys = all(size == 1 or have == want for size, have, want in zip(total.shape, total.strides, strides, strict=True))
+            obeys = is_laid_out(total.shape, total.strides, strides)
             if (machine.references[held] > 1 and not total.alone) or not obeys:
                 total = machine.grad(total.shape, strides, total.dtype)
             else:
                 machine.retain(held)
             leaf.grad = total
             machine.category[total.storage] = int(Category.GRADIENTS)
+        machine.release(held)
         if self.hook is not None:
             self.hook(leaf)
-        machine.release(held)

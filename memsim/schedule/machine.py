@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from memsim.dtypes import ITEMSIZE
 from memsim.graph import Operator, contiguous, is_contiguous
 from memsim.operators.base import like, view_strides
-from memsim.operators.reductions import reduction_scratch
+from memsim.operators.reductions import is_indexed, parts, reduction_scratch
 from memsim.schedule.stack import Stack
 from memsim.tape import Action, Category
 
@@ -194,12 +194,30 @@ class Machine:
             self.workspaces[library, self.backward_thread] = self.alloc(nbytes, int(Category.SCRATCH))
             self.layer = layer
 
-    def reduction_scratch(self, shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], dtype: str, accumulate: int = 4) -> None:
-        """The staging buffer and semaphores of a reduction that is split over thread blocks; `accumulate`: bytes of an accumulator."""
-        stack = self.stack
-        staging, semaphores = reduction_scratch(shape, strides, dims, ITEMSIZE[dtype], stack.processors, stack.threads_per_processor, accumulate)
-        if staging:
-            self.scratch(staging, semaphores)
+    def reduction_scratch(
+        self, shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], dtype: str, accumulate: int = 4, out: str | None = None
+    ) -> None:
+        """The staging buffer and semaphores of a reduction that is split over thread blocks; `accumulate`: bytes of an accumulator.
+
+        Where 32 bits do not index it, it is several, which add to each other in the result (of `out`) or in a buffer, where the result is as imprecise
+        as what is reduced (Reduce.cuh, gpu_reduce_kernel).
+        """
+        stack, itemsize = self.stack, ITEMSIZE[dtype]
+        if is_indexed(shape, strides, itemsize):
+            staging, semaphores = reduction_scratch(shape, strides, dims, itemsize, stack.processors, stack.threads_per_processor, accumulate)
+            if staging:
+                self.scratch(staging, semaphores)
+            return
+        imprecise = dtype in ("bf16", "fp16") and (out or dtype) == dtype
+        buffer = self.alloc(accumulate * math.prod(shape[d] for d in range(len(shape)) if d not in dims), self.scratch_category) if imprecise else -1
+        for reduced, kept in parts(shape, strides, dims, itemsize):
+            sizes, steps = zip(*reduced, *kept, strict=True)
+            over = tuple(range(len(reduced)))
+            staging, semaphores = reduction_scratch(sizes, steps, over, itemsize, stack.processors, stack.threads_per_processor, accumulate)
+            if staging:
+                self.scratch(staging, semaphores)
+        if buffer >= 0:
+            self.release(buffer)
 
     def scan_scratch(self, shape: tuple[int, ...], itemsize: int = 8) -> None:
         """CUB's scan over a tensor that is one row; several rows are scanned without scratch."""

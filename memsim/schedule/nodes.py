@@ -20,8 +20,8 @@ PYTHON_FUNCTIONS = ("linear4bit", "linear8bit", "flash_attn", "flash_attn_varlen
 
 @lru_cache(maxsize=256)
 def holds_tensors(graph: LayerGraph) -> bool:
-    """Whether a node of the graph holds tensors of its own."""
-    return any(KINDS[op.kind].attached(op.inputs, op.attrs) for op in graph.operators if op.requires_grad)
+    """Whether a node of the graph holds tensors of its own: one that a Python function attached, or that of a leaf made in it."""
+    return any(op.kind == "new_leaf" or (op.requires_grad and KINDS[op.kind].attached(op.inputs, op.attrs)) for op in graph.operators)
 
 
 class Nodes:

@@ -41,8 +41,10 @@ def to_host(machine: Machine, op: Operator, saved: Sequence[TensorSpec], results
     late = KINDS[op.kind].in_python(op.attrs)
     for spec in saved:
         if (late or spec.storage in made) == results:
-            turned = saves_transposed(op) and spec.storage == op.inputs[1].storage and 1 not in spec.shape[-2:]
-            if turned or not is_contiguous(spec.shape, spec.strides):
+            shape, strides = spec.shape, spec.strides
+            if saves_transposed(op) and spec.storage == op.inputs[1].storage:
+                shape, strides = (*shape[:-2], shape[-1], shape[-2]), (*strides[:-2], strides[-1], strides[-2])
+            if not is_contiguous(shape, strides):
                 machine.scratch(spec.nbytes)
             machine.copied(spec.nbytes)
 
@@ -56,5 +58,6 @@ def from_host(machine: Machine, op: Operator, spec: TensorSpec) -> int:
 
 
 def laid_out(op: Operator, tensors: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """The operator's tensors as they are after the journey: contiguous."""
-    return tuple(replace(spec, strides=contiguous(spec.shape)) if spec.storage in op.saved else spec for spec in tensors)
+    """The operator's tensors as they are after the journey: contiguous; how the gradient of a weight is laid out, a product knows from forward."""
+    weight = op.inputs[1].storage if saves_transposed(op) else -1
+    return tuple(replace(spec, strides=contiguous(spec.shape)) if spec.storage in op.saved and spec.storage != weight else spec for spec in tensors)

@@ -59,7 +59,7 @@ class Frame:
             machine.release(*storages)
 
 
-SAME_FUNCTION = {"mul_scalar": "mul", "complex_mul": "mul", "add_scalar": "add", "reshape": "clone", "pow": "square", "matmul": "bmm", "conv1d": "addmm"}
+SAME_FUNCTION = {"mul_scalar": "mul", "complex_mul": "mul", "add_scalar": "add", "reshape": "clone", "pow": "square", "matmul": "bmm"}
 
 
 def function_of(op: Operator) -> str:
@@ -173,9 +173,11 @@ def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Se
             if s in alive or frame.operators is None:
                 _let_go(machine, storages[s], nodes)
                 alive.pop(s, None)
-    # The exception unwinds. The results of the operator that it left go first, and what else the expression had made.
+    # The exception unwinds. The results of the operator that it left go first, and what autocast made for it; then what else the expression had made.
     stack: tuple[int, ...] = graph.operators[last].attrs.get("stack", ())  # type: ignore[assignment]
-    for s in (*(out.storage for out in graph.operators[last].outputs), *stack, *graph.operators[last].operands):
+    casts_of = {out.storage for op in operators if op.attrs.get("autocast") for out in op.outputs}
+    cast = [s for s in graph.operators[last].drops if s in casts_of]
+    for s in (*(out.storage for out in graph.operators[last].outputs), *cast, *stack, *graph.operators[last].operands):
         if s in alive:
             _let_go(machine, storages[s], nodes)
             del alive[s]

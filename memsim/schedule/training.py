@@ -248,6 +248,7 @@ class Training:
         if autograd.holding:
             for (_, held), own in zip(self.told, kept, strict=True):
                 held += own
+            autograd.settle()
             before, after = autograd.holding.end(instance.values[loss.value])
         elif len(kept) > 1:
             self.ending = self.ending or end_of_leaves(self.whole, self.layer_graph)

@@ -49,7 +49,11 @@ def test_a_checkpoint_does_not_let_go_of_inputs() -> None:
 @pytest.mark.parametrize(
     ("data", "error", "text"),
     [
-        ({"method": {"kind": "lora", "quantization": "int8"}}, InputError, "method.quantization: int8 goes with method.kind qlora; with lora weights are"),
+        (
+            {"method": {"kind": "lora", "quantization": "int8"}},
+            InputError,
+            "method.quantization: int8 goes with method.kind qlora or qia3; with lora weights are",
+        ),
         ({"method": {"kind": "qlora", "quantization": "int8", "double_quant": False}}, InputError, "method.double_quant: false goes with quantization nf4"),
         ({"method": {"kind": "qlora", "group_size": 64}}, InputError, "method.group_size: 64 goes with quantization gptq or awq; nf4 has none"),
         (

@@ -180,12 +180,12 @@ def adapter_config(method, task):
     """PEFT's LoraConfig or IA3Config of the run's method."""
     from peft import IA3Config, LoraConfig
 
-    saved = {"modules_to_save": method["modules_to_save"]} if method.get("modules_to_save") else {}
+    saved = {key: method[key] for key in ("modules_to_save", "target_parameters") if method.get(key)}  # older PEFT knows no target_parameters
     if method["kind"] in ("ia3", "qia3"):
         return IA3Config(target_modules=method.get("targets"), feedforward_modules=method.get("feedforward"), task_type=task, **saved)
     return LoraConfig(
         r=method.get("rank", 8), lora_alpha=16, lora_dropout=method.get("dropout", 0.0), target_modules=method.get("targets", "all-linear"), task_type=task,
-        use_dora=method.get("dora", False), use_rslora=method.get("rslora", False), bias=method.get("bias", "none"), target_parameters=method.get("target_parameters"), layers_to_transform=method.get("layers"), **saved,
+        use_dora=method.get("dora", False), use_rslora=method.get("rslora", False), bias=method.get("bias", "none"), layers_to_transform=method.get("layers"), **saved,
     )
 
 
