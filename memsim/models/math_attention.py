@@ -22,14 +22,14 @@ def math_attention(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: 
         key_acc = F.to(b, key, "fp32")
         value_acc = F.to(b, value, "fp32")
         attn_mask = mask
-        scaled = b.op("mul_scalar", query_acc)
+        scaled = b.op("scale", query_acc)
         if causal:
             length, width = query.shape[2], key.shape[2]
             attn_mask = b.op("tril", F.create(b, "ones", (length, width), "bool"))
             attn_mask = b.op("bias_of_mask", attn_mask, dtype="fp32")
         key_expanded = repeat_interleave(b, key_acc, query.shape[1] // key.shape[1])
         value_expanded = repeat_interleave(b, value_acc, query.shape[1] // key.shape[1])
-        attn = F.matmul(b, scaled, b.op("mul_scalar", F.transpose(b, key_expanded, 2, 3)))
+        attn = F.matmul(b, scaled, b.op("scale", F.transpose(b, key_expanded, 2, 3)))
         if attn_mask is not None:
             attn = b.op("add" if watched else "add_", attn, attn_mask)
         attn = b.op("safe_softmax", attn)

@@ -117,6 +117,7 @@ KINDS: dict[str, Kind] = {
     "scan": Scan(),
     "select": Select(),
     "sigmoid": SavesResult(),
+    "scale": Unary(),  # by a Scalar in C++, which is mul.Scalar to a selective checkpoint
     "silu": SavesInput(),
     "sin": SavesInput(),
     "slice": Slice(),
