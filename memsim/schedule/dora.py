@@ -4,17 +4,29 @@ base + adapters, found in the dtype of the adapters, outside of autocast and wit
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from memsim.dtypes import ITEMSIZE, promote
 from memsim.graph import contiguous
-from memsim.models.model import Parameter
+from memsim.models.model import Model, Parameter
 from memsim.operators.base import like
 from memsim.operators.linear4bit import BLOCK
 from memsim.operators.linear8bit import dequantize_rows
+from memsim.passes.dora import MAGNITUDE_NAME
 from memsim.schedule.machine import Machine
 from memsim.tape import Category
 
 SCRATCH = int(Category.SCRATCH)
 COMPUTE = "bf16"  # bnb_4bit_compute_dtype, in which the weights were
+
+
+def placed(m: Machine, model: Model, layer: int, p: Parameter, named: Mapping[tuple[int, str], Parameter]) -> int:
+    """The storage of the magnitudes p, as PEFT finds the first ones. named: the parameters by layer and name."""
+    module = p.name.removesuffix(f".{MAGNITUDE_NAME}")
+    weight = named.get((layer, f"{module}.weight")) or replace(model.before[0], module="linear")  # a tied head has the embedding's
+    adapter = next(named[layer, name] for name in (f"{module}.lora_A.weight", f"{module}.lora_embedding_A") if (layer, name) in named)
+    return first_magnitude(m, weight, named.get((layer, f"{module}.bias")), adapter.shape[0], adapter.created_dtype or adapter.dtype)
 
 
 def first_magnitude(m: Machine, weight: Parameter, bias: Parameter | None, rank: int, dtype: str) -> int:

@@ -43,7 +43,7 @@ def nested_functions(graph: LayerGraph) -> int:
 @lru_cache(maxsize=256)
 def leaves_made(graph: LayerGraph) -> frozenset[int]:
     """Operators of a layer whose result is told to require a gradient."""
-    return frozenset(op.index for op in graph.operators if op.outputs and op.outputs[0].leaf)
+    return frozenset(op.index for op in graph.operators if op.outputs and op.outputs[0].leaf and op.kind != "new_leaf")
 
 
 @lru_cache(maxsize=256)

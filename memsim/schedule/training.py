@@ -17,10 +17,10 @@ from memsim.models.model import Checkpoint, Model, Parameter
 from memsim.operators.linear4bit import quantize
 from memsim.operators.linear8bit import quantize_rows
 from memsim.operators.packed4bit import packed_sizes
-from memsim.passes.dora import MAGNITUDE, MAGNITUDE_NAME
+from memsim.passes.dora import MAGNITUDE
 from memsim.passes.modules_to_save import COPY
 from memsim.schedule.autograd import Autograd, Leaf, Reentrant
-from memsim.schedule.dora import first_magnitude
+from memsim.schedule.dora import placed
 from memsim.schedule.endings import at_end, casts_of_leaves, end_of_leaves, leaves_made
 from memsim.schedule.grad_scaler import GradScaler
 from memsim.schedule.machine import NO_LAYER, Machine
@@ -155,10 +155,7 @@ class Training:
         machine = self.machine
         machine.layer = layer
         machine.at(p.name)
-        module = p.name.removesuffix(f".{MAGNITUDE_NAME}")
-        weight = named.get((layer, f"{module}.weight")) or replace(self.model.before[0], module="linear")  # a tied head has the embedding's
-        adapter = next(named[layer, name] for name in (f"{module}.lora_A.weight", f"{module}.lora_embedding_A") if (layer, name) in named)
-        storage = first_magnitude(machine, weight, named.get((layer, f"{module}.bias")), adapter.shape[0], adapter.created_dtype or adapter.dtype)
+        storage = placed(machine, self.model, layer, p, named)
         self.parameters[layer, p.name] = storage, -1 - storage
 
     def recast(self, layer: int, name: str, nbytes: int) -> None:
