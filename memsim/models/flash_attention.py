@@ -46,6 +46,8 @@ HELD = frozenset(
         "seed_oss",
         "smollm3",
         "stablelm",
+        "starcoder2",
+        "vit",
     }
 )
 
