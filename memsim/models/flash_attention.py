@@ -26,6 +26,7 @@ HELD = frozenset(
         "glm4",
         "glm4_moe",
         "gpt2",
+        "gpt_bigcode",
         "gpt_neox",
         "granite",
         "llama",
