@@ -13,28 +13,43 @@ from memsim.models.model import Settings
 HALF = ("bf16", "fp16")
 # model types whose recordings with it are reproduced
 HELD = frozenset(
-    ["llama", "mistral", "qwen2", "qwen3", "olmo2", "phi3", "gemma2", "gemma3_text", "granite", "gpt2", "gpt_neox", "mixtral", "qwen2_moe", "qwen3_moe"]
-) | frozenset(
-    [
+    {
         "cohere",
         "cohere2",
         "deepseek_v2",
         "deepseek_v3",
         "ernie4_5",
         "gemma",
+        "gemma2",
+        "gemma3_text",
         "glm",
         "glm4",
         "glm4_moe",
+        "gpt2",
+        "gpt_bigcode",
+        "gpt_neox",
+        "granite",
+        "llama",
         "ministral",
+        "mistral",
+        "mixtral",
         "olmo",
+        "olmo2",
         "olmo3",
         "olmoe",
         "opt",
         "phi",
+        "phi3",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
         "seed_oss",
         "smollm3",
         "stablelm",
-    ]
+        "starcoder2",
+        "vit",
+    }
 )
 
 
