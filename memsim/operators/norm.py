@@ -52,7 +52,6 @@ class LayerNorm(Kind):
         m.release(*reversed(copies))
         return [(i, grad) for i, grad in enumerate(made) if grad is not None]
 
-
     def _summed(self, m: Machine, rows: int, width: int, made: list[Grad | None]) -> list[Grad | None]:
         """The gradients of weight and bias as sums over thread blocks, each of which takes 32 rows or more."""
         blocks = min(GRID // -(-width // 32), -(-rows // 32))
