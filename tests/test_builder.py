@@ -5,9 +5,10 @@ from __future__ import annotations
 import networkx as nx
 import pytest
 
-from memsim.builder import Builder, Tensor, module_call, rewrite
+from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
 from memsim.graph import LayerGraph
+from memsim.rewriting import rewrite
 from memsim.run import Run
 from memsim.simulation import model_of
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from memsim.graph import LayerGraph, Operator
+from memsim.models.model import Checkpoint
 from memsim.operators import KINDS
 from memsim.schedule.machine import RECOMPUTED, Machine
 from memsim.schedule.nodes import Nodes, holds_tensors
@@ -57,6 +58,30 @@ class Frame:
                 order.setdefault(function_of(op), []).extend(self.cached.get((instance.layer, op.index), ()))
         for storages in order.values():
             machine.release(*storages)
+
+
+def open_region(machine: Machine, checkpoint: Checkpoint, names: Sequence[str], bound: dict[str, tuple[int, int]]) -> Frame | None:
+    """A call of torch.utils.checkpoint.checkpoint, where there is one. names: of its arguments, in the order in which it lets go of them."""
+    if checkpoint.how not in ("full", "selective"):
+        return None
+    held = tuple(bound[name][0] for name in names if name in bound)
+    for storage in held:
+        machine.retain(storage)
+    return Frame(held, checkpoint.saves)
+
+
+def core_region(machine: Machine, instance: Instance, op: Operator, frame: Frame | None, bound: dict[str, tuple[int, int]]) -> Frame | None:
+    """The call of checkpoint that an operator of a layer is in, where only the core of attention is checkpointed."""
+    arguments: tuple[int, ...] | None = op.attrs.get("core")  # type: ignore[assignment]
+    if arguments is None or frame is not None:
+        if frame is not None and not arguments and not frame.pending:
+            frame.close(machine)
+        return frame if arguments else None
+    by_name = [bound[name][0] for name in ("position_ids",) if name in bound]
+    held = (*by_name, *(instance.storages[s] for s in reversed(arguments)))  # a list goes from its end
+    for storage in held:
+        machine.retain(storage)
+    return Frame(held, instances=[instance], operators=[op for op in instance.graph.operators if op.attrs.get("core")])
 
 
 SAME_FUNCTION = {"mul_scalar": "mul", "complex_mul": "mul", "add_scalar": "add", "reshape": "clone", "pow": "square", "matmul": "bmm"}

@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from memsim.builder import rewrite
 from memsim.cost import Rates
 from memsim.dtypes import ITEMSIZE
 from memsim.graph import LayerGraph, Operator, TensorSpec
-from memsim.models.model import Checkpoint, Model, Parameter
+from memsim.models.model import Model, Parameter
 from memsim.operators.linear4bit import quantize
 from memsim.operators.linear8bit import quantize_rows
 from memsim.operators.packed4bit import packed_sizes
 from memsim.passes.dora import MAGNITUDE
 from memsim.passes.modules_to_save import COPY
+from memsim.rewriting import rewrite
 from memsim.schedule.autograd import Autograd, Leaf, Reentrant
 from memsim.schedule.dora import placed
 from memsim.schedule.endings import at_end, casts_of_leaves, end_of_leaves, leaves_made
@@ -26,7 +26,7 @@ from memsim.schedule.grad_scaler import GradScaler
 from memsim.schedule.machine import NO_LAYER, Machine
 from memsim.schedule.nodes import Nodes, holds_tensors
 from memsim.schedule.optimizers import FUSED, Optimizer
-from memsim.schedule.regions import Frame, Instance
+from memsim.schedule.regions import Frame, Instance, core_region, open_region
 from memsim.tape import AUTOCAST_CACHE, Category
 
 LAYER_INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")  # of a layer, where the graph does not name them
@@ -326,7 +326,7 @@ class Training:
             bound |= {name: self.parameters[layer, name] for name in graph.parameters}
             instance = autograd.instance(graph, bound, layer, "")
             if at == 0:
-                frame = self.open(checkpoint, bound)
+                frame = open_region(machine, checkpoint, model.hold_inputs, bound)
             if frame is not None:
                 frame.instances.append(instance)
             made, kept = leaves_made(graph), casts_of_leaves(graph)
@@ -337,7 +337,7 @@ class Training:
                     machine.release(*(instance.storages[s] for s in inner.drops))
                 else:
                     if checkpoint.how == "megatron":
-                        frame = self.core(instance, inner, frame, bound)
+                        frame = core_region(machine, instance, inner, frame, bound)
                     autograd.execute(instance, inner, frame, checkpoint.how == "offload")
                     if inner.index in made:
                         self.tell(autograd, instance, inner.outputs[0])
@@ -375,28 +375,6 @@ class Training:
         instance.storages[out.storage], instance.values[out.value] = before[0].storages[before[1].storage], before[0].values[before[1].value]
         self.machine.retain(instance.storages[out.storage])
         return True
-
-    def open(self, checkpoint: Checkpoint, bound: dict[str, tuple[int, int]]) -> Frame | None:
-        """A call of torch.utils.checkpoint.checkpoint, where there is one."""
-        if checkpoint.how not in ("full", "selective"):
-            return None
-        held = tuple(bound[name][0] for name in self.model.hold_inputs if name in bound)
-        for storage in held:
-            self.machine.retain(storage)
-        return Frame(held, checkpoint.saves)
-
-    def core(self, instance: Instance, op: Operator, frame: Frame | None, bound: dict[str, tuple[int, int]]) -> Frame | None:
-        """The call of checkpoint that an operator of a layer is in, where only the core of attention is checkpointed."""
-        arguments: tuple[int, ...] | None = op.attrs.get("core")  # type: ignore[assignment]
-        if arguments is None or frame is not None:
-            if frame is not None and not arguments and not frame.pending:
-                frame.close(self.machine)
-            return frame if arguments else None
-        by_name = [bound[name][0] for name in ("position_ids",) if name in bound]
-        held = (*by_name, *(instance.storages[s] for s in reversed(arguments)))  # a list goes from its end
-        for storage in held:
-            self.machine.retain(storage)
-        return Frame(held, instances=[instance], operators=[op for op in instance.graph.operators if op.attrs.get("core")])
 
 
 def category_of(op: Operator, head: bool) -> Category:
