@@ -30,7 +30,13 @@ def sentences(timeline: Timeline) -> tuple[str, ...]:
     answer = f"{answer}: {verdict}" if verdict else answer
     others = _others(timeline.peak_reserved, about.devices) if oom is not None or not about.device_memory else ""
     answer = f"{answer}; {others}" if others else answer
-    return tuple(sentence for sentence in (f"{answer}.", where, dominant(timeline), pace(timeline)) if sentence)
+    return tuple(sentence for sentence in (f"{answer}.", where, dominant(timeline), paged(timeline), pace(timeline)) if sentence)
+
+
+def paged(timeline: Timeline) -> str:
+    """What a paged optimizer keeps beside the device, as a sentence; empty for any other."""
+    held = timeline.about.paged_state
+    return f"Beside it {gib(held)} of optimizer state is paged: managed memory, on the host until the optimizer's kernels want it." if held else ""
 
 
 def pace(timeline: Timeline) -> str:

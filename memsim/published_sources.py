@@ -39,10 +39,12 @@ MODELS: Mapping[str, tuple[str, Mapping[str, object]]] = {
         {"hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 16, "num_attention_heads": 32, "vocab_size": 50688},
     ),
     "google-bert/bert-large-uncased": ("bert-large-uncased", {}),
+    "tiiuae/falcon-7b": ("falcon-7b", {}),
 }
 # LitGPT's names of layers → Hugging Face's, by model_type where they are not Llama's
 LLAMAS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "projection": "o_proj", "mlp": "gate_proj,up_proj,down_proj", "head": "lm_head"}
 LAYERS: Mapping[str, Mapping[str, str]] = {
+    "falcon": {**dict.fromkeys(("query", "key", "value"), "query_key_value"), "projection": "dense", "mlp": "dense_h_to_4h,dense_4h_to_h", "head": "lm_head"},
     "phi": {**LLAMAS, "projection": "dense", "mlp": "fc1,fc2"},
     "phi3": {**LLAMAS, **dict.fromkeys(("query", "key", "value"), "qkv_proj"), "mlp": "gate_up_proj,down_proj"},
     "gpt_neox": {

@@ -25,7 +25,7 @@ from memsim.passes.int8 import Int8
 from memsim.passes.methods import ADAPTERS, KEYS as METHOD_KEYS, QUANTIZED, VECTORS, adapted, check_method, lora_of, packing_of, with_ia3
 from memsim.passes.packed import Packed
 from memsim.schedule import record
-from memsim.schedule.bitsandbytes import lacks_kernel
+from memsim.schedule.bitsandbytes import lacks_kernel, paged_state
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
 from memsim.schedule.training import Plan
@@ -359,6 +359,7 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
         device_memory=run.device_bytes,
         allocator=run.allocator,
         parameters=model.count(),
+        paged_state=paged_state(run.optimizer, model),
         trainable_parameters=model.count(trainable=True),
         layers=len(model.pattern),
         devices=tuple((device.label, device.memory) for device in catalogue.values() if STACKS[run.stack].runs_on(device.sm or 0)),

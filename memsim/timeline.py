@@ -51,6 +51,7 @@ class About:
     tokens: int = 0  # in a step
     rates: Rates | None = None  # what times are estimated by
     note: str = ""  # what was found for it, in a line
+    paged_state: int = 0  # bytes of optimizer state in managed memory of the host, which are in no figure of the device
     dtype: str = "bf16"  # of matrix products, whose rate the utilization is measured against
 
 
@@ -199,6 +200,7 @@ class Timeline:
                 "parameters": self.about.parameters,
                 "trainable_parameters": self.about.trainable_parameters,
                 "loaded_allocated": self.loaded_allocated,
+                "paged_state": self.about.paged_state,
                 "steps": [step.to_json() for step in self.steps],
                 "oom": out_of_memory_message(self.answer.out_of_memory),
                 "peak_allocated": self.peak_allocated,

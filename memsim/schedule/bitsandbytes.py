@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memsim.models.model import Parameter
+from memsim.models.model import Model, Parameter
 
 LEAST_8BIT = 4096  # elements; smaller parameters keep fp32 state (min_8bit_size)
 LEAST_PAGED = 100_000  # elements, from which on paged optimizers page (get_state_buffer)
@@ -25,11 +25,22 @@ class Buffers:
         """Whether a parameter's state is 8-bit."""
         return self.eight and p.elements >= LEAST_8BIT
 
+    def pages(self, p: Parameter) -> bool:
+        """Whether a parameter's state is managed memory of the host."""
+        return self.paged and p.elements >= LEAST_PAGED
+
+    def paged_bytes(self, p: Parameter) -> int:
+        """Bytes of a parameter's state that are managed memory."""
+        return sum(self._state(p)) if self.pages(p) else 0
+
+    def _state(self, p: Parameter) -> list[int]:
+        item = 1 if self.quantizes(p) else 4
+        return [item * count * p.elements for count in self.stacked]
+
     def sizes(self, p: Parameter) -> list[int]:
         """Bytes of each tensor on the device, in order."""
         eight = self.quantizes(p)
-        item = 1 if eight else 4
-        state = [] if self.paged and p.elements >= LEAST_PAGED else [item * count * p.elements for count in self.stacked]
+        state = [] if self.pages(p) else self._state(p)
         maxima = [4 * count * -(-p.elements // BLOCK) for count in self.stacked] if eight else []
         return maxima + state if self.maxima_first else state + maxima
 
@@ -62,3 +73,11 @@ NO_BF16 = ("sgd-8bit", "rmsprop-8bit", "rmsprop-32bit", "adagrad-8bit")  # whose
 def lacks_kernel(name: str, p: Parameter) -> bool:
     """Whether an optimizer raises an error over a parameter."""
     return name in NO_BF16 and p.dtype == "bf16" and not BUFFERS[name].quantizes(p)
+
+
+def paged_state(name: str, model: Model) -> int:
+    """Bytes of optimizer state that a paged optimizer keeps in managed memory, which lies on the host until its kernels want it; 0 for any other."""
+    buffers = BUFFERS.get(name)
+    if buffers is None or not buffers.paged:
+        return 0
+    return sum(buffers.paged_bytes(p) for _, p in model.in_order() if p.trainable and not p.buffer)

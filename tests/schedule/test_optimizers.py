@@ -142,3 +142,13 @@ def test_hugging_face_names(alias: str, name: str) -> None:
 def test_an_optimizer_that_does_not_exist(word: object, hint: str) -> None:
     with pytest.raises(InputError, match=f"optimizer: {word!r} is not one of adamw, .*" + (f"did you mean {hint}" if hint else "")):
         Run(model=MODEL, optimizer=word)
+
+
+def test_paged_state_is_shown_as_memory_of_the_host() -> None:
+    fields = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 8, "vocab_size": 1000}
+    run = Run(model=fields, optimizer="paged-adamw-8bit", batch={"sequence": 16})
+    paged = 2 * (2 * 1000 * 512 + 7 * 512 * 512)  # two bytes a parameter, of all but the norms
+    timeline = simulate(run)
+    assert timeline.about.paged_state == timeline.to_json()["paged_state"] == paged
+    assert "GiB of optimizer state is paged: managed memory, on the host" in timeline.headline()
+    assert simulate(Run(model=fields, optimizer="adamw-8bit", batch={"sequence": 16})).about.paged_state == 0
