@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -76,12 +76,18 @@ def _layer(model: Model, article: str = "") -> str:
 
 
 def _headline(model: Model, name: str) -> str:
-    keeps = " or ".join(dict.fromkeys(size(kept(graph)) for graph in model.layer_graphs))
+    keeps = _either(size(kept(graph)) for graph in model.layer_graphs)
     of = f" of {escape(name)}" if name else ""
     if not model.checkpointed:
         return f"{_layer(model, 'a').capitalize()}{of} keeps {keeps} for its backward"
-    inputs = " or ".join(dict.fromkeys(size(graph.inputs[HIDDEN].nbytes) for graph in model.layer_graphs))
+    inputs = _either(size(graph.inputs[HIDDEN].nbytes) for graph in model.layer_graphs)
     return f"Checkpointed, {_layer(model, 'a')}{of} keeps {inputs}; run again for its backward, {keeps}"
+
+
+def _either(words: Iterable[str]) -> str:
+    """Each of them once: "a, b or c"."""
+    *others, last = dict.fromkeys(words)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _lead(model: Model) -> str:

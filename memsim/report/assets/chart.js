@@ -174,7 +174,7 @@ class Charts {
       if (y > 0) {
         const line = { type: "line", xref: "paper", yref: "y", x0: 0, x1: 1, y0: y, y1: y };
         shapes.push({ ...line, line: { color: ink.paper, width: 4.5 } }, { ...line, line: { color: ink.alarm, width: 2, dash: "8px,3px" } });
-        annotations.push({ x: 0, xref: "paper", xanchor: "left", y, yref: "y", yanchor: "bottom", text: meta.capacityWords, showarrow: false, bgcolor: ink.paper, opacity: 0.9, font: { size: 11.5, color: ink.alarm } });
+        annotations.push({ x: 0, xref: "paper", xanchor: "left", y, yref: "y", yanchor: y > 0.9 * (top - floor) / GIB ? "top" : "bottom", text: meta.capacityWords, showarrow: false, bgcolor: ink.paper, opacity: 0.9, font: { size: 11.5, color: ink.alarm } });
       }
     }
     const { oom } = meta;
@@ -187,7 +187,7 @@ class Charts {
       const y = (this.timeline.allocated[this.pinned] - floor) / GIB;
       shapes.push({ type: "line", xref: "x", yref: "paper", x0: this.x(this.pinned), x1: this.x(this.pinned), y0: 0, y1: 1, line: { color: ink.mark, width: 1 } });
       const right = this.x(this.pinned) > (this.x(lo) + this.x(hi)) / 2, crowded = oom && Math.abs(pixels(oom.event, this.pinned)) < 320 && !selection;
-      annotations.push({ x: this.x(this.pinned), xref: "x", y, yref: "y", text: `${gib(this.timeline.allocated[this.pinned])}`, showarrow: true, arrowhead: 0, arrowcolor: ink.mark, ax: right ? -48 : 48, ay: selection ? 26 : crowded ? 60 : -18, bgcolor: ink.paper, bordercolor: ink.mark, borderpad: 3, font: { size: 11.5, color: ink.ink } });
+      annotations.push({ x: this.x(this.pinned), xref: "x", y, yref: "y", text: `${gib(this.timeline.allocated[this.pinned])}`, showarrow: true, arrowhead: 0, arrowcolor: ink.mark, ax: right ? -48 : 48, ay: selection ? (y < 0.18 * (top - floor) / GIB ? -26 : 26) : crowded ? 60 : -18, bgcolor: ink.paper, bordercolor: ink.mark, borderpad: 3, font: { size: 11.5, color: ink.ink } });
     }
     if (selection && (selection.lo > 0 || selection.hi < this.timeline.n)) {
       shapes.push({ type: "rect", xref: "x", yref: "paper", x0: this.x(selection.lo), x1: this.x(selection.hi), y0: 0, y1: 1, fillcolor: "rgba(128,140,160,0.14)", line: { color: ink.soft, width: 1.5 } });
