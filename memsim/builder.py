@@ -251,7 +251,7 @@ class Builder:
         if kind in COMPOSED:
             return COMPOSED[kind](self, inputs, attrs)
         if self.autocast is not None:
-            fused = kind == "softmax" and inputs[0].dtype == "fp16"  # ATen/native/SoftMax.cpp: to fp32 within the kernel
+            fused = kind == "softmax" and inputs[0].dtype == "fp16" and "dtype" not in attrs  # ATen/native/SoftMax.cpp: to fp32 within the kernel
             if (kind in SETS_DTYPE and inputs[0].dtype in FLOATING) or fused:
                 attrs["dtype"] = "fp32"
             dtype = target(kind, self.autocast)
