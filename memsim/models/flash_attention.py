@@ -14,6 +14,7 @@ HALF = ("bf16", "fp16")
 # model types whose recordings with it are reproduced
 HELD = frozenset(
     {
+        "bert",
         "cohere",
         "cohere2",
         "deepseek_v2",
