@@ -183,7 +183,7 @@ def read_config(fields: Mapping[str, object]) -> Gemma:
     kind = str(fields["model_type"])
     defaults = {"tie_word_embeddings": True, "hidden_act": fields.get("hidden_activation") or "gelu_pytorch_tanh", **DEFAULTS[kind]}
     config = decoder_config(fields, **defaults)
-    check_supported(config)
+    check_supported(config, dropout=True)
     if config.fields.get("use_bidirectional_attention"):
         raise Unsupported("model.use_bidirectional_attention: true is not supported yet; false is")
     types = config.fields.get("layer_types")

@@ -29,6 +29,6 @@ def decoder_layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config = decoder_config(fields)
-    check_supported(config)
+    check_supported(config, dropout=True)
     parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), scaled=True)
     return assemble(config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype), HOLD_POSITIONS_FIRST)

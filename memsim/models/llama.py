@@ -26,7 +26,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
 def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     """The fields with their family's defaults."""
     config = decoder_config(fields, **DEFAULTS[str(fields["model_type"])])
-    check_supported(config)
+    check_supported(config, dropout=True)
     if config.model_type == "llama" and config.hidden_size % config.num_attention_heads:
         heads, hidden = config.num_attention_heads, config.hidden_size
         raise InputError(f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}, which LlamaConfig asks for, with head_dim too")
@@ -127,7 +127,7 @@ def mlp_forward(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: s
             return F.linear(b, product, "down_proj", x.shape[-1], dtype, bias)
 
 
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu"}  # hidden_act → operator, where it is one kernel
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}  # hidden_act → operator, where it is one kernel
 
 
 def activation(config: DecoderConfig) -> str:

@@ -48,7 +48,7 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
         if other in named and other != experts:
             named.setdefault(experts, named.pop(other))
     config = decoder_config(named, **DEFAULTS[str(fields["model_type"])])
-    check_supported(config)
+    check_supported(config, dropout=True)
     check_experts(config)
     if config.model_type != "mixtral":
         if config.fields.get("use_sliding_window"):

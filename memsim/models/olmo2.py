@@ -91,6 +91,6 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config = decoder_config(fields)
-    check_supported(config)
+    check_supported(config, dropout=True)
     parts = Parts(lambda b, x, name: rms_norm(b, settings, x, name), rotary_in_fp32=not settings.stack.olmo2_as_llama)
     return assemble(config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype))

@@ -83,9 +83,10 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config = decoder_config(fields)
-    check_supported(config)
-    for key, none in (("resid_pdrop", 0.0), ("embd_pdrop", 0.0), ("partial_rotary_factor", 1.0)):
+    check_supported(config, dropout=True)
+    for key, none in (("resid_pdrop", 0.0), ("embd_pdrop", 0.0)):
         if config.fields.get(key, none) != none:
             raise Unsupported(f"model.{key}: {config.fields[key]} is not supported yet; {none} is")
-    parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype))
+    turning = int(config.head_dim * float(config.fields.get("partial_rotary_factor", 1.0)))  # type: ignore[arg-type]
+    parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), rotary_dim=turning)
     return assemble(config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype), HOLD_POSITIONS_FIRST)

@@ -110,7 +110,7 @@ def _of_layers(model: Model, strategy: Strategy) -> list[Checkpoint]:
     if key == "budget":
         raise Unsupported("checkpointing.budget: what fits it is found by simulating; give the strategy that `memsim simulate` finds")
     assert isinstance(value, int)
-    if value > n:
+    if value > n and key != "every":  # the first layer alone, then
         raise InputError(f"checkpointing.{key}: {value} is more than the model's {n} layers")
     if key == "segments":
         return segments(n, value)
