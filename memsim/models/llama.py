@@ -13,6 +13,7 @@ from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config
 from memsim.models.layers import pre_norm
+from memsim.models.longrope import rope_type
 from memsim.models.model import Model, Parameter, Settings
 
 DEFAULTS: dict[str, dict[str, object]] = {
@@ -39,18 +40,16 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     return replace(config, sliding_window=None)
 
 
-def check_supported(config: DecoderConfig, acts: Collection[str] | None = None, dropout: bool = False) -> None:
+def check_supported(config: DecoderConfig, acts: Collection[str] | None = None, dropout: bool = False, longrope: bool = False) -> None:
     """Raises Unsupported for config fields that change what executes in ways that are not modelled; `dropout` of attention may be."""
     acts = ACTIVATIONS if acts is None else acts
     if config.hidden_act not in acts:
         raise Unsupported(f"model.hidden_act: {config.hidden_act} is not supported yet; {', '.join(acts)} are")
     if config.attention_dropout and not dropout:
         raise Unsupported(f"model.attention_dropout: {config.fields['attention_dropout']} is not supported yet; 0.0 is")
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = config.fields.get(key)
-        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else "default"
-        if kind in ("dynamic", "longrope"):
-            raise Unsupported(f"model.{key}: rope_type {kind} is not supported yet; default, linear, llama3 and yarn are")
+    if rope_type(config) == "dynamic" or (rope_type(config) == "longrope" and not longrope):
+        known = "default, linear, llama3, yarn and, for phi3, longrope"
+        raise Unsupported(f"model.rope_scaling: rope_type {rope_type(config)} is not supported yet; {known} are")
 
 
 def biases(config: DecoderConfig) -> tuple[bool, bool]:

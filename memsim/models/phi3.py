@@ -14,6 +14,7 @@ from memsim.models.config import DecoderConfig, decoder_config
 from memsim.models.layers import pre_norm
 from memsim.models.llama import activation, check_supported, rotate_half
 from memsim.models.model import Model, Parameter, Settings
+from memsim.stacks import GOLDEN
 
 
 def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +84,7 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config = decoder_config(fields)
-    check_supported(config, dropout=True)
+    check_supported(config, dropout=True, longrope=settings.stack is GOLDEN)
     for key, none in (("resid_pdrop", 0.0), ("embd_pdrop", 0.0)):
         if config.fields.get(key, none) != none:
             raise Unsupported(f"model.{key}: {config.fields[key]} is not supported yet; {none} is")

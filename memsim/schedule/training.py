@@ -61,6 +61,7 @@ class Training:
     states: dict[int, dict[int, list[int]]] = field(default_factory=dict)  # the same, of each parameter's own optimizer
     row_of: dict[Leaf, tuple[int, Parameter, Leaf]] = field(default_factory=dict)
     graphs: dict[tuple[int, bool, bool, bool], LayerGraph] = field(default_factory=dict)
+    ran: bool = False  # the model has, so what it makes when it first runs is there
     asked: bool = False  # autocast has asked whether the device has bfloat16
     quantized: bool = False  # a weight was, so the map for scales is there
     recasts: set[tuple[int, str]] = field(default_factory=set)  # parameters that their modules have cast for good
@@ -221,11 +222,14 @@ class Training:
                 head = True
             elif op.kind == "recast":
                 self.recast_once(NO_LAYER, instance, op)
+            elif self.ran and op.attrs.get("once"):
+                continue
             else:
                 machine.default_category = int(category_of(op, head))
                 autograd.execute(instance, op)
                 if op.outputs and op.outputs[0].leaf:
                     self.tell(autograd, instance, op.outputs[0])
+        self.ran = True
         machine.default_category = int(Category.ACTIVATIONS)
         self.end_autocast(instance)
         loss = outer.outputs[0]

@@ -41,6 +41,7 @@ def test_loading_takes_what_was_recorded(name: str) -> None:
         ("glm-4-9b", 9_399_951_360),
         ("gemma-2b", 2_506_172_416),
         ("gemma-7b", 8_537_680_896),
+        ("phi4-mini", 3_836_021_760),
         ("phi-2", 2_779_683_840),
         ("olmo-7b", 6_888_095_744),
         ("opt-125m", 125_239_296),

@@ -1,0 +1,59 @@
+"""LongRoPE (Ding et al. 2024, arXiv:2402.13753) as transformers does it: modeling_rope_utils.dynamic_rope_update, _compute_longrope_parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.models import functional as F
+from memsim.models.config import DecoderConfig
+
+
+def rope_type(config: DecoderConfig) -> str:
+    """The kind of rotary embedding that the config asks for."""
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = config.fields.get(key)
+        if isinstance(rope, Mapping):
+            return str(rope.get("rope_type", rope.get("type", "default")))
+    return "default"
+
+
+@module_call
+def longrope_frequency_update(b: Builder, position_ids: Tensor, dim: int) -> None:
+    """Takes the long or the short frequencies, [D / 2], by the last position; the long ones are made when it first runs, and kept."""
+    with b.module("rotary_emb"), b.no_grad(), b.no_autocast():
+        seq_len = b.op("add_scalar", b.op("reduce_all", position_ids, label="position_ids.max"))
+        b.held.append(long_frequencies(b, dim))
+        later = F.create(b, "seq_len > original", (), "bool")
+        inv_freq = F.create(b, "where", (dim // 2,), "fp32")
+        del later
+        del seq_len
+        del inv_freq
+
+
+@module_call
+def long_frequencies(b: Builder, dim: int) -> Tensor:
+    """_compute_longrope_parameters on the device."""
+    shape = (dim // 2,)
+
+    def once(label: str, shape: tuple[int, ...], dtype: str = "fp32") -> Tensor:
+        return b.op("create", shape=shape, dtype=dtype, label=label, once=True)
+
+    ext_factors = once("ext_factors", shape)
+    arange = once("arange", shape, "int64")
+    as_float = once("arange.float", shape)
+    del arange
+    inv_freq_shape = once("inv_freq_shape", shape)
+    del as_float
+    power = once("base ** inv_freq_shape", shape)
+    base = once("base", (), "int64")
+    del base
+    product = once("ext_factors * base ** inv_freq_shape", shape)
+    del power
+    reciprocal = once("reciprocal", shape)
+    inv_freq = once("long_inv_freq", shape)
+    del reciprocal
+    del product
+    del ext_factors
+    del inv_freq_shape
+    return inv_freq
