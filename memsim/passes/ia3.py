@@ -25,10 +25,17 @@ DEFAULTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "mixtral": (("k_proj", "v_proj"), ()),  # and w2, a module that is a parameter since transformers 5
     "qwen2": QUERY_VALUE,
     "qwen3": QUERY_VALUE,
+    "gemma": QUERY_VALUE,
     "gemma2": QUERY_VALUE,
     "gemma3_text": QUERY_VALUE,
     "gpt2": (("c_attn", "mlp.c_proj"), ("mlp.c_proj",)),
+    "gpt_bigcode": (("c_attn", "mlp.c_proj"), ("mlp.c_proj",)),
     "gpt_neox": (("query_key_value", "dense_4h_to_h"), ("dense_4h_to_h",)),
+    "falcon": (("query_key_value", "dense_4h_to_h"), ("dense_4h_to_h",)),
+    "bloom": (("query_key_value", "mlp.dense_4h_to_h"), ("mlp.dense_4h_to_h",)),
+    "opt": (("q_proj", "k_proj", "fc2"), ("fc2",)),
+    "phi": (("q_proj", "v_proj", "fc2"), ("fc2",)),
+    "bert": (("key", "value", "output.dense"), ("output.dense",)),
 }
 
 
