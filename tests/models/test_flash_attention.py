@@ -44,8 +44,8 @@ def test_an_older_stack_is_not_held() -> None:
 
 
 def test_a_family_whose_recordings_are_not_held_is_refused() -> None:
-    with pytest.raises(Unsupported, match="attention: flash_attention_2 with model_type bert is not supported yet; sdpa and eager are"):
-        model_of(run(model={**SMALL, "model_type": "bert"}))
+    with pytest.raises(Unsupported, match="attention: flash_attention_2 with model_type exaone4 is not supported yet; sdpa and eager are"):
+        model_of(run(model={**SMALL, "model_type": "exaone4"}))
 
 
 def test_gemma2_runs_with_it() -> None:

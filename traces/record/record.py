@@ -117,7 +117,7 @@ def real_tokens(batch):
 
 
 def build(run, torch):
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: F401  ahead of torch.device("meta"), under which torch 2.6 cannot import all of itself
 
     if "libvgpu" in os.environ.get("LD_PRELOAD", ""):
         unpacked(bool(run["batch"].get("padding")))
