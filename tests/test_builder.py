@@ -110,7 +110,14 @@ def test_a_target_that_matches_nothing(changes: dict[str, object], text: str) ->
         ({"stack": "hf-4.48", "sm": 100}, "sm: 100 is not supported with torch 2.6.0; 70 to 90 are"),
         ({"stack": "hf-4.48", "batch": {"sequence": 1}}, "batch.sequence: 1 with stack hf-4.48 leaves no token to learn from"),
         ({"model": {**LLAMA, "hidden_act": "relu6"}}, "model.hidden_act: relu6 is not supported yet"),
-        ({"model": {**LLAMA, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}}, "model.rope_scaling: rope_type dynamic is not supported yet"),
+        (
+            {"stack": "hf-4.48", "model": {**LLAMA, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}},
+            "model.rope_scaling: rope_type dynamic is not supported yet with llama and this stack",
+        ),
+        (
+            {"model": {**LLAMA, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 64}, "batch": {"sequence": 65}},
+            "batch.sequence: 65 with rope_type dynamic beyond model.max_position_embeddings 64, where it grows, is not supported yet",
+        ),
         ({"sm": 70}, "sm: 70 is not supported with torch 2.15.0; 75 and later are"),
     ],
 )

@@ -12,7 +12,7 @@ from memsim.builder import Builder, Tensor, module_call
 from memsim.models import functional as F
 from memsim.models.config import DecoderConfig
 from memsim.models.dense_mask import dense_mask
-from memsim.models.longrope import longrope_frequency_update, rope_type
+from memsim.models.dynamic_rope import update
 from memsim.models.model import Parameter, Settings
 from memsim.tape import SET_ORDER
 
@@ -281,8 +281,7 @@ def rotary_of(b: Builder, settings: Settings, parts: Parts, config: DecoderConfi
     dtype, dim = "fp32" if parts.rotary_in_fp32 else dtype, parts.rotary_dim or config.head_dim
     if parts.rotary is not None:
         return parts.rotary(b, settings, dtype, position_ids, dim)
-    if rope_type(config) == "longrope":
-        longrope_frequency_update(b, position_ids, dim)
+    update(b, config, settings, position_ids, dim)
     return rotary_embedding(b, settings, dtype, position_ids, dim, spread=parts.spread)
 
 

@@ -11,10 +11,12 @@ from memsim.models import functional as F
 from memsim.models.assemble import HOLD, HOLD_POSITIONS_FIRST, assemble
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts, rms_norm
-from memsim.models.config import DecoderConfig, decoder_config
+from memsim.models.config import DecoderConfig, decoder_config, integer
+from memsim.models.dynamic_rope import rope_type
 from memsim.models.layers import pre_norm
-from memsim.models.longrope import rope_type
 from memsim.models.model import Model, Parameter, Settings
+from memsim.models.typed import SLIDING, assemble_types, layer_types
+from memsim.stacks import GOLDEN
 
 DEFAULTS: dict[str, dict[str, object]] = {
     "llama": {},
@@ -24,10 +26,10 @@ DEFAULTS: dict[str, dict[str, object]] = {
 }
 
 
-def read_config(fields: Mapping[str, object]) -> DecoderConfig:
+def read_config(fields: Mapping[str, object], ropes: Collection[str] = ()) -> DecoderConfig:
     """The fields with their family's defaults."""
     config = decoder_config(fields, **DEFAULTS[str(fields["model_type"])])
-    check_supported(config, dropout=True)
+    check_supported(config, dropout=True, ropes=ropes)
     if config.model_type == "llama" and config.hidden_size % config.num_attention_heads:
         heads, hidden = config.num_attention_heads, config.hidden_size
         raise InputError(f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}, which LlamaConfig asks for, with head_dim too")
@@ -35,21 +37,22 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
         if "sliding_window" in fields and fields["sliding_window"] is None:
             return replace(config, sliding_window=None)
         return config
-    if config.fields.get("use_sliding_window") and config.model_type in ("qwen2", "qwen3"):
-        raise Unsupported("model.use_sliding_window: true is not supported yet; false is")
+    if config.model_type in ("qwen2", "qwen3") and config.fields.get("use_sliding_window"):
+        return replace(config, sliding_window=integer(config.fields, "sliding_window", 4096)) if config.fields.get("sliding_window", 4096) else config
     return replace(config, sliding_window=None)
 
 
-def check_supported(config: DecoderConfig, acts: Collection[str] | None = None, dropout: bool = False, longrope: bool = False) -> None:
-    """Raises Unsupported for config fields that change what executes in ways that are not modelled; `dropout` of attention may be."""
+def check_supported(config: DecoderConfig, acts: Collection[str] | None = None, dropout: bool = False, ropes: Collection[str] = ()) -> None:
+    """Raises Unsupported for config fields that change what executes in ways that are not modelled; `dropout` of attention may be, and these
+    `ropes` beside those that never change."""
     acts = ACTIVATIONS if acts is None else acts
     if config.hidden_act not in acts:
         raise Unsupported(f"model.hidden_act: {config.hidden_act} is not supported yet; {', '.join(acts)} are")
     if config.attention_dropout and not dropout:
         raise Unsupported(f"model.attention_dropout: {config.fields['attention_dropout']} is not supported yet; 0.0 is")
-    if rope_type(config) == "dynamic" or (rope_type(config) == "longrope" and not longrope):
-        known = "default, linear, llama3, yarn and, for phi3, longrope"
-        raise Unsupported(f"model.rope_scaling: rope_type {rope_type(config)} is not supported yet; {known} are")
+    if rope_type(config) in ("dynamic", "longrope") and rope_type(config) not in ropes:
+        known = ", ".join(("default", "linear", "llama3", "yarn", *ropes))
+        raise Unsupported(f"model.rope_scaling: rope_type {rope_type(config)} is not supported yet with {config.model_type} and this stack; {known} are")
 
 
 def biases(config: DecoderConfig) -> tuple[bool, bool]:
@@ -177,8 +180,18 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
 
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
-    """The model of these Hugging Face config fields."""
-    config = read_config(fields)
+    """The model of these Hugging Face config fields. Raises InputError, Unsupported."""
+    golden = settings.stack is GOLDEN
+    config = read_config(fields, ("dynamic",) if golden else ())
+    rows = layer_parameters(config, settings.dtype)
     parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), mask_arguments=config.model_type in ("qwen2", "qwen3"))
+    if config.model_type in ("qwen2", "qwen3") and config.sliding_window is not None:
+        if not golden:
+            raise Unsupported(f"model.use_sliding_window: true with stack {settings.stack.name} is not supported yet; false is")
+        full = integer(config.fields, "max_window_layers", 28) if config.fields.get("max_window_layers", 28) else 0
+        types = layer_types(config, lambda layer: layer >= full)
+        if SLIDING in types:
+            return assemble_types(config, settings, parts, types, [decoder_layer] * len(types), rows)
+        config = replace(config, sliding_window=None)
     hold = HOLD_POSITIONS_FIRST if config.model_type == "mistral" else HOLD
-    return assemble(config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype), hold)
+    return assemble(config, settings, parts, decoder_layer, rows, hold)

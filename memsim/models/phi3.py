@@ -84,7 +84,7 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config = decoder_config(fields)
-    check_supported(config, dropout=True, longrope=settings.stack is GOLDEN)
+    check_supported(config, dropout=True, ropes=("longrope",) if settings.stack is GOLDEN else ())
     for key, none in (("resid_pdrop", 0.0), ("embd_pdrop", 0.0)):
         if config.fields.get(key, none) != none:
             raise Unsupported(f"model.{key}: {config.fields[key]} is not supported yet; {none} is")

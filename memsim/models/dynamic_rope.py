@@ -1,12 +1,15 @@
-"""LongRoPE (Ding et al. 2024, arXiv:2402.13753) as transformers does it: modeling_rope_utils.dynamic_rope_update, _compute_longrope_parameters."""
+"""Rotary frequencies that depend on the length: LongRoPE (Ding et al. 2024, arXiv:2402.13753) and dynamic NTK scaling, as transformers does them
+(modeling_rope_utils.dynamic_rope_update, _compute_longrope_parameters)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from memsim.builder import Builder, Tensor, module_call
+from memsim.errors import Unsupported
 from memsim.models import functional as F
 from memsim.models.config import DecoderConfig
+from memsim.models.model import Settings
 
 
 def rope_type(config: DecoderConfig) -> str:
@@ -16,6 +19,29 @@ def rope_type(config: DecoderConfig) -> str:
         if isinstance(rope, Mapping):
             return str(rope.get("rope_type", rope.get("type", "default")))
     return "default"
+
+
+def update(b: Builder, config: DecoderConfig, settings: Settings, position_ids: Tensor, dim: int) -> None:
+    """What the forward of the rotary embedding does first, for heads of which `dim` elements turn. Raises Unsupported."""
+    kind = rope_type(config)
+    if kind == "longrope":
+        longrope_frequency_update(b, position_ids, dim)
+    if kind == "dynamic":
+        if settings.sequence > config.max_position_embeddings:
+            beyond = f"beyond model.max_position_embeddings {config.max_position_embeddings}, where it grows"
+            raise Unsupported(f"batch.sequence: {settings.sequence} with rope_type dynamic {beyond}, is not supported yet; fewer tokens are")
+        dynamic_frequency_update(b, position_ids)
+
+
+@module_call
+def dynamic_frequency_update(b: Builder, position_ids: Tensor) -> None:
+    """Asks whether the last position is beyond what the frequencies are for; here it is not."""
+    with b.module("rotary_emb"), b.no_grad(), b.no_autocast():
+        seq_len = b.op("add_scalar", b.op("reduce_all", position_ids, label="position_ids.max"))
+        for question in ("seq_len > max_seq_len_cached", "seq_len < original_max_seq_len"):
+            answer = F.create(b, question, (), "bool")
+            del answer
+        del seq_len
 
 
 @module_call
