@@ -11,6 +11,7 @@ from memsim.models.causal_lm import Parts, causal_lm
 from memsim.models.config import DecoderConfig
 from memsim.models.layers import Layer
 from memsim.models.model import Model, Parameter, Settings
+from memsim.models.tied_head import head_parameters
 
 INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")
 # Keyword arguments of a decoder layer in the order of the call, as torch.utils.checkpoint lets go of them; a tuple goes from its end.
@@ -48,8 +49,7 @@ def assemble_kinds(
     norm = list(parts.final) if parts.final or parts.unweighted else [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
     rotary = [Parameter(f"rotary_emb.{name}", ((parts.rotary_dim or config.head_dim) // 2,), "fp32", trainable=False, buffer=True) for name in frequencies]
     tail = rotary + norm if parts.rotary_first else norm + rotary
-    if not config.tie_word_embeddings:
-        tail.append(Parameter("lm_head.weight", table, dtype, module="linear"))
+    tail += head_parameters(table, dtype, config.tie_word_embeddings)
     if parts.head_bias:
         tail.append(Parameter("lm_head.bias", (config.vocab_size,), dtype, module="linear"))
     scale = (Parameter("embed_tokens.embed_scale", (), settings.created, trainable=False, buffer=True),) if parts.embed_scale else ()

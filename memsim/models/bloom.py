@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
-from memsim.models import functional as F
+from memsim.models import functional as F, tied_head
 from memsim.models.assemble import layer_inputs
-from memsim.models.causal_lm import causal_lm_loss, causal_mask
+from memsim.models.causal_lm import causal_mask
 from memsim.models.config import integer, probability
 from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
 from memsim.models.llama import linear_parameters
 from memsim.models.model import Model, Parameter, Settings
+from memsim.models.tied_head import head_parameters
 
 NAMES = ("hidden_states", "attention_mask", "alibi")
 HOLD = ("attention_mask", "alibi", "hidden_states")
@@ -167,15 +168,10 @@ def model(b: Builder, bloom: Bloom, settings: Settings, input_ids: Tensor) -> Te
     return hidden_states
 
 
-@module_call
 def causal_lm(b: Builder, bloom: Bloom, settings: Settings, input_ids: Tensor, labels: Tensor) -> Tensor:
     """BloomForCausalLM.forward with labels; returns the loss."""
-    hidden_states = model(b, bloom, settings, input_ids)
-    head = "word_embeddings.weight" if bloom.tied else "lm_head.weight"
-    weight = b.parameter(head, (bloom.vocabulary, bloom.hidden), settings.dtype, True)
-    logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
-    loss = causal_lm_loss(b, settings, logits, labels)
-    return loss
+    table = (bloom.vocabulary, bloom.hidden)
+    return tied_head.causal_lm(b, settings, lambda: model(b, bloom, settings, input_ids), labels, "word_embeddings.weight", table, bloom.tied)
 
 
 def layer_parameters(bloom: Bloom, dtype: str) -> tuple[Parameter, ...]:
@@ -228,7 +224,7 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     return Model(
         before=(Parameter("word_embeddings.weight", table, dtype, module="embedding"), *norm_parameters("word_embeddings_layernorm", bloom.hidden, dtype)),
         layers=(layer_parameters(bloom, dtype),),
-        after=(*norm_parameters("ln_f", bloom.hidden, dtype), *(() if bloom.tied else (Parameter("lm_head.weight", table, dtype, module="linear"),))),
+        after=(*norm_parameters("ln_f", bloom.hidden, dtype), *head_parameters(table, dtype, bloom.tied)),
         pattern=(0,) * bloom.layers,
         outer=outer,
         layer_graphs=(inner.finish(*outputs),),

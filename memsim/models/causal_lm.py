@@ -74,17 +74,10 @@ def rotary_embedding(
             return rotary_tables(b, settings, dtype, position_ids, inv_freq)
         shape = (*position_ids.shape, 1)
         freqs = b.op("mul", b.op("cast", b.op("view", position_ids, shape=shape), dtype="fp32"), inv_freq)
-        emb = freqs if spread == "once" else repeat_interleave(b, freqs, 2) if spread == "interleaved" else b.op("cat", freqs, freqs)
+        emb = freqs if spread == "once" else F.repeat_interleave(b, freqs, 2, -1) if spread == "interleaved" else b.op("cat", freqs, freqs)
         cos = b.op("mul_scalar", b.op("cos", emb))
         sin = b.op("mul_scalar", b.op("sin", emb))
         return F.to(b, cos, dtype), F.to(b, sin, dtype)
-
-
-def repeat_interleave(b: Builder, x: Tensor, times: int) -> Tensor:
-    """x.repeat_interleave(times, dim=-1): a contiguous copy."""
-    *lead, last = x.shape
-    x = b.op("expand", b.op("view", x, shape=(*lead, last, 1)), shape=(*lead, last, times))
-    return b.op("view", b.op("clone", x, contiguous=True), shape=(*lead, last * times))
 
 
 def rotary_tables(b: Builder, settings: Settings, dtype: str, position_ids: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
@@ -291,10 +284,7 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
     inputs_embeds = embed_tokens(b, config, settings, input_ids, parts)
     if parts.scaled:
         inputs_embeds = b.op("mul_scalar", inputs_embeds)
-    position_ids = F.create(b, "arange", (settings.sequence,), "int64")
-    if not settings.stack.takes_cache_position:
-        position_ids = F.create(b, "positions", (settings.sequence,), "int64")
-    position_ids = b.op("view", position_ids, shape=(1, settings.sequence))
+    position_ids = F.positions(b, settings)
     if settings.stack.dense_causal_mask:
         mask = dense_mask(b, config, settings, inputs_embeds.dtype)
     else:

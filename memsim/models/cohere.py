@@ -10,10 +10,10 @@ from memsim.models.assemble import assemble
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts
 from memsim.models.config import DecoderConfig, decoder_config, integer
-from memsim.models.glm import rotate_half
 from memsim.models.layers import Layer
 from memsim.models.llama import check_supported, linear_parameters, mlp, mlp_parameters
 from memsim.models.model import Model, Parameter, Settings
+from memsim.models.rotary import rotate_neighbours
 from memsim.models.typed import SLIDING, assemble_types, layer_types
 
 
@@ -38,8 +38,8 @@ def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Ten
     k = F.to(b, k, "fp32")
     cos = b.op("view", cos, shape=(cos.shape[0], 1, *cos.shape[1:]))
     sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
-    q_embed = b.op("add", b.op("mul", q, cos), b.op("mul", rotate_half(b, q), sin))
-    k_embed = b.op("add", b.op("mul", k, cos), b.op("mul", rotate_half(b, k), sin))
+    q_embed = b.op("add", b.op("mul", q, cos), b.op("mul", rotate_neighbours(b, q), sin))
+    k_embed = b.op("add", b.op("mul", k, cos), b.op("mul", rotate_neighbours(b, k), sin))
     return F.to(b, q_embed, dtype), F.to(b, k_embed, dtype)
 
 

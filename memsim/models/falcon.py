@@ -10,16 +10,18 @@ from dataclasses import dataclass, replace
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
-from memsim.models import functional as F
+from memsim.models import functional as F, tied_head
 from memsim.models.assemble import HOLD_POSITIONS_FIRST, INPUTS, layer_inputs
 from memsim.models.attention import chosen, masked_efficient
-from memsim.models.causal_lm import boolean_mask, causal_lm_loss, rotary_embedding
+from memsim.models.causal_lm import boolean_mask, rotary_embedding
 from memsim.models.config import DecoderConfig, decoder_config, integer, probability
 from memsim.models.gpt2 import ACTIVATIONS, dropout, layer_norm, norm_parameters
-from memsim.models.llama import apply_rotary_pos_emb, check_supported, linear_parameters
+from memsim.models.llama import check_supported, linear_parameters
 from memsim.models.math_attention import math_attention
 from memsim.models.model import Model, Parameter, Settings
 from memsim.models.phi import act
+from memsim.models.rotary import apply_rotary_pos_emb
+from memsim.models.tied_head import head_parameters
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,7 @@ def model(b: Builder, falcon: Falcon, settings: Settings, input_ids: Tensor) -> 
     config = falcon.decoder
     weight = b.parameter("word_embeddings.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
     inputs_embeds = b.op("embedding", input_ids, weight, label="word_embeddings", input_embeddings=True)
-    position_ids = F.create(b, "arange", (settings.sequence,), "int64")
-    position_ids = F.create(b, "positions", (settings.sequence,), "int64")
-    position_ids = b.op("view", position_ids, shape=(1, settings.sequence))
+    position_ids = F.positions(b, settings)
     causal_mask = mask_of(b, settings)
     hidden_states = inputs_embeds
     position_embeddings = rotary_embedding(b, settings, hidden_states.dtype, position_ids, config.head_dim)
@@ -155,16 +155,12 @@ def model(b: Builder, falcon: Falcon, settings: Settings, input_ids: Tensor) -> 
     return hidden_states
 
 
-@module_call
 def causal_lm(b: Builder, falcon: Falcon, settings: Settings, input_ids: Tensor, labels: Tensor) -> Tensor:
     """FalconForCausalLM.forward with labels; returns the loss."""
-    config = falcon.decoder
-    hidden_states = model(b, falcon, settings, input_ids)
-    head = "word_embeddings.weight" if config.tie_word_embeddings else "lm_head.weight"
-    weight = b.parameter(head, (config.vocab_size, config.hidden_size), settings.dtype, True)
-    logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
-    loss = causal_lm_loss(b, settings, logits, labels)
-    return loss
+    table = (falcon.decoder.vocab_size, falcon.decoder.hidden_size)
+    return tied_head.causal_lm(
+        b, settings, lambda: model(b, falcon, settings, input_ids), labels, "word_embeddings.weight", table, falcon.decoder.tie_word_embeddings
+    )
 
 
 def layer_parameters(falcon: Falcon, dtype: str) -> tuple[Parameter, ...]:
@@ -216,8 +212,7 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     table = (config.vocab_size, config.hidden_size)
     tail = [*norm_parameters("ln_f", config.hidden_size, dtype)]
     tail += [Parameter(f"rotary_emb.{name}", (config.head_dim // 2,), "fp32", trainable=False, buffer=True) for name in ("inv_freq", "original_inv_freq")]
-    if not config.tie_word_embeddings:
-        tail.append(Parameter("lm_head.weight", table, dtype, module="linear"))
+    tail += head_parameters(table, dtype, config.tie_word_embeddings)
     return Model(
         before=(Parameter("word_embeddings.weight", table, dtype, module="embedding"),),
         layers=(layer_parameters(falcon, dtype),),

@@ -76,3 +76,26 @@ def matmul(b: Builder, x: Tensor, y: Tensor) -> Tensor:
     del y_folded
     del x_folded
     return result
+
+
+def repeat_interleave(b: Builder, x: Tensor, times: int, dim: int) -> Tensor:
+    """x.repeat_interleave(times, dim): a contiguous copy."""
+    axis = dim % len(x.shape)
+    lead, size, rest = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    x = b.op("expand", b.op("view", x, shape=(*lead, size, 1, *rest)), shape=(*lead, size, times, *rest))
+    return b.op("view", b.op("clone", x, contiguous=True), shape=(*lead, size * times, *rest))
+
+
+def positions(b: Builder, settings: Settings) -> Tensor:
+    """torch.arange(S) + past_seen_tokens, unsqueezed: position_ids [1, S]; stacks with a cache_position add nothing."""
+    position_ids = create(b, "arange", (settings.sequence,), "int64")
+    if not settings.stack.takes_cache_position:
+        position_ids = create(b, "positions", (settings.sequence,), "int64")
+    return b.op("view", position_ids, shape=(1, settings.sequence))
+
+
+def layers(b: Builder, given: dict[str, Tensor]) -> Tensor:
+    """The loop over layers, called with these by name; empties `given`, so that nothing here keeps them."""
+    names, tensors = tuple(given), tuple(given.values())
+    given.clear()
+    return b.op("layers", *tensors, names=names, trains=True)

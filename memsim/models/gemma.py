@@ -13,8 +13,10 @@ from memsim.models.assemble import HOLD_POSITIONAL, layer_inputs
 from memsim.models.attention import attend
 from memsim.models.causal_lm import causal_lm_loss, causal_mask, rotary_embedding
 from memsim.models.config import DecoderConfig, decoder_config, integer
-from memsim.models.llama import apply_rotary_pos_emb, check_supported, mlp
+from memsim.models.llama import check_supported, mlp
 from memsim.models.model import Model, Parameter, Settings
+from memsim.models.rotary import apply_rotary_pos_emb
+from memsim.models.tied_head import head_parameters
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 DEFAULTS: dict[str, dict[str, object]] = {
@@ -108,9 +110,7 @@ def model(b: Builder, gemma: Gemma, settings: Settings, input_ids: Tensor) -> Te
     """Gemma2Model.forward, Gemma3TextModel.forward; returns last_hidden_state [B, S, H]."""
     config = gemma.decoder
     inputs_embeds = embed(b, config, settings, input_ids)
-    position_ids = F.create(b, "arange", (settings.sequence,), "int64")
-    position_ids = F.create(b, "positions", (settings.sequence,), "int64")
-    position_ids = b.op("view", position_ids, shape=(1, settings.sequence))
+    position_ids = F.positions(b, settings)
     masks = {
         "full_mask": causal_mask(b, settings, inputs_embeds.dtype, position_ids),
         "sliding_mask": causal_mask(b, settings, inputs_embeds.dtype, position_ids, config.sliding_window),
@@ -233,8 +233,7 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     tail = [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
     tail += [Parameter(name, (config.head_dim // 2,), "fp32", trainable=False, buffer=True) for name in rows]
     table = (config.vocab_size, config.hidden_size)
-    if not config.tie_word_embeddings:
-        tail.append(Parameter("lm_head.weight", table, dtype, module="linear"))
+    tail += head_parameters(table, dtype, config.tie_word_embeddings)
     parameters = layer_parameters(gemma, dtype)
     return Model(
         before=(

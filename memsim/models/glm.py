@@ -9,41 +9,19 @@ from memsim.errors import InputError
 from memsim.models import functional as F
 from memsim.models.assemble import assemble
 from memsim.models.attention import attend
-from memsim.models.causal_lm import Parts, repeat_interleave, rms_norm
+from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config
 from memsim.models.layers import pre_norm
 from memsim.models.llama import check_supported, linear_parameters
 from memsim.models.model import Model, Parameter, Settings
-from memsim.models.phi3 import mlp, part
+from memsim.models.phi3 import mlp
+from memsim.models.rotary import apply_partial_rotary_pos_emb
 
 DEFAULTS: dict[str, object] = {"num_key_value_heads": 2, "head_dim": 128, "attention_bias": True}
 NORMS = {
     "glm": ("input_layernorm", "post_attention_layernorm"),
     "glm4": ("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm"),
 }
-
-
-def rotate_half(b: Builder, x: Tensor) -> Tensor:
-    """Rotates the hidden dims of the input, of which neighbours are a pair."""
-    x1 = b.op("slice", x, length=x.shape[-1] // 2, step=2)
-    x2 = b.op("slice", x, length=x.shape[-1] // 2, step=2)
-    return b.op("view", b.op("stack", b.op("neg", x2), x1), shape=x.shape)
-
-
-def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """q and k [B, H, S, D], cos and sin [1, S, R]: the first R of a head's dimensions turn."""
-    cos = b.op("view", cos, shape=(cos.shape[0], 1, *cos.shape[1:]))
-    sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
-    cos = repeat_interleave(b, b.op("slice", cos, length=cos.shape[-1] // 2), 2)
-    sin = repeat_interleave(b, b.op("slice", sin, length=sin.shape[-1] // 2), 2)
-    rotary = cos.shape[-1]
-    q_rot, q_pass = part(b, q, rotary), b.op("slice", q, length=q.shape[-1] - rotary)
-    k_rot, k_pass = part(b, k, rotary), b.op("slice", k, length=k.shape[-1] - rotary)
-    q_embed = b.op("add", b.op("mul", q_rot, cos), b.op("mul", rotate_half(b, q_rot), sin))
-    k_embed = b.op("add", b.op("mul", k_rot, cos), b.op("mul", rotate_half(b, k_rot), sin))
-    q_embed = b.op("cat", q_embed, q_pass)
-    k_embed = b.op("cat", k_embed, k_pass)
-    return q_embed, k_embed
 
 
 @module_call
@@ -61,7 +39,7 @@ def self_attention(
         query_states = heads("q_proj", config.num_attention_heads)
         key_states = heads("k_proj", config.num_key_value_heads)
         value_states = heads("v_proj", config.num_key_value_heads)
-        query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
+        query_states, key_states = apply_partial_rotary_pos_emb(b, query_states, key_states, cos, sin, neighbours=True)
         return attend(b, config, settings, query_states, key_states, value_states, mask, False)
 
 

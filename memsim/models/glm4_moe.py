@@ -13,9 +13,9 @@ from memsim.models.config import DecoderConfig, decoder_config
 from memsim.models.deepseek import HOLD, dense_first, mlp, moe, moe_parameters, routing_of
 from memsim.models.glm import rotary_dim
 from memsim.models.layers import pre_norm
-from memsim.models.llama import check_supported, linear_parameters, mlp_parameters, norm_parameters, rotate_half
+from memsim.models.llama import check_supported, linear_parameters, mlp_parameters, norm_parameters
 from memsim.models.model import Model, Parameter, Settings
-from memsim.models.phi3 import part
+from memsim.models.rotary import apply_partial_rotary_pos_emb
 
 DEFAULTS: dict[str, object] = {
     "num_key_value_heads": 8,
@@ -41,20 +41,6 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     return config
 
 
-def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """q [B, H, S, D], k [B, K, S, D], cos and sin [1, S, R]: the first R of a head's dimensions turn."""
-    cos = b.op("view", cos, shape=(cos.shape[0], 1, *cos.shape[1:]))
-    sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
-    rotary = cos.shape[-1]
-    q_rot, q_pass = part(b, q, rotary), b.op("slice", q, length=q.shape[-1] - rotary)
-    k_rot, k_pass = part(b, k, rotary), b.op("slice", k, length=k.shape[-1] - rotary)
-    q_embed = b.op("add", b.op("mul", q_rot, cos), b.op("mul", rotate_half(b, q_rot), sin))
-    k_embed = b.op("add", b.op("mul", k_rot, cos), b.op("mul", rotate_half(b, k_rot), sin))
-    q_embed = b.op("cat", q_embed, q_pass)
-    k_embed = b.op("cat", k_embed, k_pass)
-    return q_embed, k_embed
-
-
 @module_call
 def self_attention(
     b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
@@ -76,7 +62,7 @@ def self_attention(
         query_states = F.transpose(b, query_states, 1, 2)
         key_states = F.transpose(b, key_states, 1, 2)
         value_states = F.transpose(b, value_states, 1, 2)
-        query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
+        query_states, key_states = apply_partial_rotary_pos_emb(b, query_states, key_states, cos, sin)
         return attend(b, config, settings, query_states, key_states, value_states, mask, False)
 
 

@@ -14,6 +14,7 @@ from memsim.models.causal_lm import causal_lm_loss, causal_mask, cross_entropy, 
 from memsim.models.config import integer, probability
 from memsim.models.flash_attention import flash_attention_forward
 from memsim.models.model import Model, Parameter, Settings
+from memsim.models.tied_head import head_parameters
 
 NAMES = ("hidden_states", "position_ids", "attention_mask")
 HOLD = ("position_ids", "attention_mask", "hidden_states")  # keyword arguments first, then positional ones from their end
@@ -177,7 +178,7 @@ def model(b: Builder, config: Gpt2, settings: Settings, input_ids: Tensor) -> Te
     given = {"hidden_states": hidden_states, **positions, **({} if mask is None else {"attention_mask": mask})}
     positions.clear()
     del hidden_states
-    hidden_states = _layers(b, given)
+    hidden_states = F.layers(b, given)
     outputs = hidden_states if settings.stack.layers_return_tuples else None  # noqa: F841
     hidden_states = layer_norm(b, hidden_states, "ln_f", settings.dtype)
     del position_ids  # arguments of forward die before its other locals
@@ -185,12 +186,6 @@ def model(b: Builder, config: Gpt2, settings: Settings, input_ids: Tensor) -> Te
     del position_embeds
     del mask
     return hidden_states
-
-
-def _layers(b: Builder, given: dict[str, Tensor]) -> Tensor:
-    names, tensors = tuple(given), tuple(given.values())
-    given.clear()
-    return b.op("layers", *tensors, names=names, trains=True)
 
 
 @module_call
@@ -289,7 +284,7 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
             Parameter("wpe.weight", (config.positions, config.hidden), dtype, module="embedding"),
         ),
         layers=(layer_parameters(config, settings, settings.technique.quantizes),),
-        after=(*norm_parameters("ln_f", config.hidden, dtype), *(() if config.tied else (Parameter("lm_head.weight", table, dtype, module="linear"),))),
+        after=(*norm_parameters("ln_f", config.hidden, dtype), *head_parameters(table, dtype, config.tied)),
         pattern=(0,) * config.layers,
         outer=outer,
         layer_graphs=(graph,),

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError
-from memsim.models import functional as F
+from memsim.models import functional as F, tied_head
 from memsim.models.assemble import layer_inputs
 from memsim.models.attention import attention
-from memsim.models.causal_lm import causal_lm_loss, causal_mask
+from memsim.models.causal_lm import causal_mask
 from memsim.models.flash_attention import flash_attention_forward
 from memsim.models.gpt2 import Gpt2, dropout, layer_norm, new_gelu, norm_parameters, read_config
 from memsim.models.llama import linear_parameters
 from memsim.models.model import Model, Parameter, Settings
+from memsim.models.tied_head import head_parameters
 
 NAMES = ("hidden_states", "attention_mask")
 HOLD = ("attention_mask", "hidden_states")
@@ -77,16 +78,14 @@ def model(b: Builder, config: Gpt2, settings: Settings, input_ids: Tensor) -> Te
     wte = b.parameter("wte.weight", (config.vocabulary, config.hidden), settings.dtype, True)
     wpe = b.parameter("wpe.weight", (config.positions, config.hidden), settings.dtype, True)
     inputs_embeds = b.op("embedding", input_ids, wte, label="wte", input_embeddings=True)
-    position_ids = F.create(b, "arange", (settings.sequence,), "int64")
-    position_ids = F.create(b, "positions", (settings.sequence,), "int64")
-    position_ids = b.op("view", position_ids, shape=(1, settings.sequence))
+    position_ids = F.positions(b, settings)
     mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids)
     position_embeds = b.op("embedding", position_ids, wpe, label="wpe")
     hidden_states = b.op("add", inputs_embeds, position_embeds)
     hidden_states = dropout(b, hidden_states, config.embedding_p)
     given = {"hidden_states": hidden_states, **({} if mask is None else {"attention_mask": mask})}
     del hidden_states
-    hidden_states = _layers(b, given)
+    hidden_states = F.layers(b, given)
     hidden_states = layer_norm(b, hidden_states, "ln_f", settings.dtype)
     del position_ids  # arguments of forward die before its other locals
     del inputs_embeds
@@ -95,20 +94,10 @@ def model(b: Builder, config: Gpt2, settings: Settings, input_ids: Tensor) -> Te
     return hidden_states
 
 
-def _layers(b: Builder, given: dict[str, Tensor]) -> Tensor:
-    names, tensors = tuple(given), tuple(given.values())
-    given.clear()
-    return b.op("layers", *tensors, names=names, trains=True)
-
-
-@module_call
 def causal_lm(b: Builder, config: Gpt2, settings: Settings, input_ids: Tensor, labels: Tensor) -> Tensor:
     """GPTBigCodeForCausalLM.forward with labels; returns the loss."""
-    hidden_states = model(b, config, settings, input_ids)
-    weight = b.parameter("wte.weight" if config.tied else "lm_head.weight", (config.vocabulary, config.hidden), settings.dtype, True)
-    logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
-    loss = causal_lm_loss(b, settings, logits, labels)
-    return loss
+    table = (config.vocabulary, config.hidden)
+    return tied_head.causal_lm(b, settings, lambda: model(b, config, settings, input_ids), labels, "wte.weight", table, config.tied)
 
 
 def layer_parameters(config: Gpt2, dtype: str, multi_query: bool) -> tuple[Parameter, ...]:
@@ -146,7 +135,7 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
             Parameter("wpe.weight", (config.positions, config.hidden), dtype, module="embedding"),
         ),
         layers=(layer_parameters(config, dtype, multi_query),),
-        after=(*norm_parameters("ln_f", config.hidden, dtype), *(() if config.tied else (Parameter("lm_head.weight", table, dtype, module="linear"),))),
+        after=(*norm_parameters("ln_f", config.hidden, dtype), *head_parameters(table, dtype, config.tied)),
         pattern=(0,) * config.layers,
         outer=outer,
         layer_graphs=(graph,),

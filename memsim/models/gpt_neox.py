@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError
-from memsim.models import functional as F
+from memsim.models import functional as F, tied_head
 from memsim.models.assemble import HOLD_POSITIONS_FIRST, INPUTS, layer_inputs
 from memsim.models.attention import attention
-from memsim.models.causal_lm import causal_lm_loss, causal_mask, rotary_embedding
+from memsim.models.causal_lm import causal_mask, rotary_embedding
 from memsim.models.config import DecoderConfig, decoder_config, probability
 from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
-from memsim.models.llama import activation, check_supported, rotate_half
+from memsim.models.llama import activation, check_supported
 from memsim.models.model import Model, Parameter, Settings
-from memsim.models.phi3 import part
+from memsim.models.rotary import apply_partial_rotary_pos_emb
+from memsim.models.tied_head import head_parameters
 
 
 @dataclass(frozen=True)
@@ -26,20 +27,6 @@ class NeoX:
     rotary: int  # dimensions of a head that turn
     parallel: bool
     dropout: float
-
-
-def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """q and k [B, H, S, D], cos and sin [1, S, R]: the first R of a head's dimensions turn."""
-    cos = b.op("view", cos, shape=(cos.shape[0], 1, *cos.shape[1:]))
-    sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
-    rotary = cos.shape[-1]
-    q_rot, q_pass = part(b, q, rotary), b.op("slice", q, length=q.shape[-1] - rotary)
-    k_rot, k_pass = part(b, k, rotary), b.op("slice", k, length=k.shape[-1] - rotary)
-    q_embed = b.op("add", b.op("mul", q_rot, cos), b.op("mul", rotate_half(b, q_rot), sin))
-    k_embed = b.op("add", b.op("mul", k_rot, cos), b.op("mul", rotate_half(b, k_rot), sin))
-    q_embed = b.op("cat", q_embed, q_pass)
-    k_embed = b.op("cat", k_embed, k_pass)
-    return q_embed, k_embed
 
 
 @module_call
@@ -54,7 +41,7 @@ def self_attention(
         qkv = F.transpose(b, b.op("view", fused, shape=(batch, sequence, config.num_attention_heads, 3 * config.head_dim)), 1, 2)
         del fused
         query_states, key_states, value_states = b.run("chunk", qkv, parts=3)
-        query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
+        query_states, key_states = apply_partial_rotary_pos_emb(b, query_states, key_states, cos, sin)
         attn_output, attn_weights = attention(b, settings, query_states, key_states, value_states, mask, 1, p=config.attention_dropout)
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, hidden))
         attn_output = F.linear(b, attn_output, "dense", hidden, settings.dtype, config.attention_bias)
@@ -95,9 +82,7 @@ def model(b: Builder, neox: NeoX, settings: Settings, input_ids: Tensor) -> Tens
     config = neox.decoder
     weight = b.parameter("embed_in.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
     inputs_embeds = b.op("embedding", input_ids, weight, label="embed_in", input_embeddings=True)
-    position_ids = F.create(b, "arange", (settings.sequence,), "int64")
-    position_ids = F.create(b, "positions", (settings.sequence,), "int64")
-    position_ids = b.op("view", position_ids, shape=(1, settings.sequence))
+    position_ids = F.positions(b, settings)
     mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids)
     hidden_states = dropout(b, inputs_embeds, neox.dropout)
     position_embeddings = rotary_embedding(b, settings, hidden_states.dtype, position_ids, neox.rotary)
@@ -109,16 +94,10 @@ def model(b: Builder, neox: NeoX, settings: Settings, input_ids: Tensor) -> Tens
     return hidden_states
 
 
-@module_call
 def causal_lm(b: Builder, neox: NeoX, settings: Settings, input_ids: Tensor, labels: Tensor) -> Tensor:
     """GPTNeoXForCausalLM.forward with labels; returns the loss."""
-    config = neox.decoder
-    hidden_states = model(b, neox, settings, input_ids)
-    head = "embed_in.weight" if config.tie_word_embeddings else "lm_head.weight"
-    weight = b.parameter(head, (config.vocab_size, config.hidden_size), settings.dtype, True)
-    logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
-    loss = causal_lm_loss(b, settings, logits, labels)
-    return loss
+    table = (neox.decoder.vocab_size, neox.decoder.hidden_size)
+    return tied_head.causal_lm(b, settings, lambda: model(b, neox, settings, input_ids), labels, "embed_in.weight", table, neox.decoder.tie_word_embeddings)
 
 
 def layer_parameters(neox: NeoX, dtype: str) -> tuple[Parameter, ...]:
@@ -172,8 +151,7 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     table = (config.vocab_size, config.hidden_size)
     tail = [*norm_parameters("final_layer_norm", config.hidden_size, dtype)]
     tail += [Parameter(f"rotary_emb.{name}", (neox.rotary // 2,), "fp32", trainable=False, buffer=True) for name in ("inv_freq", "original_inv_freq")]
-    if not config.tie_word_embeddings:
-        tail.append(Parameter("lm_head.weight", table, dtype, module="linear"))
+    tail += head_parameters(table, dtype, config.tie_word_embeddings)
     return Model(
         before=(Parameter("embed_in.weight", table, dtype, module="embedding"),),
         layers=(layer_parameters(neox, dtype),),

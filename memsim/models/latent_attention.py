@@ -13,8 +13,9 @@ from memsim.models import functional as F
 from memsim.models.attention import attend
 from memsim.models.causal_lm import rms_norm
 from memsim.models.config import DecoderConfig, integer
-from memsim.models.llama import apply_rotary_pos_emb, linear_parameters
+from memsim.models.llama import linear_parameters
 from memsim.models.model import Parameter, Settings
+from memsim.models.rotary import apply_rotary_pos_emb
 
 
 @dataclass(frozen=True)

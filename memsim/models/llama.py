@@ -15,6 +15,7 @@ from memsim.models.config import DecoderConfig, decoder_config, integer
 from memsim.models.dynamic_rope import rope_type
 from memsim.models.layers import pre_norm
 from memsim.models.model import Model, Parameter, Settings
+from memsim.models.rotary import apply_rotary_pos_emb
 from memsim.models.typed import SLIDING, assemble_types, layer_types
 from memsim.stacks import GOLDEN
 
@@ -62,23 +63,6 @@ def biases(config: DecoderConfig) -> tuple[bool, bool]:
     if config.model_type in ("mistral", "mixtral", "ministral"):
         return False, False
     return config.attention_bias, config.attention_bias
-
-
-def rotate_half(b: Builder, x: Tensor) -> Tensor:
-    """Rotates half the hidden dims of the input."""
-    half = x.shape[-1] // 2
-    x1 = b.op("slice", x, length=half)
-    x2 = b.op("slice", x, length=half)
-    return b.op("cat", b.op("neg", x2), x1)
-
-
-def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """q [B, H, S, D], k [B, K, S, D], cos and sin [1, S, D]."""
-    cos = b.op("view", cos, shape=(cos.shape[0], 1, *cos.shape[1:]))
-    sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
-    q_embed = b.op("add", b.op("mul", q, cos), b.op("mul", rotate_half(b, q), sin))
-    k_embed = b.op("add", b.op("mul", k, cos), b.op("mul", rotate_half(b, k), sin))
-    return q_embed, k_embed
 
 
 def norms_heads(config: DecoderConfig) -> bool:

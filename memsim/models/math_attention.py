@@ -27,8 +27,9 @@ def math_attention(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: 
             length, width = query.shape[2], key.shape[2]
             attn_mask = b.op("tril", F.create(b, "ones", (length, width), "bool"))
             attn_mask = b.op("bias_of_mask", attn_mask, dtype="fp32")
-        key_expanded = repeat_interleave(b, key_acc, query.shape[1] // key.shape[1])
-        value_expanded = repeat_interleave(b, value_acc, query.shape[1] // key.shape[1])
+        groups = query.shape[1] // key.shape[1]
+        key_expanded = F.repeat_interleave(b, key_acc, groups, 1) if groups > 1 else key_acc
+        value_expanded = F.repeat_interleave(b, value_acc, groups, 1) if groups > 1 else value_acc
         attn = F.matmul(b, scaled, b.op("scale", F.transpose(b, key_expanded, 2, 3)))
         if attn_mask is not None:
             attn = b.op("add" if watched else "add_", attn, attn_mask)
@@ -48,14 +49,3 @@ def math_attention(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: 
         del weights
         del mask
     return result
-
-
-def repeat_interleave(b: Builder, x: Tensor, times: int) -> Tensor:
-    """x.repeat_interleave(times, -3): a contiguous copy; x itself for one time."""
-    if times == 1:
-        return x
-    batch, heads, sequence, dim = x.shape
-    x = b.op("view", x, shape=(batch, heads, 1, sequence, dim))
-    x = b.op("expand", x, shape=(batch, heads, times, sequence, dim))
-    x = b.op("clone", x, contiguous=True)
-    return b.op("view", x, shape=(batch, heads * times, sequence, dim))

@@ -11,13 +11,13 @@ from memsim.errors import InputError
 from memsim.models import functional as F
 from memsim.models.assemble import assemble
 from memsim.models.attention import attend
-from memsim.models.causal_lm import Parts, repeat_interleave, rms_norm
+from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config, integer, probability
-from memsim.models.glm import rotate_half
 from memsim.models.gpt2 import dropout
 from memsim.models.layers import Layer, pre_norm
-from memsim.models.llama import activation, apply_rotary_pos_emb, check_supported, linear_parameters, mlp_forward, mlp_parameters, norm_parameters
+from memsim.models.llama import activation, check_supported, linear_parameters, mlp_forward, mlp_parameters, norm_parameters
 from memsim.models.model import Model, Parameter, Settings
+from memsim.models.rotary import apply_rotary_pos_emb, rotate_neighbours
 from memsim.models.typed import FULL, HOLD_POSITIONS_FIRST, SLIDING, assemble_types, layer_types, typed_model
 
 Rotate = Callable[[Builder, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -40,10 +40,10 @@ def rotate_in_fp32(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -
     original_dtype = q.dtype
     cos = b.op("view", cos, shape=(cos.shape[0], 1, *cos.shape[1:]))
     sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
-    cos = repeat_interleave(b, b.op("slice", cos, length=cos.shape[-1] // 2), 2)
-    sin = repeat_interleave(b, b.op("slice", sin, length=sin.shape[-1] // 2), 2)
-    q_embed = b.op("add", b.op("mul", F.to(b, q, "fp32"), cos), b.op("mul", F.to(b, rotate_half(b, q), "fp32"), sin))
-    k_embed = b.op("add", b.op("mul", F.to(b, k, "fp32"), cos), b.op("mul", F.to(b, rotate_half(b, k), "fp32"), sin))
+    cos = F.repeat_interleave(b, b.op("slice", cos, length=cos.shape[-1] // 2), 2, -1)
+    sin = F.repeat_interleave(b, b.op("slice", sin, length=sin.shape[-1] // 2), 2, -1)
+    q_embed = b.op("add", b.op("mul", F.to(b, q, "fp32"), cos), b.op("mul", F.to(b, rotate_neighbours(b, q), "fp32"), sin))
+    k_embed = b.op("add", b.op("mul", F.to(b, k, "fp32"), cos), b.op("mul", F.to(b, rotate_neighbours(b, k), "fp32"), sin))
     return F.to(b, q_embed, original_dtype), F.to(b, k_embed, original_dtype)
 
 

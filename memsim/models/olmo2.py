@@ -10,8 +10,9 @@ from memsim.models.assemble import assemble
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts
 from memsim.models.config import DecoderConfig, decoder_config
-from memsim.models.llama import check_supported, mlp, rotate_half
+from memsim.models.llama import check_supported, mlp
 from memsim.models.model import Model, Parameter, Settings
+from memsim.models.rotary import rotate_half
 
 
 @module_call

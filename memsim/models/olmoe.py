@@ -13,10 +13,11 @@ from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config, integer
 from memsim.models.deepseek import HOLD
 from memsim.models.layers import pre_norm
-from memsim.models.llama import activation, apply_rotary_pos_emb, attention_parameters, check_supported, norm_parameters
+from memsim.models.llama import activation, attention_parameters, check_supported, norm_parameters
 from memsim.models.mixtral import check_experts
 from memsim.models.model import Model, Parameter, Settings
 from memsim.models.moe import experts_call, router
+from memsim.models.rotary import apply_rotary_pos_emb
 
 DEFAULTS: dict[str, object] = {"num_experts": 64, "num_experts_per_tok": 8}
 

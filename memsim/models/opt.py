@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
-from memsim.models import functional as F
+from memsim.models import functional as F, tied_head
 from memsim.models.assemble import layer_inputs
 from memsim.models.attention import attend
-from memsim.models.causal_lm import causal_lm_loss, causal_mask
+from memsim.models.causal_lm import causal_mask
 from memsim.models.config import DecoderConfig, decoder_config, integer, probability
 from memsim.models.gpt2 import ACTIVATIONS, dropout
 from memsim.models.llama import check_supported, linear_parameters
 from memsim.models.model import Model, Parameter, Settings
 from memsim.models.phi import act
+from memsim.models.tied_head import head_parameters
 
 NAMES = ("hidden_states", "position_ids", "attention_mask")
 HOLD = ("attention_mask", "position_ids", "hidden_states")
@@ -115,7 +116,7 @@ def model(b: Builder, opt: Opt, settings: Settings, input_ids: Tensor) -> Tensor
     hidden_states = b.op("add", inputs_embeds, pos_embeds)
     given = {"hidden_states": hidden_states, "position_ids": position_ids, **({} if mask is None else {"attention_mask": mask})}
     del hidden_states
-    hidden_states = _layers(b, given)
+    hidden_states = F.layers(b, given)
     if opt.final_norm:
         hidden_states = layer_norm(b, opt, hidden_states, "final_layer_norm", dtype)
     if opt.width != config.hidden_size:
@@ -127,22 +128,10 @@ def model(b: Builder, opt: Opt, settings: Settings, input_ids: Tensor) -> Tensor
     return hidden_states
 
 
-def _layers(b: Builder, given: dict[str, Tensor]) -> Tensor:
-    names, tensors = tuple(given), tuple(given.values())
-    given.clear()
-    return b.op("layers", *tensors, names=names, trains=True)
-
-
-@module_call
 def causal_lm(b: Builder, opt: Opt, settings: Settings, input_ids: Tensor, labels: Tensor) -> Tensor:
     """OPTForCausalLM.forward with labels; returns the loss."""
-    config = opt.decoder
-    hidden_states = model(b, opt, settings, input_ids)
-    head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    weight = b.parameter(head, (config.vocab_size, opt.width), settings.dtype, True)
-    logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
-    loss = causal_lm_loss(b, settings, logits, labels)
-    return loss
+    table = (opt.decoder.vocab_size, opt.width)
+    return tied_head.causal_lm(b, settings, lambda: model(b, opt, settings, input_ids), labels, "embed_tokens.weight", table, opt.decoder.tie_word_embeddings)
 
 
 def norm_parameters(opt: Opt, name: str, dtype: str) -> list[Parameter]:
@@ -214,7 +203,7 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     return Model(
         before=tuple(before),
         layers=(layer_parameters(opt, dtype),),
-        after=() if config.tie_word_embeddings else (Parameter("lm_head.weight", table, dtype, module="linear"),),
+        after=head_parameters(table, dtype, config.tie_word_embeddings),
         pattern=(0,) * config.num_hidden_layers,
         outer=outer,
         layer_graphs=(graph,),

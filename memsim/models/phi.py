@@ -13,9 +13,9 @@ from memsim.models.config import DecoderConfig, decoder_config, probability
 from memsim.models.glm import rotary_dim
 from memsim.models.gpt2 import ACTIVATIONS, dropout, layer_norm, new_gelu, norm_parameters
 from memsim.models.layers import Layer
-from memsim.models.llama import apply_rotary_pos_emb, check_supported, linear_parameters
+from memsim.models.llama import check_supported, linear_parameters
 from memsim.models.model import Model, Parameter, Settings
-from memsim.models.phi3 import part
+from memsim.models.rotary import apply_rotary_pos_emb, part
 
 
 def act(b: Builder, config: DecoderConfig, x: Tensor) -> Tensor:

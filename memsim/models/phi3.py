@@ -6,14 +6,15 @@ from collections.abc import Mapping
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import Unsupported
-from memsim.models import functional as F, llama
+from memsim.models import functional as F, rotary
 from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config
 from memsim.models.layers import pre_norm
-from memsim.models.llama import activation, check_supported, rotate_half
+from memsim.models.llama import activation, check_supported
 from memsim.models.model import Model, Parameter, Settings
+from memsim.models.rotary import part, rotate_half
 from memsim.stacks import GOLDEN
 
 
@@ -27,11 +28,6 @@ def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Ten
     q_embed = b.op("cat", b.op("add", b.op("mul", q_rot, cos), b.op("mul", rotate_half(b, q_rot), sin)), q_pass)
     k_embed = b.op("cat", b.op("add", b.op("mul", k_rot, cos), b.op("mul", rotate_half(b, k_rot), sin)), k_pass)
     return q_embed, k_embed
-
-
-def part(b: Builder, x: Tensor, length: int) -> Tensor:
-    """x[..., :length]: an alias where that is all of it."""
-    return b.op("view", x, shape=x.shape) if length == x.shape[-1] else b.op("slice", x, length=length)
 
 
 @module_call
@@ -49,7 +45,7 @@ def self_attention(
         query_states = F.transpose(b, b.op("view", query_states, shape=(batch, sequence, q, d)), 1, 2)
         key_states = F.transpose(b, b.op("view", key_states, shape=(batch, sequence, kv, d)), 1, 2)
         value_states = F.transpose(b, b.op("view", value_states, shape=(batch, sequence, kv, d)), 1, 2)
-        rotate = llama.apply_rotary_pos_emb if settings.stack.phi3_rotates_whole_heads else apply_rotary_pos_emb
+        rotate = rotary.apply_rotary_pos_emb if settings.stack.phi3_rotates_whole_heads else apply_rotary_pos_emb
         query_states, key_states = rotate(b, query_states, key_states, cos, sin)
         return attend(b, config, settings, query_states, key_states, value_states, mask, False)
 

@@ -13,9 +13,9 @@ from memsim.models.causal_lm import Parts
 from memsim.models.config import DecoderConfig, decoder_config, probability
 from memsim.models.glm import rotary_dim
 from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
-from memsim.models.llama import apply_rotary_pos_emb, check_supported, linear_parameters, mlp, mlp_parameters
+from memsim.models.llama import check_supported, linear_parameters, mlp, mlp_parameters
 from memsim.models.model import Model, Parameter, Settings
-from memsim.models.phi3 import part
+from memsim.models.rotary import apply_rotary_pos_emb, part
 
 
 def has_bias(config: DecoderConfig) -> bool:

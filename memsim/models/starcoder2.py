@@ -12,9 +12,10 @@ from memsim.models.causal_lm import Parts
 from memsim.models.config import DecoderConfig, decoder_config, probability
 from memsim.models.gpt2 import ACTIVATIONS, dropout, layer_norm, norm_parameters
 from memsim.models.layers import pre_norm
-from memsim.models.llama import apply_rotary_pos_emb, check_supported, linear_parameters
+from memsim.models.llama import check_supported, linear_parameters
 from memsim.models.model import Model, Parameter, Settings
 from memsim.models.phi import act
+from memsim.models.rotary import apply_rotary_pos_emb
 
 
 def has_bias(config: DecoderConfig) -> bool:

@@ -52,9 +52,7 @@ def typed_model(masks: tuple[str, ...] = (FULL, SLIDING)) -> Callable[[Builder, 
     @module_call
     def model(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, parts: Parts) -> Tensor:
         inputs_embeds = embed_tokens(b, config, settings, input_ids, parts)
-        position_ids = F.create(b, "arange", (settings.sequence,), "int64")
-        position_ids = F.create(b, "positions", (settings.sequence,), "int64")
-        position_ids = b.op("view", position_ids, shape=(1, settings.sequence))
+        position_ids = F.positions(b, settings)
         causal_mask_mapping: dict[str, Tensor] = {}
         for kind in masks:
             told = position_ids if parts.told_positions else None

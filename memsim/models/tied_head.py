@@ -1,0 +1,24 @@
+"""A language model whose head is a matrix without bias, the embedding's own where they are tied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from memsim.builder import Builder, Tensor, module_call
+from memsim.models.causal_lm import causal_lm_loss
+from memsim.models.model import Parameter, Settings
+
+
+@module_call
+def causal_lm(b: Builder, settings: Settings, model: Callable[[], Tensor], labels: Tensor, embedding: str, table: tuple[int, int], tied: bool) -> Tensor:
+    """ForCausalLM.forward with labels; returns the loss. `model` is the body's call, which gives last_hidden_state [B, S, W]; `table` is [V, W]."""
+    hidden_states = model()
+    weight = b.parameter(embedding if tied else "lm_head.weight", table, settings.dtype, True)
+    logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
+    loss = causal_lm_loss(b, settings, logits, labels)
+    return loss
+
+
+def head_parameters(table: tuple[int, int], dtype: str, tied: bool) -> tuple[Parameter, ...]:
+    """What the head adds to the embedding's parameters."""
+    return () if tied else (Parameter("lm_head.weight", table, dtype, module="linear"),)
