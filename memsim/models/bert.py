@@ -74,13 +74,9 @@ def self_attention(b: Builder, config: Bert, settings: Settings, hidden_states: 
     with b.module("self"):
         batch, sequence, hidden = hidden_states.shape
 
-        def heads(name: str) -> Tensor:
-            states = F.linear(b, hidden_states, name, hidden, settings.dtype, True)
-            return F.transpose(b, b.op("view", states, shape=(batch, sequence, config.heads, hidden // config.heads)), 1, 2)
-
-        query_layer = heads("query")
-        key_layer = heads("key")
-        value_layer = heads("value")
+        query_layer = F.heads(b, hidden_states, "query", config.heads, hidden // config.heads, settings.dtype, True)
+        key_layer = F.heads(b, hidden_states, "key", config.heads, hidden // config.heads, settings.dtype, True)
+        value_layer = F.heads(b, hidden_states, "value", config.heads, hidden // config.heads, settings.dtype, True)
         attn_output, attn_weights = attend(b, settings, query_layer, key_layer, value_layer, mask, config.attention_p)
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, hidden))
         return attn_output, attn_weights

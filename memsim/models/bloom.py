@@ -12,7 +12,7 @@ from memsim.models import functional as F, tied_head
 from memsim.models.assemble import layer_inputs
 from memsim.models.causal_lm import causal_mask
 from memsim.models.config import integer, probability
-from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
+from memsim.models.gpt2 import dropout, dropout_add, layer_norm, norm_parameters
 from memsim.models.llama import linear_parameters
 from memsim.models.model import Model, Parameter, Settings
 from memsim.models.tied_head import head_parameters
@@ -33,14 +33,6 @@ class Bloom:
     hidden_p: float
     post_norm: bool  # residuals are what the norms give
     tied: bool
-
-
-@module_call
-def dropout_add(b: Builder, x: Tensor, residual: Tensor, p: float) -> Tensor:
-    """dropout_add."""
-    out = dropout(b, x, p)
-    out = b.op("add", residual, out, label="residual")
-    return out
 
 
 @module_call

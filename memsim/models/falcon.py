@@ -15,7 +15,7 @@ from memsim.models.assemble import HOLD_POSITIONS_FIRST, INPUTS, layer_inputs
 from memsim.models.attention import chosen, masked_efficient
 from memsim.models.causal_lm import boolean_mask, rotary_embedding
 from memsim.models.config import DecoderConfig, decoder_config, integer, probability
-from memsim.models.gpt2 import ACTIVATIONS, dropout, layer_norm, norm_parameters
+from memsim.models.gpt2 import ACTIVATIONS, dropout_add, layer_norm, norm_parameters
 from memsim.models.llama import check_supported, linear_parameters
 from memsim.models.math_attention import math_attention
 from memsim.models.model import Model, Parameter, Settings
@@ -100,14 +100,6 @@ def mlp(b: Builder, config: DecoderConfig, settings: Settings, x: Tensor) -> Ten
         x = act(b, config, F.linear(b, x, "dense_h_to_4h", config.intermediate_size, settings.dtype, of_view=True))
         x = F.linear(b, x, "dense_4h_to_h", config.hidden_size, settings.dtype, of_view=True)
         return x
-
-
-@module_call
-def dropout_add(b: Builder, x: Tensor, residual: Tensor, p: float) -> Tensor:
-    """dropout_add."""
-    out = dropout(b, x, p)
-    out = b.op("add", residual, out, label="residual")
-    return out
 
 
 @module_call

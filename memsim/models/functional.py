@@ -99,3 +99,9 @@ def layers(b: Builder, given: dict[str, Tensor]) -> Tensor:
     names, tensors = tuple(given), tuple(given.values())
     given.clear()
     return b.op("layers", *tensors, names=names, trains=True)
+
+
+def heads(b: Builder, x: Tensor, name: str, count: int, head_dim: int, dtype: str, bias: bool = False) -> Tensor:
+    """A projection of x [B, S, W] as heads: [B, count, S, head_dim]."""
+    states = linear(b, x, name, count * head_dim, dtype, bias)
+    return transpose(b, b.op("view", states, shape=(*x.shape[:2], count, head_dim)), 1, 2)

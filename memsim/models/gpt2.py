@@ -44,6 +44,14 @@ def dropout(b: Builder, x: Tensor, p: float) -> Tensor:
 
 
 @module_call
+def dropout_add(b: Builder, x: Tensor, residual: Tensor, p: float) -> Tensor:
+    """dropout_add of Falcon and Bloom: the residual and what dropout left of x."""
+    out = dropout(b, x, p)
+    out = b.op("add", residual, out, label="residual")
+    return out
+
+
+@module_call
 def layer_norm(b: Builder, x: Tensor, name: str, dtype: str) -> Tensor:
     """nn.LayerNorm(x)."""
     with b.module(name):

@@ -76,13 +76,9 @@ def self_attention(
         count, dtype, bias = config.num_attention_heads, settings.dtype, config.attention_bias
         sinks = b.parameter("self_attn.sinks", (count,), dtype, True)
 
-        def heads(name: str, count: int) -> Tensor:
-            states = F.linear(b, hidden_states, name, count * config.head_dim, dtype, bias)
-            return F.transpose(b, b.op("view", states, shape=(batch, sequence, count, config.head_dim)), 1, 2)
-
-        query_states = heads("q_proj", count)
-        key_states = heads("k_proj", config.num_key_value_heads)
-        value_states = heads("v_proj", config.num_key_value_heads)
+        query_states = F.heads(b, hidden_states, "q_proj", count, config.head_dim, dtype, bias)
+        key_states = F.heads(b, hidden_states, "k_proj", config.num_key_value_heads, config.head_dim, dtype, bias)
+        value_states = F.heads(b, hidden_states, "v_proj", config.num_key_value_heads, config.head_dim, dtype, bias)
         query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
         with b.core(query_states, key_states, value_states, mask):
             attn_output, attn_weights = eager_attention(

@@ -53,15 +53,9 @@ def self_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Ernie4_5Attention.forward, SeedOssAttention.forward, Exaone4Attention.forward."""
     with b.module("self_attn"):
-        batch, sequence, _ = hidden_states.shape
-
-        def heads(name: str, count: int) -> Tensor:
-            states = F.linear(b, hidden_states, name, count * config.head_dim, settings.dtype, detail.bias)
-            return F.transpose(b, b.op("view", states, shape=(batch, sequence, count, config.head_dim)), 1, 2)
-
-        query_states = heads("q_proj", config.num_attention_heads)
-        key_states = heads("k_proj", config.num_key_value_heads)
-        value_states = heads("v_proj", config.num_key_value_heads)
+        query_states = F.heads(b, hidden_states, "q_proj", config.num_attention_heads, config.head_dim, settings.dtype, detail.bias)
+        key_states = F.heads(b, hidden_states, "k_proj", config.num_key_value_heads, config.head_dim, settings.dtype, detail.bias)
+        value_states = F.heads(b, hidden_states, "v_proj", config.num_key_value_heads, config.head_dim, settings.dtype, detail.bias)
         if detail.normed:
             query_states = rms_norm(b, query_states, "q_norm", settings.dtype)
             key_states = rms_norm(b, key_states, "k_norm", settings.dtype)

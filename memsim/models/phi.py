@@ -30,16 +30,11 @@ def self_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """PhiAttention.forward."""
     with b.module("self_attn"):
-        batch, sequence, _ = hidden_states.shape
         rotary, d, dtype = cos.shape[-1], config.head_dim, settings.dtype
 
-        def heads(name: str, count: int) -> Tensor:
-            states = F.linear(b, hidden_states, name, count * d, dtype, True)
-            return F.transpose(b, b.op("view", states, shape=(batch, sequence, count, d)), 1, 2)
-
-        query_states = heads("q_proj", config.num_attention_heads)
-        key_states = heads("k_proj", config.num_key_value_heads)
-        value_states = heads("v_proj", config.num_key_value_heads)
+        query_states = F.heads(b, hidden_states, "q_proj", config.num_attention_heads, d, dtype, True)
+        key_states = F.heads(b, hidden_states, "k_proj", config.num_key_value_heads, d, dtype, True)
+        value_states = F.heads(b, hidden_states, "v_proj", config.num_key_value_heads, d, dtype, True)
         if config.fields.get("qk_layernorm"):
             query_states = layer_norm(b, query_states, "q_layernorm", dtype)
             key_states = layer_norm(b, key_states, "k_layernorm", dtype)

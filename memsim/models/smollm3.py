@@ -22,15 +22,9 @@ def unturned_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """SmolLM3Attention.forward without use_rope."""
     with b.module("self_attn"):
-        batch, sequence, _ = hidden_states.shape
-
-        def heads(name: str, count: int) -> Tensor:
-            states = F.linear(b, hidden_states, name, count * config.head_dim, settings.dtype, config.attention_bias)
-            return F.transpose(b, b.op("view", states, shape=(batch, sequence, count, config.head_dim)), 1, 2)
-
-        query_states = heads("q_proj", config.num_attention_heads)
-        key_states = heads("k_proj", config.num_key_value_heads)
-        value_states = heads("v_proj", config.num_key_value_heads)
+        query_states = F.heads(b, hidden_states, "q_proj", config.num_attention_heads, config.head_dim, settings.dtype, config.attention_bias)
+        key_states = F.heads(b, hidden_states, "k_proj", config.num_key_value_heads, config.head_dim, settings.dtype, config.attention_bias)
+        value_states = F.heads(b, hidden_states, "v_proj", config.num_key_value_heads, config.head_dim, settings.dtype, config.attention_bias)
         return attend(b, config, settings, query_states, key_states, value_states, mask, config.attention_bias)
 
 

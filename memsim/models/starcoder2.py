@@ -34,15 +34,9 @@ def self_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Starcoder2Attention.forward."""
     with b.module("self_attn"):
-        batch, sequence, _ = hidden_states.shape
-
-        def heads(name: str, count: int) -> Tensor:
-            states = F.linear(b, hidden_states, name, count * config.head_dim, settings.dtype, has_bias(config))
-            return F.transpose(b, b.op("view", states, shape=(batch, sequence, count, config.head_dim)), 1, 2)
-
-        query_states = heads("q_proj", config.num_attention_heads)
-        key_states = heads("k_proj", config.num_key_value_heads)
-        value_states = heads("v_proj", config.num_key_value_heads)
+        query_states = F.heads(b, hidden_states, "q_proj", config.num_attention_heads, config.head_dim, settings.dtype, has_bias(config))
+        key_states = F.heads(b, hidden_states, "k_proj", config.num_key_value_heads, config.head_dim, settings.dtype, has_bias(config))
+        value_states = F.heads(b, hidden_states, "v_proj", config.num_key_value_heads, config.head_dim, settings.dtype, has_bias(config))
         query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
         attn_output, attn_weights = attend(b, config, settings, query_states, key_states, value_states, mask, has_bias(config))
         attn_output = dropout(b, attn_output, residual_dropout(config))

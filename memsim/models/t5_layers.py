@@ -173,15 +173,11 @@ def attention(
     crosses = key_value_states is not None
     inner, dtype = config.heads * config.head, settings.dtype
 
-    def heads(x: Tensor, name: str) -> Tensor:
-        states = F.linear(b, x, name, inner, dtype)
-        return F.transpose(b, b.op("view", states, shape=(*x.shape[:2], config.heads, config.head)), 1, 2)
-
     with b.module("EncDecAttention" if crosses else "SelfAttention"):
-        query_states = heads(hidden_states, "q")
+        query_states = F.heads(b, hidden_states, "q", config.heads, config.head, dtype)
         current_states = key_value_states if key_value_states is not None else hidden_states
-        key_states = heads(current_states, "k")
-        value_states = heads(current_states, "v")
+        key_states = F.heads(b, current_states, "k", config.heads, config.head, dtype)
+        value_states = F.heads(b, current_states, "v", config.heads, config.head, dtype)
         queries, keys = query_states.shape[2], key_states.shape[2]
         if position_bias is None and crosses:
             shape = (1, config.heads, queries, keys)

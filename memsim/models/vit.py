@@ -77,13 +77,9 @@ def attention(b: Builder, config: Vit, settings: Settings, hidden_states: Tensor
     with b.module("attention"):
         batch, sequence, hidden = hidden_states.shape
 
-        def heads(name: str) -> Tensor:
-            states = F.linear(b, hidden_states, name, hidden, settings.dtype, config.qkv_bias)
-            return F.transpose(b, b.op("view", states, shape=(batch, sequence, config.heads, hidden // config.heads)), 1, 2)
-
-        query_states = heads("q_proj")
-        key_states = heads("k_proj")
-        value_states = heads("v_proj")
+        query_states = F.heads(b, hidden_states, "q_proj", config.heads, hidden // config.heads, settings.dtype, config.qkv_bias)
+        key_states = F.heads(b, hidden_states, "k_proj", config.heads, hidden // config.heads, settings.dtype, config.qkv_bias)
+        value_states = F.heads(b, hidden_states, "v_proj", config.heads, hidden // config.heads, settings.dtype, config.qkv_bias)
         attn_output, attn_weights = attend(b, settings, query_states, key_states, value_states, None, config.attention_p, in_fp32=True)
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, hidden))
         attn_output = F.linear(b, attn_output, "o_proj", hidden, settings.dtype, True)
