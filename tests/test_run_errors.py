@@ -183,6 +183,12 @@ def test_heads_of_a_llama_divide_its_hidden_size() -> None:
         simulate(Run(model={**LLAMA, "num_attention_heads": 3, "head_dim": 64}))
 
 
+@pytest.mark.parametrize(("kind", "asks"), [("gemma2", "Gemma2Config"), ("gemma3_text", "Gemma3TextConfig")])
+def test_heads_of_a_gemma_divide_its_hidden_size(kind: str, asks: str) -> None:
+    with pytest.raises(InputError, match=f"3 heads do not divide hidden_size 256, which {asks} asks for"):
+        simulate(Run(model={**LLAMA, "model_type": kind, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 64}, attention="eager"))
+
+
 def test_no_targets_adapt_nothing() -> None:
     with pytest.raises(InputError, match=r"^method.targets: \[\] adapts nothing; names of modules do, or method.target_parameters beside it$"):
         simulate(Run(model=LLAMA, method={"kind": "lora", "targets": []}))

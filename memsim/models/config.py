@@ -53,6 +53,13 @@ def probability(fields: Mapping[str, object], key: str, default: float) -> float
     return float(value)
 
 
+def check_heads_divide(config: DecoderConfig, asks: str) -> None:
+    """Raises InputError where the heads do not divide hidden_size, which the config class `asks` for whatever head_dim is (validate_architecture)."""
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    if hidden % heads:
+        raise InputError(f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}, which {asks} asks for, with head_dim too")
+
+
 def decoder_config(fields: Mapping[str, object], **defaults: object) -> DecoderConfig:
     """Reads the fields; `defaults` are those of the family's config class in transformers."""
     merged = {**defaults, **{k: v for k, v in fields.items() if v is not None}}

@@ -12,7 +12,7 @@ from memsim.models import functional as F, gemma_dense
 from memsim.models.assemble import HOLD_POSITIONAL, layer_inputs
 from memsim.models.attention import attend
 from memsim.models.causal_lm import causal_lm_loss, causal_mask, rotary_embedding
-from memsim.models.config import DecoderConfig, decoder_config, integer
+from memsim.models.config import DecoderConfig, check_heads_divide, decoder_config, integer
 from memsim.models.llama import check_supported, mlp
 from memsim.models.model import Model, Parameter, Settings
 from memsim.models.rotary import apply_rotary_pos_emb
@@ -198,6 +198,8 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     gemma = read_config(fields)
     config, dtype = gemma.decoder, settings.dtype
     old = settings.stack.dense_causal_mask
+    if not old:
+        check_heads_divide(config, "Gemma2Config" if config.model_type == "gemma2" else "Gemma3TextConfig")
     if config.model_type == "gemma2" and settings.attention == "sdpa" and not old:
         raise InputError("attention: sdpa does not run with gemma2, whose logits are soft-capped; eager and flash_attention_2 do")
     b = Builder("outer", settings.technique)

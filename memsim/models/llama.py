@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from memsim.builder import Builder, Tensor, module_call
-from memsim.errors import InputError, Unsupported
+from memsim.errors import Unsupported
 from memsim.models import functional as F
 from memsim.models.assemble import HOLD, HOLD_POSITIONS_FIRST, assemble
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts, rms_norm
-from memsim.models.config import DecoderConfig, decoder_config, integer
+from memsim.models.config import DecoderConfig, check_heads_divide, decoder_config, integer
 from memsim.models.dynamic_rope import rope_type
 from memsim.models.layers import pre_norm
 from memsim.models.model import Model, Parameter, Settings
@@ -31,9 +31,8 @@ def read_config(fields: Mapping[str, object], ropes: Collection[str] = ()) -> De
     """The fields with their family's defaults."""
     config = decoder_config(fields, **DEFAULTS[str(fields["model_type"])])
     check_supported(config, dropout=True, ropes=ropes)
-    if config.model_type == "llama" and config.hidden_size % config.num_attention_heads:
-        heads, hidden = config.num_attention_heads, config.hidden_size
-        raise InputError(f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}, which LlamaConfig asks for, with head_dim too")
+    if config.model_type == "llama":
+        check_heads_divide(config, "LlamaConfig")
     if config.model_type == "mistral":
         if "sliding_window" in fields and fields["sliding_window"] is None:
             return replace(config, sliding_window=None)
