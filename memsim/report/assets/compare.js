@@ -81,6 +81,7 @@ class Comparison {
     layout.xaxis.title.text = "peak reserved, GiB";
     layout.yaxis.title.text = this.meta.paceTitle;
     layout.margin.t = 26;
+    layout.margin.l = 64;  // times have more digits than bytes do
     const xs = known.map((one) => one.reserved / GIB), ys = known.map((one) => one.pace), most = Math.max(...xs, (this.meta.capacity || 0) / GIB <= 2.5 * Math.max(...xs) ? (this.meta.capacity || 0) / GIB : 0);
     const spread = Math.max(Math.max(...ys) - Math.min(...ys), 0.08 * Math.max(...ys));
     layout.xaxis.range = [0, 1.12 * most];
@@ -96,7 +97,7 @@ class Comparison {
       },
     ];
     layout.shapes = this.meta.capacity && this.meta.capacity / GIB <= layout.xaxis.range[1] ? [this.capacity(ink, true)] : [];
-    layout.annotations = layout.shapes.length ? [{ x: this.meta.capacity / GIB, xref: "x", y: 1, yref: "paper", yanchor: "bottom", text: this.meta.capacityWords, showarrow: false, font: { size: 11.5, color: ink.alarm } }] : [];
+    layout.annotations = layout.shapes.length ? [{ x: this.meta.capacity / GIB, xref: "x", xanchor: this.meta.capacity / GIB > layout.xaxis.range[1] / 2 ? "right" : "left", y: 1, yref: "paper", yanchor: "bottom", text: this.meta.capacityWords, showarrow: false, font: { size: 11.5, color: ink.alarm } }] : [];
     this.labels(known, layout, ink, div);
     return Plotly.react(div, traces, layout, this.meta.config);
   }
