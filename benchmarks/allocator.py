@@ -3,8 +3,9 @@
     python benchmarks/allocator.py [--repeat RUNS]
 
 Nanoseconds an operation of a warm replay, best of the runs: allocate() with everything it returns, against the oracle's
-`replay OPS --time RUNS` (../shared/oracle/README.md), on the tapes of training runs and on random lists; then memsim's alone on lists with more and
-more free blocks, whose time an operation must not grow faster than their logarithm. Without the oracle the comparison is skipped with a reason.
+`replay OPS --time RUNS` (../shared/oracle/README.md), on the tapes of training runs and on random lists; then memsim's
+alone on lists with more and more free blocks, whose time an operation must not grow faster than their logarithm.
+Without the oracle the comparison is skipped with a reason.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def random_list(live: int, operations: int, seed: int = 0) -> NDArray[np.int64]:
-    """An operation list [n, 4]: `live` blocks of random sizes, then one is freed and one allocated in turn, at random places."""
+    """An operation list [n, 4]: `live` blocks of random sizes, then one is freed and one allocated in turn, at random
+    places.
+    """
     rng = np.random.default_rng(seed)
     sizes = np.exp(rng.uniform(np.log(256), np.log(4 << 20), live + operations // 2)).astype(np.int64)
     held = np.arange(live)
@@ -60,7 +63,13 @@ def theirs(operations: NDArray[np.int64], repeat: int, replay: Path) -> float:
     with tempfile.TemporaryDirectory() as folder:
         operations.tofile(f"{folder}/ops")
         environment = {**os.environ, "VGPU_MEMORY": str(DEVICE), "PYTORCH_ALLOC_CONF": ""}
-        ran = subprocess.run([replay, f"{folder}/ops", "--time", str(repeat)], env=environment, check=True, capture_output=True, text=True)
+        ran = subprocess.run(
+            [replay, f"{folder}/ops", "--time", str(repeat)],
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
     return float(json.loads(ran.stdout.strip().splitlines()[-1])["ns_per_op"])
 
 
@@ -74,8 +83,14 @@ def main() -> int:
     if not compared:
         print("comparison skipped: the oracle is not set up (../shared/oracle/README.md)", file=sys.stderr)
     print(f"{'operations':44} {'count':>9} {'memsim':>10} {'PyTorch':>10} {'ratio':>7}")
-    runs = {f"training: {name}": tape_of_run(Run.load(EXAMPLES / f"{name}.yaml")) for name in ("qwen2.5-72b-lora", "llama3.1-8b-full")}
-    lists = {f"random: {live} live blocks": tape_of_operations(random_list(live, 4 * max(live, 50_000))) for live in (1_000, 10_000, 100_000, 1_000_000)}
+    runs = {
+        f"training: {name}": tape_of_run(Run.load(EXAMPLES / f"{name}.yaml"))
+        for name in ("qwen2.5-72b-lora", "llama3.1-8b-full")
+    }
+    lists = {
+        f"random: {live} live blocks": tape_of_operations(random_list(live, 4 * max(live, 50_000)))
+        for live in (1_000, 10_000, 100_000, 1_000_000)
+    }
     for name, tape in (runs | lists).items():
         nanoseconds = ours(tape, repeat)
         against = theirs(operations_of_tape(tape), repeat, replay) if compared and "1000000 " not in name else 0.0

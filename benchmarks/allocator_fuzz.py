@@ -2,10 +2,11 @@
 
     python benchmarks/allocator_fuzz.py [--first SEED] [--count LISTS] [--length OPERATIONS]
 
-The lists are wider than those of ../shared/oracle/allocator/fuzz.py: settings are combined freely, sizes crowd around every threshold, devices are
-small enough to run out. Prints the first difference of each list that differs, and a total; exits 1 if any differs. Needs the oracle
-(../shared/oracle/README.md: setup.sh, then allocator/build.sh); without it, says so and exits 0. --replay names another program of the same interface.
-The oracle's program sets the memory fraction to 1, so limits and garbage collection are not compared here.
+The lists are wider than those of ../shared/oracle/allocator/fuzz.py: settings are combined freely, sizes crowd around
+every threshold, devices are small enough to run out. Prints the first difference of each list that differs, and a
+total; exits 1 if any differs. Needs the oracle (../shared/oracle/README.md: setup.sh, then allocator/build.sh); without
+it, says so and exits 0. --replay names another program of the same interface. The oracle's program sets the memory
+fraction to 1, so limits and garbage collection are not compared here.
 """
 
 from __future__ import annotations
@@ -27,7 +28,21 @@ from memsim.allocator import Settings, allocate
 from memsim.traces.oplist import tape_of_operations
 
 MIB = 2**20
-EDGES = [512, MIB, 2 * MIB, 10 * MIB, 20 * MIB, 21 * MIB, 22 * MIB, 30 * MIB, 32 * MIB, 40 * MIB, 64 * MIB, 128 * MIB, 200 * MIB]
+EDGES = [
+    512,
+    MIB,
+    2 * MIB,
+    10 * MIB,
+    20 * MIB,
+    21 * MIB,
+    22 * MIB,
+    30 * MIB,
+    32 * MIB,
+    40 * MIB,
+    64 * MIB,
+    128 * MIB,
+    200 * MIB,
+]
 NEAR = [-1024, -513, -512, -511, -1, 0, 0, 0, 1, 511, 512, 513, 1024]
 
 
@@ -108,16 +123,22 @@ def oracle() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "memsim-oracle" / "replay"
 
 
-def answers(replay: Path, operations: NDArray[np.int64], settings: str, device: int) -> tuple[NDArray[np.int64], dict[str, int]]:
+def answers(
+    replay: Path, operations: NDArray[np.int64], settings: str, device: int
+) -> tuple[NDArray[np.int64], dict[str, int]]:
     """The real allocator's answers [n, 2] (address, reserved), and its statistics at the end."""
     with tempfile.TemporaryDirectory() as folder:
         operations.tofile(f"{folder}/ops")
         environment = {**os.environ, "PYTORCH_ALLOC_CONF": settings, "VGPU_MEMORY": str(device)}
-        ran = subprocess.run([replay, f"{folder}/ops", f"{folder}/out"], env=environment, check=True, capture_output=True, text=True)
+        ran = subprocess.run(
+            [replay, f"{folder}/ops", f"{folder}/out"], env=environment, check=True, capture_output=True, text=True
+        )
         return np.fromfile(f"{folder}/out", np.int64).reshape(-1, 2), json.loads(ran.stdout.strip().splitlines()[-1])
 
 
-def difference(operations: NDArray[np.int64], settings: str, device: int, expected: NDArray[np.int64], stats: dict[str, int]) -> str:
+def difference(
+    operations: NDArray[np.int64], settings: str, device: int, expected: NDArray[np.int64], stats: dict[str, int]
+) -> str:
     """The first difference between the two allocators, in words; empty if there is none."""
     ours = allocate(tape_of_operations(operations), Settings.parse(settings), device, stop_at_oom=False)
     address = np.where(operations[:, 0] == 0, ours.address, 0)
@@ -125,7 +146,10 @@ def difference(operations: NDArray[np.int64], settings: str, device: int, expect
     if len(unequal):
         i = int(unequal[0])
         row = operations[i].tolist()
-        return f"operation {i} {row}: address {int(expected[i, 0]):#x}, reserved {int(expected[i, 1])}; ours {int(address[i]):#x}, {int(ours.reserved[i])}"
+        return (
+            f"operation {i} {row}: address {int(expected[i, 0]):#x}, reserved {int(expected[i, 1])}; ours "
+            f"{int(address[i]):#x}, {int(ours.reserved[i])}"
+        )
     counted = {
         "peak_allocated": int(ours.allocated.max()),
         "peak_reserved": int(max(ours.reserved.max(), stats["peak_reserved"])),  # theirs counts within an operation

@@ -1,6 +1,7 @@
 """The examples' pages, and an index of them: python benchmarks/gallery.py FOLDER
 
-Every file of examples/ is simulated to a report, and every comparison of COMPARISONS to a page, as their commands would.
+Every file of examples/ is simulated to a report, and every comparison of COMPARISONS to a page, as their commands
+would.
 """
 
 from __future__ import annotations
@@ -16,8 +17,16 @@ from memsim.cli import main as command
 from memsim.report.page import render, write
 
 COMPARISONS = {
-    "72b-checkpointing": ("qwen2.5-72b-lora", ("checkpointing=none,full", "method.kind=lora,qlora"), "What checkpointing and quantization save on a 72B model"),
-    "7b-batch": ("qwen2.5-7b-lora", ("checkpointing=none,full", "batch.size=1,2,4"), "Batch against checkpointing on a card of 24 GB"),
+    "72b-checkpointing": (
+        "qwen2.5-72b-lora",
+        ("checkpointing=none,full", "method.kind=lora,qlora"),
+        "What checkpointing and quantization save on a 72B model",
+    ),
+    "7b-batch": (
+        "qwen2.5-7b-lora",
+        ("checkpointing=none,full", "batch.size=1,2,4"),
+        "Batch against checkpointing on a card of 24 GB",
+    ),
 }
 
 
@@ -33,17 +42,36 @@ def main(folder: Path) -> None:
         rows.append((name, question, timeline.headline(), f"memsim simulate {name} -o report.html"))
         print(f"{name}: {time.perf_counter() - begin:.2f} s")
     for name, (run, vary, question) in COMPARISONS.items():
-        arguments = ["compare", run, *(part for text in vary for part in ("--vary", text)), "-o", str(folder / f"{name}.html")]
+        arguments = [
+            "compare",
+            run,
+            *(part for text in vary for part in ("--vary", text)),
+            "-o",
+            str(folder / f"{name}.html"),
+        ]
         command(arguments)
         shown = " ".join(["memsim compare", run, *(f"--vary {text}" for text in vary), "-o compare.html"])
         rows.append((name, question, "", shown))
     items = "".join(
-        f'<section aria-labelledby="{escape(name)}"><h2 id="{escape(name)}"><a href="{escape(name)}.html">{escape(question)}</a></h2>'
+        f'<section aria-labelledby="{escape(name)}"><h2 id="{escape(name)}">'
+        f'<a href="{escape(name)}.html">{escape(question)}</a></h2>'
         f'<p class="sub">{escape(answer)}</p><pre>{escape(shown)}</pre></section>'
         for name, question, answer, shown in rows
     )
-    main_html = f'<h1>Questions that memsim answers</h1><p class="lead">Each page is one file, and one command makes it.</p>{items}'
-    page = render(kind="gallery", title="memsim gallery", main=main_html, footer="", script=("page.js",), start="plain()", data={}, meta={})
+    main_html = (
+        '<h1>Questions that memsim answers</h1><p class="lead">Each page is one file, and one command makes it.'
+        f"</p>{items}"
+    )
+    page = render(
+        kind="gallery",
+        title="memsim gallery",
+        main=main_html,
+        footer="",
+        script=("page.js",),
+        start="plain()",
+        data={},
+        meta={},
+    )
     write(page, folder / "index.html")
     print(folder / "index.html")
 

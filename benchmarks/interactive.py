@@ -1,6 +1,7 @@
 """From opening a report to using it, in headless Chromium: python benchmarks/interactive.py [events]
 
-The 72B LoRA's report (bar: 2 s) and a replay of a million events (bar: 4 s): the page's size, when it is drawn and answers, and how long a zoom takes.
+The 72B LoRA's report (bar: 2 s) and a replay of a million events (bar: 4 s): the page's size, when it is drawn and
+answers, and how long a zoom takes.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ def main(events: int) -> None:
     browser = Browser()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for name, timeline in (("72B LoRA, three steps", memsim.simulate(run)), ("many steps", memsim.simulate(long))):
+            for name, timeline in (
+                ("72B LoRA, three steps", memsim.simulate(run)),
+                ("many steps", memsim.simulate(long)),
+            ):
                 page = Path(folder) / "report.html"
                 begin = time.perf_counter()
                 timeline.write_html(page)
                 wrote = time.perf_counter() - begin
                 opened, zoomed = zip(*(measured(browser, page) for _ in range(3)), strict=True)
-                about = f"{timeline.whole.processed:,} events, {page.stat().st_size / 1e6:.2f} MB, written in {wrote:.1f} s"
+                about = (
+                    f"{timeline.whole.processed:,} events, {page.stat().st_size / 1e6:.2f} MB, written in {wrote:.1f} s"
+                )
                 print(f"{name}: {about}; usable after {min(opened):.2f} s, a zoom {min(zoomed):.2f} s")
     finally:
         browser.quit()
@@ -43,7 +49,9 @@ def measured(browser: Browser, page: Path) -> tuple[float, float]:
     browser.open(page)
     opened = time.perf_counter() - begin
     begin = time.perf_counter()
-    browser.driver.execute_async_script("const done = arguments[0]; window.memsim.charts.zoom(0.5).then(() => requestAnimationFrame(() => done()));")
+    browser.driver.execute_async_script(
+        "const done = arguments[0]; window.memsim.charts.zoom(0.5).then(() => requestAnimationFrame(() => done()));"
+    )
     return opened, time.perf_counter() - begin
 
 

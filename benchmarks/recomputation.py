@@ -1,10 +1,11 @@
-"""What recomputing costs, by the time estimate, against what was measured: Korthikanti et al. 2022, Reducing Activation Recomputation in Large
-Transformer Models (arXiv:2205.05198), table 4 for 22B, and section 6.2 for 530B and 1T.
+"""What recomputing costs, by the time estimate, against what was measured: Korthikanti et al. 2022, Reducing Activation
+Recomputation in Large Transformer Models (arXiv:2205.05198), table 4 for 22B, and section 6.2 for 530B and 1T.
 
     python benchmarks/recomputation.py
 
-A layer of the paper's models (its table 3) forward and backward on an A100, attention composed of operators as there: full checkpointing, and its
-selective one, of the attention's core. The paper's layers are divided over eight GPUs, with the traffic between them; here they are on one.
+A layer of the paper's models (its table 3) forward and backward on an A100, attention composed of operators as there:
+full checkpointing, and its selective one, of the attention's core. The paper's layers are divided over eight GPUs, with
+the traffic between them; here they are on one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from memsim import Run, simulate
 from memsim.console import out
 from memsim.tables import table
 
-# parameters → hidden size, heads, micro-batch; overheads measured: full, selective (a share of forward and backward without recomputation)
+# parameters → hidden size, heads, micro-batch; overheads measured: full, selective (a share of forward and backward
+# without recomputation)
 MODELS = {
     "22B": (6144, 64, 4, 0.39, 0.07),
     "175B": (12288, 96, 1, None, None),
@@ -28,7 +30,14 @@ def layer_seconds(hidden: int, heads: int, batch: int, strategy: str) -> float:
     """Of forward, backward and recomputation of one layer."""
 
     def seconds(layers: int) -> float:
-        model = {"model_type": "gpt2", "n_embd": hidden, "n_head": heads, "n_layer": layers, "vocab_size": VOCABULARY, "n_positions": SEQUENCE}
+        model = {
+            "model_type": "gpt2",
+            "n_embd": hidden,
+            "n_head": heads,
+            "n_layer": layers,
+            "vocab_size": VOCABULARY,
+            "n_positions": SEQUENCE,
+        }
         run = Run(
             model=model,
             batch={"size": batch, "sequence": SEQUENCE},
@@ -49,7 +58,14 @@ def layer_seconds(hidden: int, heads: int, batch: int, strategy: str) -> float:
 
 def main() -> None:
     """Prints the table."""
-    grid = table("model", "full", "measured", "selective", "measured", title="Time that recomputation adds to a layer's forward and backward")
+    grid = table(
+        "model",
+        "full",
+        "measured",
+        "selective",
+        "measured",
+        title="Time that recomputation adds to a layer's forward and backward",
+    )
     for name, (hidden, heads, batch, full, selective) in MODELS.items():
         none = layer_seconds(hidden, heads, batch, "none")
         cells = []

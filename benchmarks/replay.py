@@ -37,13 +37,20 @@ def main(events: int) -> None:
     steps = 2 + events * 2 // (3 * step)  # an allocation is one event of a snapshot, a free two
     with TemporaryDirectory() as folder:
         path = Path(folder) / "snapshot.pickle"
-        write_snapshot(memsim.simulate(memsim.Run.load("qwen2.5-72b-lora", set=(f"steps={steps}", "device_memory_gib=200"))), path)
+        write_snapshot(
+            memsim.simulate(memsim.Run.load("qwen2.5-72b-lora", set=(f"steps={steps}", "device_memory_gib=200"))), path
+        )
         size = path.stat().st_size
         begin = time.perf_counter()
-        shown = subprocess.run([sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, check=True).stdout.split()
+        shown = subprocess.run(
+            [sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, check=True
+        ).stdout.split()
         whole = time.perf_counter() - begin
     most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"{int(shown[0]):,} requests, {size / 2**20:.0f} MiB: loaded in {float(shown[1]):.1f} s, two replays in {float(shown[2]):.1f} s")
+    print(
+        f"{int(shown[0]):,} requests, {size / 2**20:.0f} MiB: loaded in {float(shown[1]):.1f} s, two replays in "
+        f"{float(shown[2]):.1f} s"
+    )
     print(f"the whole process {whole:.1f} s, at most {most:.2f} GiB resident")
 
 

@@ -24,7 +24,11 @@ PAGES = {
     "7b-lora": ("qwen2.5-7b-lora", ()),
     "out-of-memory": ("qwen2.5-0.5b-full", ("device_memory_gib=5.9", "batch.sequence=1024")),
 }
-LOOKS: dict[str, dict[str, Any]] = {"light": {}, "dark": {"dark": True}, "phone": {"width": 390, "height": 844, "phone": True}}
+LOOKS: dict[str, dict[str, Any]] = {
+    "light": {},
+    "dark": {"dark": True},
+    "phone": {"width": 390, "height": 844, "phone": True},
+}
 STRATEGIES = ("none", "full", "selective", "sqrt", "offload")
 TOP = 1540  # CSS pixels of the page's top that tell the story
 
@@ -43,7 +47,10 @@ def main() -> None:
                     browser.open(page)
                     browser.photograph(ROOT / "docs" / "report.png", TOP)
                     compared = Path(scratch) / "compare.html"
-                    runs = [memsim.Run.load("qwen2.5-7b-lora", set=(f"checkpointing={strategy}",)) for strategy in STRATEGIES]
+                    runs = [
+                        memsim.Run.load("qwen2.5-7b-lora", set=(f"checkpointing={strategy}",))
+                        for strategy in STRATEGIES
+                    ]
                     memsim.compare(runs, STRATEGIES).write_html(compared)
                     browser.open(compared)
                     browser.photograph(ROOT / "docs" / "compare.png", TOP)

@@ -1,4 +1,5 @@
-"""How fast an answer comes: `pytest benchmarks/simulate.py` (pytest-benchmark). The 72B LoRA example, with checkpointing, two steps.
+"""How fast an answer comes: `pytest benchmarks/simulate.py` (pytest-benchmark). The 72B LoRA example, with
+checkpointing, two steps.
 
 Prints events a second beside the times; no time is asserted, since a figure depends on the machine.
 """

@@ -1,4 +1,6 @@
-"""The block map: segments, and the blocks inside them, as they lay after one event; and what of the reserved memory could not be used then."""
+"""The block map: segments, and the blocks inside them, as they lay after one event; and what of the reserved memory
+could not be used then.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from memsim.lifetimes import Lifetimes
 
 @dataclass(frozen=True, eq=False)
 class BlockMap:
-    """Segments (arrays of length m) and blocks (length b), both by address. Free memory between two blocks of a segment is one free block.
+    """Segments (arrays of length m) and blocks (length b), both by address. Free memory between two blocks of a segment
+    is one free block.
 
     A segment of expandable memory is a run of mapped pages.
     """
@@ -34,13 +37,16 @@ class BlockMap:
 
 @dataclass(frozen=True)
 class Fragmentation:
-    """Reserved bytes that served nothing at one event: reserved - allocated = cached_segments + free_in_used_segments + waiting."""
+    """Reserved bytes that served nothing at one event: reserved - allocated = cached_segments + free_in_used_segments +
+    waiting.
+    """
 
     event: int
     reserved: int
     allocated: int
     cached_segments: int  # bytes of segments without any block in use: empty_cache() would give them back
-    free_in_used_segments: int  # bytes of free blocks beside blocks in use: they can serve smaller requests, but cannot be given back
+    # bytes of free blocks beside blocks in use: they can serve smaller requests, but cannot be given back
+    free_in_used_segments: int
     waiting: int  # bytes of blocks that were freed but wait for another stream
     largest_free: int  # bytes of the largest free block: a larger request needs a new segment
     segments: int
@@ -61,7 +67,11 @@ def block_map(answer: Answer, lives: Lifetimes, event: int) -> BlockMap:
     edge_home = np.concatenate([np.arange(len(seg_address)), home])
     following = np.searchsorted(start, edges, side="left")
     next_start = np.concatenate([start, [np.iinfo(np.int64).max]])[following]
-    hole = np.minimum(next_start, (seg_address + seg_bytes)[edge_home]) - edges if len(seg_address) else np.zeros(0, np.int64)
+    hole = (
+        np.minimum(next_start, (seg_address + seg_bytes)[edge_home]) - edges
+        if len(seg_address)
+        else np.zeros(0, np.int64)
+    )
     keep = np.flatnonzero(hole > 0)
     address = np.concatenate([start, edges[keep]])
     order = np.argsort(address, kind="stable")
@@ -86,7 +96,8 @@ def _segments(answer: Answer, event: int) -> tuple[NDArray[np.int64], NDArray[np
     _, last = np.unique(address[whole][::-1], return_index=True)
     last = whole[::-1][last]
     last = last[action[last] == DriverAction.SEGMENT_ALLOC]
-    # Expandable memory is mapped and unmapped in any pieces: the mapped runs are where +1 for maps and -1 for unmaps add up to one.
+    # Expandable memory is mapped and unmapped in any pieces: the mapped runs are where +1 for maps and -1 for unmaps
+    # add up to one.
     pages = np.flatnonzero((action == DriverAction.SEGMENT_MAP) | (action == DriverAction.SEGMENT_UNMAP))
     sign = np.where(action[pages] == DriverAction.SEGMENT_MAP, 1, -1)
     points, inverse = np.unique(np.concatenate([address[pages], address[pages] + size[pages]]), return_inverse=True)

@@ -1,8 +1,9 @@
 """Builds layer graphs from code that reads like the framework's own forward pass.
 
-A model's function calls operators on `Tensor`s. A Tensor is a Python name's hold on a storage: when the last one goes (a local is rebound, a
-function returns), the storage is noted in the `drops` of the operator that ran last. So lifetimes in the graph are those of the framework's
-Python code, to the line, as long as our function has the same locals as theirs. It rests on CPython's reference counting, as theirs does.
+A model's function calls operators on `Tensor`s. A Tensor is a Python name's hold on a storage: when the last one goes
+(a local is rebound, a function returns), the storage is noted in the `drops` of the operator that ran last. So
+lifetimes in the graph are those of the framework's Python code, to the line, as long as our function has the same
+locals as theirs. It rests on CPython's reference counting, as theirs does.
 """
 
 from __future__ import annotations
@@ -63,17 +64,21 @@ Fold = Callable[["Builder", str, Tensor], Folded | None]
 
 @dataclass(frozen=True)
 class Technique:
-    """What stands between a model's code and its operators while it runs: wrapped modules, autocast, which parameters train."""
+    """What stands between a model's code and its operators while it runs: wrapped modules, autocast, which parameters
+    train.
+    """
 
     rule: Rule | None = None  # what stands for an operator, kind, arguments and attributes given; None: itself
     autocast: str | None = None  # the lower precision that torch.autocast casts to
     inputs_require_grad: bool = False  # the embeddings of the input are told to, where they do not by themselves
     trainable: Callable[[str], bool] | None = None  # by name within the block; None: as the model's code says
     frozen_towers: frozenset[int] = frozenset()  # of whose layers nothing trains
-    stored: Callable[[str, str], str] | None = None  # the dtype of a parameter, by its name and the dtype that the model's code asks for
+    # the dtype of a parameter, by its name and the dtype that the model's code asks for
+    stored: Callable[[str, str], str] | None = None
     stands_for: Callable[[str], str] | None = None  # the name of the parameter that a module gets for a name
     fold: Fold | None = None  # what stands for a parameter that belongs to no Linear, by name; None: itself
-    quantizes: bool = False  # modules of matrices are those of bitsandbytes, all of them linear: transformers transposes the weights of Conv1D
+    # modules of matrices are those of bitsandbytes, all of them linear: transformers transposes the weights of Conv1D
+    quantizes: bool = False
 
 
 PLAIN = Technique()
@@ -111,7 +116,15 @@ class Builder:
             if self.leaving:
                 self.graph.operators[-1].operands.append(storage)
 
-    def _tensor(self, shape: tuple[int, ...], dtype: str, requires_grad: bool, label: str, parameter: str | None = None, leaf: bool = False) -> Tensor:
+    def _tensor(
+        self,
+        shape: tuple[int, ...],
+        dtype: str,
+        requires_grad: bool,
+        label: str,
+        parameter: str | None = None,
+        leaf: bool = False,
+    ) -> Tensor:
         graph = self.graph
         spec = TensorSpec(graph.values, 0, shape, contiguous(shape), dtype, requires_grad, parameter, leaf)
         graph.values += 1
@@ -148,7 +161,9 @@ class Builder:
 
     @contextmanager
     def wrapped(self, *names: str) -> Iterator[None]:
-        """The module that owns these parameters runs, wrapped for each that the technique folds; the first has the outermost wrapper."""
+        """The module that owns these parameters runs, wrapped for each that the technique folds; the first has the
+        outermost wrapper.
+        """
         inside: list[str] = []
         for name in names:
             folded = self.technique.fold(self, name, self.weights[name]) if self.technique.fold else None
@@ -182,9 +197,11 @@ class Builder:
 
     @contextmanager
     def locals(self, *tensors: Tensor, stack: Tensor | None = None) -> Iterator[None]:
-        """Operators inside run while these are the calling function's locals, in the order of their slots: should an exception end the
-        function there (a checkpoint's early stop), that is the order in which they die, before those of functions around it. `stack`: a temporary of the
-        running expression, which dies as soon as the exception leaves the function."""
+        """Operators inside run while these are the calling function's locals, in the order of their slots: should an
+        exception end the function there (a checkpoint's early stop), that is the order in which they die, before those
+        of functions around it. `stack`: a temporary of the running expression, which dies as soon as the exception
+        leaves the function.
+        """
         before = self.unwind, self.stack
         self.unwind = (*(tensor.spec.storage for tensor in tensors), *before[0])
         self.stack = () if stack is None else (stack.spec.storage,)
@@ -203,13 +220,16 @@ class Builder:
     def unkept(self, tensor: Tensor) -> None:
         """After the operator that ran last, only an autograd graph holds this tensor, one that dies before backward.
 
-        A checkpointed region's first run keeps nothing in its graph, so there the tensor dies now; so it does where a `dead` operator has no graph.
+        A checkpointed region's first run keeps nothing in its graph, so there the tensor dies now; so it does where a
+        `dead` operator has no graph.
         """
         self.graph.operators[-1].unkept.append(tensor.spec.storage)
 
     @contextmanager
     def core(self, *tensors: Tensor | None) -> Iterator[None]:
-        """Operators inside are the core of attention, with these arguments, which Megatron's selective checkpointing runs again."""
+        """Operators inside are the core of attention, with these arguments, which Megatron's selective checkpointing
+        runs again.
+        """
         self.arguments = tuple(tensor.spec.storage for tensor in tensors if tensor is not None)
         del tensors
         yield
@@ -230,7 +250,9 @@ class Builder:
         self.autocast = before
 
     def run(self, kind: str, *inputs: Tensor, **attrs: object) -> tuple[Tensor, ...]:
-        """Executes an operator, or what the technique puts in its place; returns its outputs, the hidden ones (kept for backward only) last."""
+        """Executes an operator, or what the technique puts in its place; returns its outputs, the hidden ones (kept for
+        backward only) last.
+        """
         results = self._run(kind, inputs, attrs)
         self._end_call()
         return results
@@ -251,7 +273,8 @@ class Builder:
         if kind in COMPOSED:
             return COMPOSED[kind](self, inputs, attrs)
         if self.autocast is not None:
-            fused = kind == "softmax" and inputs[0].dtype == "fp16" and "dtype" not in attrs  # ATen/native/SoftMax.cpp: to fp32 within the kernel
+            # ATen/native/SoftMax.cpp: to fp32 within the kernel
+            fused = kind == "softmax" and inputs[0].dtype == "fp16" and "dtype" not in attrs
             if (kind in SETS_DTYPE and inputs[0].dtype in FLOATING) or fused:
                 attrs["dtype"] = "fp32"
             dtype = target(kind, self.autocast)
@@ -264,9 +287,13 @@ class Builder:
 
     def lower(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The tensors as autocast gives them to an operator of the lower precision."""
-        return tuple(self._casted(self.autocast, inputs, tuple(reversed(range(len(inputs)))))) if self.autocast else inputs
+        return (
+            tuple(self._casted(self.autocast, inputs, tuple(reversed(range(len(inputs)))))) if self.autocast else inputs
+        )
 
-    def _casted(self, dtype: str, inputs: tuple[Tensor, ...], order: tuple[int, ...], cached: bool = True) -> list[Tensor]:
+    def _casted(
+        self, dtype: str, inputs: tuple[Tensor, ...], order: tuple[int, ...], cached: bool = True
+    ) -> list[Tensor]:
         """cached_cast of every argument, in an order which is from the last on, as C++ compilers evaluate them.
 
         What trains is cast to the lower precision once and kept, unless the operator reads a view of it.
@@ -323,10 +350,19 @@ class Builder:
         graph.add_storage(spec.nbytes)
         return spec
 
-    def op(self, kind: str, x: Tensor | None = None, y: Tensor | None = None, z: Tensor | None = None, *more: Tensor, **attrs: object) -> Tensor:
+    def op(
+        self,
+        kind: str,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        z: Tensor | None = None,
+        *more: Tensor,
+        **attrs: object,
+    ) -> Tensor:
         """Executes an operator and returns its first output; the caller's code never sees the others.
 
-        The first three operands have names of their own so that temporaries among them die from first to last, as an expression's do.
+        The first three operands have names of their own so that temporaries among them die from first to last, as an
+        expression's do.
         """
         inputs = tuple(tensor for tensor in (x, y, z, *more) if tensor is not None)
         results = list(self._run(kind, inputs, attrs))

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from memsim.timeline import Timeline
 
 DONE, NO, WRONG = 0, 1, 2
-UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's; newer typer carries its own click and names it nowhere public
+# click's; newer typer carries its own click and names it nowhere public
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="memsim",
@@ -32,18 +33,35 @@ app = typer.Typer(
 )
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A YAML file or a name (see `memsim models`).")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the run, such as batch.sequence=4096. May be repeated.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set a key of the run, such as batch.sequence=4096. May be repeated."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 
 
 @app.command()
 def simulate(
     run: RunArgument,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write report (.html), snapshot (.pickle), counters (.json).")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Write report (.html), snapshot (.pickle), counters (.json)."
+        ),
+    ] = None,
     as_json: JsonOption = False,
     settings: SetOption = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse a model_type that is not known, even if its fields are Llama's.")] = False,
-    measured: Annotated[str | None, typer.Option("--measured-step", metavar="TIME", help="What a step takes in truth, such as 1.83s: calibrates time.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a model_type that is not known, even if its fields are Llama's.")
+    ] = False,
+    measured: Annotated[
+        str | None,
+        typer.Option(
+            "--measured-step", metavar="TIME", help="What a step takes in truth, such as 1.83s: calibrates time."
+        ),
+    ] = None,
 ) -> None:
     """Simulate a run's training steps. Exits with 1 where they run out of memory."""
     if output is not None:
@@ -75,12 +93,23 @@ def simulate(
 
 @app.command()
 def validate(
-    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="Recorded runs: NAME.json, and NAME.npz with their events.")] = None,
-    published: Annotated[Path | None, typer.Option("--published", metavar="FILE", help="Compare with published measurements (.jsonl) instead.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="Recorded runs: NAME.json, and NAME.npz with their events.")
+    ] = None,
+    published: Annotated[
+        Path | None,
+        typer.Option("--published", metavar="FILE", help="Compare with published measurements (.jsonl) instead."),
+    ] = None,
     as_json: JsonOption = False,
-    tolerance: Annotated[float, typer.Option(metavar="PERCENT", min=0.0, help="The largest error of a peak that passes.")] = 0.5,
-    pattern: Annotated[str, typer.Option("--filter", metavar="GLOB", help="Only runs whose name matches, such as 'qwen*'.")] = "*",
-    events: Annotated[bool, typer.Option("--events", help="Compare the events of steps 0 and 1 with NAME.npz too.")] = False,
+    tolerance: Annotated[
+        float, typer.Option(metavar="PERCENT", min=0.0, help="The largest error of a peak that passes.")
+    ] = 0.5,
+    pattern: Annotated[
+        str, typer.Option("--filter", metavar="GLOB", help="Only runs whose name matches, such as 'qwen*'.")
+    ] = "*",
+    events: Annotated[
+        bool, typer.Option("--events", help="Compare the events of steps 0 and 1 with NAME.npz too.")
+    ] = False,
 ) -> None:
     """Compare simulated with recorded runs. Exits with 1 where one is past the tolerance."""
     from memsim import validate as checks
@@ -126,7 +155,9 @@ def diff(
     run: RunArgument,
     trace: Annotated[Path, typer.Argument(metavar="TRACE.npz", help="A recording of the same run.")],
     settings: SetOption = None,
-    context: Annotated[int, typer.Option(metavar="N", min=0, help="Events to show before and after the difference.")] = 8,
+    context: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Events to show before and after the difference.")
+    ] = 8,
     addresses: Annotated[bool, typer.Option("--addresses", help="Compare addresses too.")] = False,
 ) -> None:
     """Show the first event at which a simulation and a recording part. Exits with 1 where they do."""
@@ -147,13 +178,31 @@ def diff(
 
 @app.command()
 def replay(
-    traces: Annotated[list[Path], typer.Argument(metavar="TRACE...", help="PyTorch snapshots (.pickle), recordings and operation lists (.npz).")],
-    allocators: Annotated[list[str] | None, typer.Option("--allocator", metavar="SETTINGS", help="As PYTORCH_ALLOC_CONF. May be repeated.")] = None,
-    device_memory: Annotated[str | None, typer.Option("--device-memory", metavar="SIZE", help="Such as 24GiB; else the trace's, or no limit.")] = None,
-    torch: Annotated[str | None, typer.Option("--torch", metavar="VERSION", help="The PyTorch version whose rules hold.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write report.html, snapshot.pickle or trace.json.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Compare with what the trace recorded. Exits with 1 where they differ.")] = False,
-    smallest: Annotated[bool, typer.Option("--smallest-device", help="Find the least memory with which each setting survives.")] = False,
+    traces: Annotated[
+        list[Path],
+        typer.Argument(metavar="TRACE...", help="PyTorch snapshots (.pickle), recordings and operation lists (.npz)."),
+    ],
+    allocators: Annotated[
+        list[str] | None,
+        typer.Option("--allocator", metavar="SETTINGS", help="As PYTORCH_ALLOC_CONF. May be repeated."),
+    ] = None,
+    device_memory: Annotated[
+        str | None,
+        typer.Option("--device-memory", metavar="SIZE", help="Such as 24GiB; else the trace's, or no limit."),
+    ] = None,
+    torch: Annotated[
+        str | None, typer.Option("--torch", metavar="VERSION", help="The PyTorch version whose rules hold.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write report.html, snapshot.pickle or trace.json."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare with what the trace recorded. Exits with 1 where they differ.")
+    ] = False,
+    smallest: Annotated[
+        bool, typer.Option("--smallest-device", help="Find the least memory with which each setting survives.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Replay recorded traces under the same or other settings."""
@@ -167,9 +216,14 @@ def replay(
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="YAML files or names (see `memsim models`).")],
-    vary: Annotated[list[str] | None, typer.Option("--vary", metavar="KEY=A,B", help="Values to try of a key. May be repeated: all combinations.")] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option("--vary", metavar="KEY=A,B", help="Values to try of a key. May be repeated: all combinations."),
+    ] = None,
     settings: SetOption = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the comparison as a page (.html).")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the comparison as a page (.html).")
+    ] = None,
     as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout and nothing else.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Simulate more than 64 combinations.")] = False,
@@ -250,7 +304,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.note(f"memsim: {error}")
         return NO
     except UsageError as error:
-        return _wrong(f"{error.format_message()} (see `memsim --help`)" if hasattr(error, "format_message") else str(error))
+        return _wrong(
+            f"{error.format_message()} (see `memsim --help`)" if hasattr(error, "format_message") else str(error)
+        )
     except (BrokenPipeError, SystemExit):  # the reader, such as `head`, has seen enough; typer turns that into an exit
         _discard_stdout()
         return DONE
@@ -277,7 +333,9 @@ def _seconds(text: str | None) -> float | None:
         raise InputError(f"--measured-step: {error}") from None
 
 
-def _simulate(run: Run, other_order: bool = False, strict: bool = False, measured_step: float | None = None) -> Timeline:
+def _simulate(
+    run: Run, other_order: bool = False, strict: bool = False, measured_step: float | None = None
+) -> Timeline:
     from memsim.simulation import simulate as simulated
 
     console.say_if_cold()
@@ -297,7 +355,9 @@ def _simulate_recorded(data: Mapping[str, Any], other_order: bool = False) -> Ti
 
 @contextmanager
 def _naming(run: Run) -> Iterator[None]:
-    """Errors that show only once the model is built, such as a module name that matches nothing, name the run's file too."""
+    """Errors that show only once the model is built, such as a module name that matches nothing, name the run's file
+    too.
+    """
     try:
         yield
     except (InputError, Unreachable) as error:

@@ -54,7 +54,13 @@ def run(
     console.say_if_cold()
     with console.progress("simulating", count) as advance:
         timelines = [advance(_simulated(simulate, loaded, label)) for loaded, label in zip(runs, labels, strict=True)]
-    argv = ["memsim", "compare", *sources, *(part for text in varied for part in ("--vary", text)), *(part for text in settings for part in ("--set", text))]
+    argv = [
+        "memsim",
+        "compare",
+        *sources,
+        *(part for text in varied for part in ("--vary", text)),
+        *(part for text in settings for part in ("--set", text)),
+    ]
     command = f"{shlex.join(argv)} -o {shlex.quote(output.name) if output else 'compare.html'}"
     found = compare(timelines, labels, " and ".join(dict.fromkeys(loaded.name for loaded in runs)), command)
     if output is not None:
@@ -115,7 +121,11 @@ def table(found: Comparison) -> Table:
     grid = tables.table(*columns, left=2)
     for case in found.cases:
         time = case.timeline.step_time
-        memory = [gib(case.timeline.peak_reserved, unit=False), gib(case.timeline.peak_allocated, unit=False)] if case.known else ["-", "-"]
+        memory = (
+            [gib(case.timeline.peak_reserved, unit=False), gib(case.timeline.peak_allocated, unit=False)]
+            if case.known
+            else ["-", "-"]
+        )
         times = ["-"] * 4
         if time is not None:
             again = f"+{percent(time.overhead)}" if time.recomputation else "-"

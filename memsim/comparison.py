@@ -1,4 +1,6 @@
-"""Several Runs side by side: which fit, what each costs in memory and in time, and which of them nobody would choose."""
+"""Several Runs side by side: which fit, what each costs in memory and in time, and which of them nobody
+would choose.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ class Case:
 
     @property
     def pace(self) -> float:
-        """Seconds a token, by estimate; of runs whose steps see different numbers of tokens, only this compares. 0 where nothing is known of time."""
+        """Seconds a token, by estimate; of runs whose steps see different numbers of tokens, only this compares. 0
+        where nothing is known of time.
+        """
         return (self.seconds or 0.0) / max(self.timeline.about.tokens, 1)
 
     @property
@@ -64,7 +68,9 @@ class Case:
     def breakdown(self) -> dict[str, int]:
         """Bytes at the peak of allocated by category, with what blocks hold beyond what was asked of them."""
         peak = self.timeline.at_peak(largest=0)
-        return {CATEGORY_NAMES[kind]: count for kind, count in peak.by_category.items() if count} | ({UNSPLIT: peak.unsplit} if peak.unsplit else {})
+        return {CATEGORY_NAMES[kind]: count for kind, count in peak.by_category.items() if count} | (
+            {UNSPLIT: peak.unsplit} if peak.unsplit else {}
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The label, the run, and the numbers of the table: bytes and seconds."""
@@ -92,7 +98,9 @@ class Comparison:
 
     @cached_property
     def front(self) -> tuple[Case, ...]:
-        """The Pareto front of memory and time, least memory first: of these, what takes less of one takes more of the other."""
+        """The Pareto front of memory and time, least memory first: of these, what takes less of one takes more of the
+        other.
+        """
         ranked = sorted((case for case in self.cases if case.known), key=lambda case: (case.memory, case.pace))
         best, kept = float("inf"), []
         for case in ranked:
@@ -103,7 +111,9 @@ class Comparison:
 
     @cached_property
     def cheapest(self) -> Case | None:
-        """Of those that fit, the one that takes the least time a token, and of equals the one with the least memory; None where nothing fits."""
+        """Of those that fit, the one that takes the least time a token, and of equals the one with the least memory;
+        None where nothing fits.
+        """
         return min((case for case in self.cases if case.fits), key=lambda case: (case.pace, case.memory), default=None)
 
     @cached_property
@@ -124,17 +134,25 @@ class Comparison:
         about = best.timeline.about
         where = about.device or (f"{capacity(about.device_memory)} of device memory" if about.device_memory else "")
         lines = [
-            f"{_quoted(best.label)} is the fastest that fits{f' {where}' if where else ''}: {gib(best.memory)}{f', about {best.speed}' if best.speed else ''}."
+            f"{_quoted(best.label)} is the fastest that fits{f' {where}' if where else ''}: "
+            f"{gib(best.memory)}{f', about {best.speed}' if best.speed else ''}."
         ]
         quicker = [case for case in self.cases if not case.fits and case.known and case.pace < WORTHWHILE * best.pace]
         if quicker:
             fastest = min(quicker, key=lambda case: case.pace)
             room = fastest.timeline.about.device_memory or 0
             gain = f"{percent(best.pace / fastest.pace - 1)} faster"
-            lines.append(f"{_quoted(fastest.label)} would be {gain}, but needs {gib(fastest.memory)}: {gib(fastest.memory - room)} too much.")
+            lines.append(
+                f"{_quoted(fastest.label)} would be {gain}, but needs {gib(fastest.memory)}: "
+                f"{gib(fastest.memory - room)} too much."
+            )
         if least is not None and least.memory < best.memory:
             line = f"{_quoted(least.label)} needs least, {gib(least.memory)}: {gib(best.memory - least.memory)} less"
-            line += f", and {percent(least.pace / best.pace - 1)} more time" if best.pace and least.pace > best.pace else ""
+            line += (
+                (f", and {percent(least.pace / best.pace - 1)} more time")
+                if best.pace and least.pace > best.pace
+                else ""
+            )
             lines.append(f"{line}{'' if self.same_tokens else ' a token'}.")
         return tuple(lines)
 
@@ -166,14 +184,20 @@ class Comparison:
                 "peak_requested": case.timeline.peak_requested,
                 "pareto": case in self.front,
             }
-            row |= {} if time is None else {f"time_{key}" if key == "step" else key: value for key, value in time.to_json().items()}
+            row |= (
+                {}
+                if time is None
+                else {f"time_{key}" if key == "step" else key: value for key, value in time.to_json().items()}
+            )
             found.append(row)
         return found
 
     def to_csv(self) -> str:
         """The rows as CSV with a header."""
         rows, text = self.rows(), io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        writer = csv.DictWriter(
+            text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
@@ -202,13 +226,25 @@ def _quoted(label: str) -> str:
     return f"“{label}”"
 
 
-def compare(runs: Iterable[Run | Timeline], labels: Sequence[str] | None = None, title: str = "", command: str = "") -> Comparison:
-    """Simulates Runs (Timelines stay as they are) and sets them side by side. Labels are the runs' names where none are given."""
+def compare(
+    runs: Iterable[Run | Timeline], labels: Sequence[str] | None = None, title: str = "", command: str = ""
+) -> Comparison:
+    """Simulates Runs (Timelines stay as they are) and sets them side by side. Labels are the runs' names where none are
+    given.
+    """
     from memsim.simulation import simulate
 
     timelines = [item if isinstance(item, Timeline) else simulate(item) for item in runs]
-    names = list(labels) if labels is not None else [timeline.about.name or f"run {at + 1}" for at, timeline in enumerate(timelines)]
-    return Comparison(tuple(Case(label, timeline) for label, timeline in zip(_distinct(names), timelines, strict=True)), title, command)
+    names = (
+        list(labels)
+        if labels is not None
+        else [timeline.about.name or f"run {at + 1}" for at, timeline in enumerate(timelines)]
+    )
+    return Comparison(
+        tuple(Case(label, timeline) for label, timeline in zip(_distinct(names), timelines, strict=True)),
+        title,
+        command,
+    )
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

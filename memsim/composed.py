@@ -1,4 +1,6 @@
-"""Operators of models that are several of PyTorch's: what runs for them where no technique puts something else in their place."""
+"""Operators of models that are several of PyTorch's: what runs for them where no technique puts something else in their
+place.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ Composed = Callable[["Builder", tuple["Tensor", ...], Mapping[str, object]], tup
 
 
 def conv1d(b: Builder, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...]:
-    """transformers' Conv1D: addmm of x.view(-1, in), which is made before autocast casts it, and so gets its gradient after what autocast cast."""
+    """transformers' Conv1D: addmm of x.view(-1, in), which is made before autocast casts it, and so gets its gradient
+    after what autocast cast.
+    """
     x, *weights = inputs
     *size, inner = x.shape
     x = b.op("view", x, shape=(math.prod(size), inner))
@@ -25,7 +29,15 @@ def scaled_embedding(b: Builder, inputs: tuple[Tensor, ...], attrs: Mapping[str,
     """Gemma2TextScaledWordEmbedding.forward of ids, weight and embed_scale."""
     ids, weight, scale = inputs
     label, told = str(attrs["label"]), bool(attrs.get("input_embeddings"))
-    return (b.op("mul", b.op("embedding", ids, weight, label=f"{label}.embedding"), scale_as(b, scale, weight.dtype), label=label, input_embeddings=told),)
+    return (
+        b.op(
+            "mul",
+            b.op("embedding", ids, weight, label=f"{label}.embedding"),
+            scale_as(b, scale, weight.dtype),
+            label=label,
+            input_embeddings=told,
+        ),
+    )
 
 
 def scale_as(b: Builder, scale: Tensor, dtype: str) -> Tensor:

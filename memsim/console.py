@@ -22,7 +22,9 @@ PLAIN_WIDTH = 160  # columns of a table that goes to a file or a pipe, where nob
 
 def out() -> Console:
     """Results. Plain text without a terminal or with NO_COLOR."""
-    return Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PLAIN_WIDTH)
+    return Console(
+        highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PLAIN_WIDTH
+    )
 
 
 def note(line: str) -> None:
@@ -56,7 +58,9 @@ def writable(path: Path) -> Path:
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A path for a page to be written to. Pages are written beside their path and renamed, so what is not a file, such as /dev/stdout, gets a copy."""
+    """A path for a page to be written to. Pages are written beside their path and renamed, so what is not a file, such
+    as /dev/stdout, gets a copy.
+    """
     target = writable(path)
     if target.is_file() or not target.exists():
         yield target

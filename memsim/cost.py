@@ -1,8 +1,8 @@
 """Time: a roofline over the device's data sheet (Williams, Waterman and Patterson 2009, "Roofline").
 
-An operator takes as long as the slowest of three: its floating-point operations at the rate of its dtype, the bytes that it moves at the bandwidth of the
-device's memory, and the launch of its kernel. Rates are the data sheet's times an efficiency, which a Run may set, or which one measured step calibrates.
-It is an estimate, where memory is exact.
+An operator takes as long as the slowest of three: its floating-point operations at the rate of its dtype, the bytes
+that it moves at the bandwidth of the device's memory, and the launch of its kernel. Rates are the data sheet's times an
+efficiency, which a Run may set, or which one measured step calibrates. It is an estimate, where memory is exact.
 """
 
 from __future__ import annotations
@@ -44,10 +44,16 @@ class Rates:
     def scaled(self, factor: float) -> Rates:
         """The rates with every efficiency times a factor, and launches that take as much less."""
         e = self.efficiency
-        return replace(self, efficiency=Efficiency(e.matmul * factor, e.attention * factor, e.memory * factor, e.pcie * factor, e.launch / factor))
+        return replace(
+            self,
+            efficiency=Efficiency(
+                e.matmul * factor, e.attention * factor, e.memory * factor, e.pcie * factor, e.launch / factor
+            ),
+        )
 
 
-# Passes over a parameter's elements in its own dtype, by optimizer: reads and writes of parameter, gradient, state and temporaries
+# Passes over a parameter's elements in its own dtype, by optimizer: reads and writes of parameter, gradient, state and
+# temporaries
 # (torch/optim/_functional code, foreach kernel by foreach kernel; the fused kernels read and write each tensor once).
 PASSES: Mapping[str, float] = {
     "adam": 18,
@@ -112,7 +118,9 @@ class StepTime:
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilization (Chowdhery et al. 2022, PaLM, appendix B): what the step needs of what the device could do in its time."""
+        """Model FLOPs utilization (Chowdhery et al. 2022, PaLM, appendix B): what the step needs of what the device
+        could do in its time.
+        """
         return self.flops / (self.total * self.peak) if self.total else 0.0
 
     @property

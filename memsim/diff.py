@@ -29,8 +29,12 @@ class Comparison:
         return self.first is None
 
 
-def compare(timeline: Timeline, recording: Recording, addresses: bool = False, last_step: int | None = None) -> Comparison:
-    """Compares all events up to the first out of memory or the end of step `last_step`. Raises InputError where the recording contradicts itself."""
+def compare(
+    timeline: Timeline, recording: Recording, addresses: bool = False, last_step: int | None = None
+) -> Comparison:
+    """Compares all events up to the first out of memory or the end of step `last_step`. Raises InputError where the
+    recording contradicts itself.
+    """
     recorded = ev.until_out_of_memory(ev.of_recording(recording))
     simulated = ev.until_out_of_memory(ev.of_simulation(timeline.tape, timeline.answer))
     if last_step is not None:
@@ -52,8 +56,14 @@ def summary(comparison: Comparison) -> str:
     first = comparison.first
     if first >= len(ours) or first >= len(theirs):
         shorter, longer = ("simulation", "recording") if len(ours) < len(theirs) else ("recording", "simulation")
-        return f"The first {first:,} events are equal; there the {shorter} ends, and the {longer} goes on for {abs(len(ours) - len(theirs)):,} more."
-    return f"Event {first:,} differs, the first of {len(theirs):,} recorded and {len(ours):,} simulated; in {theirs.place(first) or ours.place(first)}."
+        return (
+            f"The first {first:,} events are equal; there the {shorter} ends, and the {longer} goes on for "
+            f"{abs(len(ours) - len(theirs)):,} more."
+        )
+    return (
+        f"Event {first:,} differs, the first of {len(theirs):,} recorded and {len(ours):,} simulated; in "
+        f"{theirs.place(first) or ours.place(first)}."
+    )
 
 
 def table(comparison: Comparison, context: int = 8, addresses: bool = False) -> Group:
@@ -76,7 +86,9 @@ def table(comparison: Comparison, context: int = 8, addresses: bool = False) -> 
         where = comparison.simulated if event < len(comparison.simulated) else comparison.recorded
         row.append(where.place(event))
         here = event == comparison.first
-        grid.add_row(*[Text(cell) for cell in ([f"> {row[0]}", *row[1:]] if here else row)], style="bold red" if here else "")
+        grid.add_row(
+            *[Text(cell) for cell in ([f"> {row[0]}", *row[1:]] if here else row)], style="bold red" if here else ""
+        )
     return Group(Text(summary(comparison)), grid)
 
 

@@ -1,4 +1,6 @@
-"""What of a device's data sheet training code reaches: the defaults of the time estimate (cost.py), which a Run may set."""
+"""What of a device's data sheet training code reaches: the defaults of the time estimate (cost.py), which a Run may
+set.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ class Efficiency:
     """What of the data sheet's rates is reached, and what a launch costs."""
 
     matmul: float = 0.7  # of the dense rate, by large matrix products
-    attention: float = 0.5  # of the dense rate, by fused attention (Dao 2023, FlashAttention-2, figures 5 and 6: 50 to 73 % forward on an A100, less backward)
+    # of the dense rate, by fused attention (Dao 2023, FlashAttention-2, figures 5 and 6: 50 to 73 % forward on an A100,
+    # less backward)
+    attention: float = 0.5
     memory: float = 0.7  # of the bandwidth of the device's memory
     pcie: float = 0.8  # of the bandwidth to the host
     launch: float = 5e-6  # seconds that the smallest kernel takes

@@ -9,7 +9,9 @@ class InputError(ValueError):
 
 
 class Unreachable(Exception):
-    """A question of which the answer is no: one line that says what could be had instead. The command line exits with code 1."""
+    """A question of which the answer is no: one line that says what could be had instead. The command line exits with
+    code 1.
+    """
 
 
 class Unsupported(InputError):

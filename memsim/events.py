@@ -1,6 +1,7 @@
 """Allocator events in the recorder's words, of a simulation or of a recording, and where two of them first part.
 
-An ALLOC of the Tape is an `alloc`, after the driver's events that it caused, or an `oom`; a FREE is a `free_requested` and a `free_completed`.
+An ALLOC of the Tape is an `alloc`, after the driver's events that it caused, or an `oom`; a FREE is a `free_requested`
+and a `free_completed`.
 """
 
 from __future__ import annotations
@@ -148,7 +149,9 @@ def head(events: EventSequence, count: int) -> EventSequence:
 
 
 def ordered_as(events: EventSequence, simulated: EventSequence) -> EventSequence:
-    """The events, with the frees that empty autocast's cache in the order in which the simulation has them, where they are the same frees."""
+    """The events, with the frees that empty autocast's cache in the order in which the simulation has them, where they
+    are the same frees.
+    """
     names = np.array([name == AUTOCAST_CACHE for name in simulated.operators], bool)
     n = min(len(events), len(simulated))
     loose = names[simulated.operator[:n]] & (simulated.ordinal[:n] >= 0)
@@ -161,18 +164,30 @@ def ordered_as(events: EventSequence, simulated: EventSequence) -> EventSequence
         theirs, ours = (np.lexsort(key[::-1]) for key in keys)
         if (keys[0][:, theirs] == keys[1][:, ours]).all():
             order[start + ours] = start + theirs
-    return replace(events, action=events.action[order], bytes=events.bytes[order], ordinal=events.ordinal[order], address=events.address[order])
+    return replace(
+        events,
+        action=events.action[order],
+        bytes=events.bytes[order],
+        ordinal=events.ordinal[order],
+        address=events.address[order],
+    )
 
 
 def named_as(events: EventSequence, simulated: EventSequence) -> EventSequence:
-    """The events, with the allocations of modules that run in the order of a set numbered as the simulation numbers them, where they end alike."""
+    """The events, with the allocations of modules that run in the order of a set numbered as the simulation numbers
+    them, where they end alike.
+    """
     names = np.array([name.startswith(SET_ORDER) for name in simulated.operators], bool)
     n = min(len(events), len(simulated))
-    made = np.flatnonzero(names[simulated.operator[:n]] & (simulated.action[:n] == ALLOC) & (events.action[:n] == ALLOC))
+    made = np.flatnonzero(
+        names[simulated.operator[:n]] & (simulated.action[:n] == ALLOC) & (events.action[:n] == ALLOC)
+    )
     if not len(made) or (simulated.ordinal[made] != events.ordinal[made]).any():
         return events
     loose = simulated.ordinal[made]
-    ours, theirs = (side.ordinal[(side.action == FREE_REQUESTED) & np.isin(side.ordinal, loose)] for side in (simulated, events))
+    ours, theirs = (
+        side.ordinal[(side.action == FREE_REQUESTED) & np.isin(side.ordinal, loose)] for side in (simulated, events)
+    )
     if len(ours) != len(theirs):
         return events
     ordinal = np.arange(int(events.ordinal.max()) + 1)
@@ -182,7 +197,8 @@ def named_as(events: EventSequence, simulated: EventSequence) -> EventSequence:
 
 
 def first_difference(a: EventSequence, b: EventSequence, addresses: bool = False) -> int | None:
-    """The first event whose action, bytes or alloc differ (with `addresses`, address too); None where the sequences are equal.
+    """The first event whose action, bytes or alloc differ (with `addresses`, address too); None where the sequences are
+    equal.
 
     Where one is a beginning of the other, it is the length of the shorter.
     """

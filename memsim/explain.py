@@ -16,7 +16,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """What to append to an error: "; did you mean X?", or nothing where nothing known is near."""
     by_lower = {name.lower(): name for name in known}
     word = word.lower().rsplit("/", 1)[-1]
-    found = [name for name in by_lower if word and name.startswith(word)][:3] or difflib.get_close_matches(word, by_lower, 1, cutoff=0.6)
+    found = [name for name in by_lower if word and name.startswith(word)][:3] or difflib.get_close_matches(
+        word, by_lower, 1, cutoff=0.6
+    )
     return f"; did you mean {' or '.join(by_lower[name] for name in found)}?" if found else ""
 
 
@@ -43,7 +45,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
         options = _options(loc, model)
         return key, f"{show(value)} is not one of {', '.join(options)}{nearest(str(value), options)}"
     if kind == "missing":
-        return key, "missing; give a name (`memsim models` lists them), the path of a Hugging Face config.json, or its fields"
+        return key, (
+            "missing; give a name (`memsim models` lists them), the path of a Hugging Face config.json, or its fields"
+        )
     if kind in ("model_type", "model_attributes_type", "dataclass_type", "dict_type"):
         inner = keys(model, loc)
         example = f"{{{inner[0]}: {value}}}" if isinstance(value, (str, int)) and inner else "{…}"
@@ -64,7 +68,9 @@ def keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> list[str]:
 
 def _unknown_key(loc: tuple[str, ...], model: type[BaseModel]) -> str:
     valid = keys(model, loc[:-1])
-    every = [name for outer in keys(model) for name in (outer, *(f"{outer}.{inner}" for inner in keys(model, (outer,))))]
+    every = [
+        name for outer in keys(model) for name in (outer, *(f"{outer}.{inner}" for inner in keys(model, (outer,))))
+    ]
     prefix = "".join(f"{name}." for name in loc[:-1])
     beside = difflib.get_close_matches(loc[-1].lower(), valid, 1, cutoff=0.6)
     by_leaf = {name.rsplit(".", 1)[-1]: name for name in every}

@@ -1,7 +1,8 @@
 """The layer graph: operators and the storages between them, for one distinct block of a model.
 
-Nodes of the `networkx.DiGraph` are `Operator`s and storage numbers; an edge storage → operator is labelled "read" or "save" (kept for
-backward), an edge operator → storage "write". Operators are numbered in the order in which the framework executes them.
+Nodes of the `networkx.DiGraph` are `Operator`s and storage numbers; an edge storage → operator is labelled "read" or
+"save" (kept for backward), an edge operator → storage "write". Operators are numbered in the order in which the
+framework executes them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ class TensorSpec:
     @property
     def elements_stored(self) -> int:
         """Elements without those that an expanded dimension repeats."""
-        return math.prod(size for size, stride in zip(self.shape, self.strides, strict=True) if stride) if 0 in self.strides else self.elements
+        return (
+            math.prod(size for size, stride in zip(self.shape, self.strides, strict=True) if stride)
+            if 0 in self.strides
+            else self.elements
+        )
 
     @property
     def nbytes(self) -> int:
@@ -54,15 +59,21 @@ class Operator:
     outputs: tuple[TensorSpec, ...]
     attrs: Mapping[str, object]
     saved: tuple[int, ...]  # storages kept for backward, in the order in which backward lets go of them
-    drops: list[int] = field(default_factory=list)  # storages whose last Python name dies right after this operator, in order
+    # storages whose last Python name dies right after this operator, in order
+    drops: list[int] = field(default_factory=list)
     operands: list[int] = field(
         default_factory=list
-    )  # of those that die here the ones that only the expression held: an exception in the operator lets go of them first
-    unkept: list[int] = field(default_factory=list)  # storages that only a graph nobody walks holds from here on: not where a checkpoint keeps nothing
+        # of those that die here the ones that only the expression held: an exception in the operator lets go of them
+        # first
+    )
+    # storages that only a graph nobody walks holds from here on: not where a checkpoint keeps nothing
+    unkept: list[int] = field(default_factory=list)
 
     @property
     def requires_grad(self) -> bool:
-        """Whether backward has a node for it. `dead`: its node dies with its results, as nothing that the loss depends on comes of them."""
+        """Whether backward has a node for it. `dead`: its node dies with its results, as nothing that the loss depends
+        on comes of them.
+        """
         return "dead" not in self.attrs and any(out.requires_grad and not out.leaf for out in self.outputs)
 
 
@@ -75,10 +86,12 @@ class LayerGraph(nx.DiGraph):  # type: ignore[misc]
         self.inputs: dict[str, TensorSpec] = {}
         self.parameters: dict[str, TensorSpec] = {}
         self.outputs: tuple[TensorSpec, ...] = ()
-        self.results: tuple[str, ...] = ("hidden_states",)  # names of a layer's outputs; what it hands to all later layers beside the first
+        # names of a layer's outputs; what it hands to all later layers beside the first
+        self.results: tuple[str, ...] = ("hidden_states",)
         self.storage_bytes: list[int] = []  # by storage number
         self.values = 0
-        self.cached: tuple[int, ...] = ()  # storages that autocast's cache holds until its context ends, in the order in which they were made
+        # storages that autocast's cache holds until its context ends, in the order in which they were made
+        self.cached: tuple[int, ...] = ()
 
     def add_storage(self, nbytes: int, label: str = "") -> int:
         """A new storage of so many bytes; its number."""

@@ -30,13 +30,22 @@ def sentences(timeline: Timeline) -> tuple[str, ...]:
     answer = f"{answer}: {verdict}" if verdict else answer
     others = _others(timeline.peak_reserved, about.devices) if oom is not None or not about.device_memory else ""
     answer = f"{answer}; {others}" if others else answer
-    return tuple(sentence for sentence in (f"{answer}.", where, dominant(timeline), paged(timeline), pace(timeline)) if sentence)
+    return tuple(
+        sentence for sentence in (f"{answer}.", where, dominant(timeline), paged(timeline), pace(timeline)) if sentence
+    )
 
 
 def paged(timeline: Timeline) -> str:
     """What a paged optimizer keeps beside the device, as a sentence; empty for any other."""
     held = timeline.about.paged_state
-    return f"Beside it {gib(held)} of optimizer state is paged: managed memory, on the host until the optimizer's kernels want it." if held else ""
+    return (
+        (
+            f"Beside it {gib(held)} of optimizer state is paged: managed memory, on the host until the optimizer's "
+            "kernels want it."
+        )
+        if held
+        else ""
+    )
 
 
 def pace(timeline: Timeline) -> str:
@@ -45,7 +54,10 @@ def pace(timeline: Timeline) -> str:
     if time is None or rates is None or not time.total:
         return ""
     again = f"; recomputation adds {percent(time.overhead)}" if time.recomputation else ""
-    return f"A step takes about {duration(time.total)} on {rates.device.label} ({time.tokens_per_second:,.0f} tokens/s, {percent(time.mfu)} MFU){again}."
+    return (
+        f"A step takes about {duration(time.total)} on {rates.device.label} ({time.tokens_per_second:,.0f} tokens/s, "
+        f"{percent(time.mfu)} MFU){again}."
+    )
 
 
 def _verdict(timeline: Timeline) -> str:
@@ -107,7 +119,9 @@ def out_of_memory_message(oom: OutOfMemory | None) -> str | None:
     if oom is None:
         return None
     return (
-        f"CUDA out of memory. Tried to allocate {torch_size(oom.tried)}. GPU 0 has a total capacity of {torch_size(oom.device_memory)} "
-        f"of which {torch_size(oom.device_free)} is free. Of the allocated memory {torch_size(oom.allocated)} is allocated by PyTorch, "
+        f"CUDA out of memory. Tried to allocate {torch_size(oom.tried)}. GPU 0 has a total capacity of "
+        f"{torch_size(oom.device_memory)} "
+        f"of which {torch_size(oom.device_free)} is free. Of the allocated memory {torch_size(oom.allocated)} is "
+        "allocated by PyTorch, "
         f"and {torch_size(oom.reserved - oom.allocated)} is reserved by PyTorch but unallocated."
     )

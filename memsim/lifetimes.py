@@ -1,4 +1,6 @@
-"""Storages of a Tape: one row each, with the events between which it is alive. Everything that asks "what was there then?" reads this."""
+"""Storages of a Tape: one row each, with the events between which it is alive. Everything that asks "what was there
+then?" reads this.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,17 @@ from memsim.tape import Action, Category, Tape
 
 @dataclass(frozen=True, eq=False)
 class Lifetimes:
-    """One row a storage (arrays of length s). Lifespans are half-open: alive from event `born` up to, not including, event `died`.
+    """One row a storage (arrays of length s). Lifespans are half-open: alive from event `born` up to, not including,
+    event `died`.
 
-    `n`, the number of the Tape's events, stands for "never": `born == n` for an allocation that failed, `died == n` for one that is never freed.
+    `n`, the number of the Tape's events, stands for "never": `born == n` for an allocation that failed, `died == n` for
+    one that is never freed.
     """
 
     born: NDArray[np.int64]  # [s] event of the ALLOC
     died: NDArray[np.int64]  # [s] event of the FREE
-    released: NDArray[np.int64]  # [s] event at which the block went back to its pool: later than `died` where another stream was still using it
+    # [s] event at which the block went back to its pool: later than `died` where another stream was still using it
+    released: NDArray[np.int64]
     bytes: NDArray[np.int64]  # [s] bytes requested
     block: NDArray[np.int64]  # [s] bytes of the block that serves it
     address: NDArray[np.int64]  # [s]
@@ -70,9 +75,11 @@ def lifetimes(tape: Tape, answer: Answer) -> Lifetimes:
 
 
 def _released(tape: Tape, answer: Answer, died: NDArray[np.int64]) -> NDArray[np.int64]:
-    """When each freed block went back to its pool. A free of a storage that other streams used waits for them, and is noticed at the next ALLOC.
+    """When each freed block went back to its pool. A free of a storage that other streams used waits for them, and is
+    noticed at the next ALLOC.
 
-    A Tape with COMPLETE events says when a stream was done; without them streams are done at once. EMPTY_CACHE and a retry wait for every stream.
+    A Tape with COMPLETE events says when a stream was done; without them streams are done at once. EMPTY_CACHE and a
+    retry wait for every stream.
     """
     marks = np.flatnonzero(tape.action[: answer.processed] == Action.RECORD_STREAM)
     released = died.copy()
@@ -102,7 +109,9 @@ def _released(tape: Tape, answer: Answer, died: NDArray[np.int64]) -> NDArray[np
 
 
 def curves(tape: Tape, answer: Answer, lives: Lifetimes) -> dict[Category, NDArray[np.int64]]:
-    """Bytes requested and not yet freed, by category, after each event ([n] each); only the categories that occur, in Category's order."""
+    """Bytes requested and not yet freed, by category, after each event ([n] each); only the categories that occur, in
+    Category's order.
+    """
     signed = np.zeros(len(tape), np.int64)
     of_event = np.full(len(tape), 255, np.uint8)
     born, died = lives.born[lives.born < len(tape)], np.flatnonzero((lives.died < len(tape)) & (lives.born < len(tape)))

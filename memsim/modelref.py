@@ -54,7 +54,9 @@ class Resolved:
 
 
 def resolve(model: str | Mapping[str, object], folder: Path) -> Resolved:
-    """The config that `model` means; a path is relative to `folder`, or to the current folder. Raises InputError that begins with the key."""
+    """The config that `model` means; a path is relative to `folder`, or to the current folder. Raises InputError that
+    begins with the key.
+    """
     if isinstance(model, Mapping):
         _check_spelling(model)
         return Resolved(_check(model, "model"), dict(model))
@@ -64,8 +66,15 @@ def resolve(model: str | Mapping[str, object], folder: Path) -> Resolved:
     path = _find(model, folder)
     if path is None:
         hint = nearest(model, known)
-        what = "is no such file" if model.endswith(".json") or model.startswith((".", "/", "~")) else "is not in the catalogue"
-        raise InputError(f"model: {show(model)} {what}{hint} (`memsim models` lists the names; the path of a Hugging Face config.json works too)")
+        what = (
+            "is no such file"
+            if model.endswith(".json") or model.startswith((".", "/", "~"))
+            else "is not in the catalogue"
+        )
+        raise InputError(
+            f"model: {show(model)} {what}{hint} (`memsim models` lists the names; the path of a Hugging Face "
+            "config.json works too)"
+        )
     try:
         config = json.loads(yamlfile.read_text(path))
     except (ValueError, RecursionError) as error:
@@ -106,8 +115,12 @@ def _check(config: Mapping[str, object], where: str) -> str:
         raise InputError(f"{where}{dot}num_key_value_heads: {kv} is more than the {heads} of num_attention_heads")
     if heads and kv and heads % kv:
         raise InputError(f"{where}{dot}num_key_value_heads: {kv} does not divide the {heads} of num_attention_heads")
-    if heads and hidden and hidden % heads and "head_dim" not in fields and not config.get("kv_lora_rank"):  # latent attention names its heads' parts
-        raise InputError(f"{where}{dot}num_attention_heads: {heads} does not divide the {hidden} of hidden_size; give head_dim or another number of heads")
+    # latent attention names its heads' parts
+    if heads and hidden and hidden % heads and "head_dim" not in fields and not config.get("kv_lora_rank"):
+        raise InputError(
+            f"{where}{dot}num_attention_heads: {heads} does not divide the {hidden} of hidden_size; give head_dim or "
+            "another number of heads"
+        )
     name = config.get("_name_or_path")
     return name.rstrip("/").rsplit("/", 1)[-1] if isinstance(name, str) and name.strip("/") else kind
 

@@ -13,7 +13,9 @@ from memsim.tape import Category, Tape
 
 @dataclass(frozen=True)
 class Alive:
-    """Storages of one kind: same operator, category, phase and bytes, alive together. They may lie in several layers."""
+    """Storages of one kind: same operator, category, phase and bytes, alive together. They may lie in
+    several layers.
+    """
 
     operator: str
     phase: str  # in which they were allocated
@@ -26,7 +28,9 @@ class Alive:
 
 @dataclass(frozen=True)
 class Moment:
-    """What was alive just after one event. `by_category` and `unsplit` add up to `allocated`; `by_layer` adds up to `by_category`."""
+    """What was alive just after one event. `by_category` and `unsplit` add up to `allocated`; `by_layer` adds up to
+    `by_category`.
+    """
 
     event: int
     phase: str
@@ -47,7 +51,9 @@ def moment(tape: Tape, answer: Answer, lives: Lifetimes, event: int, largest: in
     alive = lives.alive(event)
     size, category, layer = lives.bytes[alive], lives.category[alive], lives.layer[alive]
     by_layer: dict[int, dict[Category, int]] = {}
-    pairs, inverse = np.unique(np.stack([layer.astype(np.int64), category.astype(np.int64)], axis=1), axis=0, return_inverse=True)
+    pairs, inverse = np.unique(
+        np.stack([layer.astype(np.int64), category.astype(np.int64)], axis=1), axis=0, return_inverse=True
+    )
     sums = np.zeros(len(pairs), np.int64)
     np.add.at(sums, inverse.reshape(-1), size)
     by_category = dict.fromkeys(sorted(Category(int(c)) for c in np.unique(category)), 0)
@@ -70,8 +76,12 @@ def moment(tape: Tape, answer: Answer, lives: Lifetimes, event: int, largest: in
     )
 
 
-def _largest(tape: Tape, lives: Lifetimes, alive: np.ndarray[tuple[int], np.dtype[np.int64]], count: int) -> tuple[Alive, ...]:
-    keys = np.stack([lives.operator[alive], lives.phase[alive], lives.category[alive], lives.bytes[alive]], axis=1).astype(np.int64)
+def _largest(
+    tape: Tape, lives: Lifetimes, alive: np.ndarray[tuple[int], np.dtype[np.int64]], count: int
+) -> tuple[Alive, ...]:
+    keys = np.stack(
+        [lives.operator[alive], lives.phase[alive], lives.category[alive], lives.bytes[alive]], axis=1
+    ).astype(np.int64)
     kinds, inverse, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
     inverse = inverse.reshape(-1)
     found: list[Alive] = []
@@ -79,5 +89,9 @@ def _largest(tape: Tape, lives: Lifetimes, alive: np.ndarray[tuple[int], np.dtyp
         operator, phase, category, size = kinds[kind].tolist()
         layers = tuple(np.unique(lives.layer[alive[inverse == kind]]).tolist())
         name = tape.operators[operator] if tape.operators else ""
-        found.append(Alive(name, tape.phases[phase], Category(category), layers, int(counts[kind]), size, size * int(counts[kind])))
+        found.append(
+            Alive(
+                name, tape.phases[phase], Category(category), layers, int(counts[kind]), size, size * int(counts[kind])
+            )
+        )
     return tuple(found)

@@ -21,7 +21,8 @@ OPTIMIZERS: Mapping[str, str] = {
     "paged-adamw-8bit": "bitsandbytes PagedAdamW8bit",
     "paged-adamw": "bitsandbytes PagedAdamW32bit",
     "lion-8bit": "bitsandbytes Lion8bit",
-    "muon": "torch.optim.Muon for matrices of the layers and LoRA's; torch.optim.AdamW for embeddings, head, norms, biases",
+    "muon": "torch.optim.Muon for matrices of the layers and LoRA's; torch.optim.AdamW for embeddings, head, norms, "
+    "biases",
     "adam": "torch.optim.Adam (foreach)",
     "adam-fused": "torch.optim.Adam, fused=True",
     "adamw-amsgrad": "torch.optim.AdamW, amsgrad=True (foreach)",
@@ -72,4 +73,6 @@ def optimizer_name(value: object) -> str:
         value = ALIASES.get(value, value)
         if value in OPTIMIZERS:
             return value
-    raise ValueError(f"{show(value)} is not one of {', '.join(OPTIMIZERS)}{nearest(str(value), [*OPTIMIZERS, *ALIASES])}")
+    raise ValueError(
+        f"{show(value)} is not one of {', '.join(OPTIMIZERS)}{nearest(str(value), [*OPTIMIZERS, *ALIASES])}"
+    )

@@ -1,6 +1,7 @@
 """Figures that others measured on real GPUs and published, against simulations of the same jobs.
 
-A row says a configuration and a measurement; a row whose configuration or code memsim cannot determine is listed with the reason, never guessed.
+A row says a configuration and a measurement; a row whose configuration or code memsim cannot determine is listed with
+the reason, never guessed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ METRICS = (  # how a metric begins or what it holds, and what it is of a Timelin
     ("memory as printed", "peak_reserved"),
 )
 UNITS = (("GiB", 2**30), ("GB", 10**9), ("MiB", 2**20))
-SMI = "nvidia-smi counts the CUDA context and libraries beside what is reserved, and where those fill the device PyTorch gives its cache back sooner"
+SMI = (
+    "nvidia-smi counts the CUDA context and libraries beside what is reserved, and where those fill the device "
+    "PyTorch gives its cache back sooner"
+)
 PARTS = {"nvidia-smi": SMI}  # of a metric: how it and memsim's part
 NEEDED = ("id", "framework", "parallelism", "hf_id_or_dims", "method", "metric", "value_gib_or_gb", "unit", "source")
 
@@ -82,7 +86,9 @@ def source_of(row: Mapping[str, Any]) -> Source:
     """Where the row comes from. Raises Unsupported with the reason why its job is no Run."""
     parallelism = str(row["parallelism"])
     if not re.match(r"1 GPU\b", parallelism):
-        raise Unsupported("more than one GPU, or it does not say" if parallelism not in ("None", "") else "does not say how many GPUs")
+        raise Unsupported(
+            "more than one GPU, or it does not say" if parallelism not in ("None", "") else "does not say how many GPUs"
+        )
     source = next((source for source in SOURCES if str(row["source"]).startswith(source.begins)), None)
     if source is None:
         raise Unsupported("not trained by Hugging Face's own model code of a stack that memsim has")
@@ -113,7 +119,9 @@ def compare(rows: list[Mapping[str, Any]], simulate: Callable[[Mapping[str, Any]
             differs = origin.differs or next((text for words, text in PARTS.items() if words in str(row["metric"])), "")
         except InputError as error:
             reason = str(error)
-        found.append(Measured(str(row["id"]), source, metric or str(row["metric"]), published, simulated, reason, differs))
+        found.append(
+            Measured(str(row["id"]), source, metric or str(row["metric"]), published, simulated, reason, differs)
+        )
     return found
 
 
@@ -129,20 +137,34 @@ def table(found: list[Measured]) -> Group:
     grid = tables.table("row", "metric", "published GiB", "simulated GiB", "error %", left=2)
     for row in found:
         if row.simulated is not None and row.published is not None:
-            cells = [row.id, row.metric.replace("_", " "), f"{row.published / 2**30:.4f}", f"{row.simulated / 2**30:.4f}", f"{row.error:+.4f}"]
+            cells = [
+                row.id,
+                row.metric.replace("_", " "),
+                f"{row.published / 2**30:.4f}",
+                f"{row.simulated / 2**30:.4f}",
+                f"{row.error:+.4f}",
+            ]
             grid.add_row(*[Text(cell) for cell in cells])
     return Group(grid, "", _sources(found), "", _differences(found), "", _reasons(found))
 
 
 def _sources(found: list[Measured]) -> Table:
     grid = tables.table("source", "rows", "simulated", "median error %", "worst %")
-    for source, differs in dict.fromkeys((row.source, row.differs if row.simulated is not None else "") for row in found):
+    for source, differs in dict.fromkeys(
+        (row.source, row.differs if row.simulated is not None else "") for row in found
+    ):
         rows = [row for row in found if row.source == source]
         errors = [abs(row.error) for row in rows if row.simulated is not None and row.differs == differs]
         if not errors and any(row.simulated is not None for row in rows):
             continue
         name = f"{source} (nvidia-smi)" if differs in PARTS.values() else source
-        grid.add_row(Text(name), str(len(rows)), str(len(errors)), f"{median(errors):.4f}" if errors else "–", f"{max(errors):.4f}" if errors else "–")
+        grid.add_row(
+            Text(name),
+            str(len(rows)),
+            str(len(errors)),
+            f"{median(errors):.4f}" if errors else "–",
+            f"{max(errors):.4f}" if errors else "–",
+        )
     return grid
 
 
@@ -160,7 +182,9 @@ def _reasons(found: list[Measured]) -> Table:
 
 
 def to_json(found: list[Measured]) -> dict[str, object]:
-    """Everything as plain data; sizes in bytes. The summary is of the rows whose code and measure are those that memsim models."""
+    """Everything as plain data; sizes in bytes. The summary is of the rows whose code and measure are those that memsim
+    models.
+    """
     errors = [abs(row.error) for row in found if row.simulated is not None and not row.differs]
     rows = [asdict(row) | {"error_percent": row.error if row.simulated is not None else None} for row in found]
     summary = {"rows": len(found), "simulated": len(errors), "median_error_percent": median(errors) if errors else None}

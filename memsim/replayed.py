@@ -1,4 +1,6 @@
-"""Replays a Trace or a Tape: under its own settings, to compare with what was recorded, or under others, to see what they would do."""
+"""Replays a Trace or a Tape: under its own settings, to compare with what was recorded, or under others, to see what
+they would do.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +31,29 @@ class Agreement:
     first: int | None  # the first event that does not agree
 
 
-def replay(tape: Tape | Trace, allocator: str | None = None, device_memory: int | str | None = None, torch: str | None = None) -> Timeline:
-    """The Timeline of the same requests under a setting string (default: the trace's) on a device (bytes or "24GiB"; default: the trace's, or unlimited).
+def replay(
+    tape: Tape | Trace, allocator: str | None = None, device_memory: int | str | None = None, torch: str | None = None
+) -> Timeline:
+    """The Timeline of the same requests under a setting string (default: the trace's) on a device (bytes or "24GiB";
+    default: the trace's, or unlimited).
 
     Raises InputError for what PyTorch refuses.
     """
     trace = tape if isinstance(tape, Trace) else None
     if trace is not None and trace.answer is not None:
         if allocator is not None or device_memory is not None:
-            raise InputError(f"{trace.source}: {ONLY_TOTALS}, and cannot be replayed under settings or a device's memory; a snapshot can")
+            raise InputError(
+                f"{trace.source}: {ONLY_TOTALS}, and cannot be replayed under settings or a device's memory; a "
+                "snapshot can"
+            )
         return Timeline(
-            trace.tape, trace.answer, About(name=trace.source, facts=(("recorded by", "the profiler: totals, no requests"),), first_event=trace.prefix)
+            trace.tape,
+            trace.answer,
+            About(
+                name=trace.source,
+                facts=(("recorded by", "the profiler: totals, no requests"),),
+                first_event=trace.prefix,
+            ),
         )
     requests = tape.tape if isinstance(tape, Trace) else tape
     text = allocator if allocator is not None else trace.settings if trace else ""
@@ -62,7 +76,9 @@ def replay(tape: Tape | Trace, allocator: str | None = None, device_memory: int 
 
 
 def check(trace: Trace, torch: str | None = None) -> Agreement:
-    """Compares a replay under the trace's own settings with what it recorded; where no version is known, each order of equal free blocks is tried."""
+    """Compares a replay under the trace's own settings with what it recorded; where no version is known, each order of
+    equal free blocks is tried.
+    """
     if trace.answer is not None:
         raise InputError(f"{trace.source}: {ONLY_TOTALS}; --check has nothing to compare with")
     if not trace.known.any():
@@ -72,7 +88,14 @@ def check(trace: Trace, torch: str | None = None) -> Agreement:
     for version in (known,) if known else VERSIONS:
         settings = Settings.parse(trace.settings, torch=version)
         given = trace.segments if len(trace.segments) else None
-        answer = allocate(trace.tape, settings, trace.device_memory or UNLIMITED, stop_at_oom=False, addresses=given, prefix=trace.prefix)
+        answer = allocate(
+            trace.tape,
+            settings,
+            trace.device_memory or UNLIMITED,
+            stop_at_oom=False,
+            addresses=given,
+            prefix=trace.prefix,
+        )
         found = _compare(trace, answer, version)
         if best is None or found.agree > best.agree:
             best = found
@@ -90,4 +113,6 @@ def _compare(trace: Trace, answer: Answer, version: str) -> Agreement:
         same &= answer.reserved == trace.reserved
     same[answer.processed :] = False
     wrong = np.flatnonzero(compared & ~same)
-    return Agreement(trace.source, int((compared & same).sum()), int(compared.sum()), version, int(wrong[0]) if len(wrong) else None)
+    return Agreement(
+        trace.source, int((compared & same).sum()), int(compared.sum()), version, int(wrong[0]) if len(wrong) else None
+    )

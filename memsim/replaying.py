@@ -29,11 +29,16 @@ def run(
     """The command; returns its exit code. Raises InputError."""
     chosen: list[str | None] = list(allocators) if allocators else [None]
     if checks and (allocators or output or smallest):
-        raise InputError("--check compares under the trace's own settings: it goes with --torch, --device-memory and --json only")
+        raise InputError(
+            "--check compares under the trace's own settings: it goes with --torch, --device-memory and --json only"
+        )
     if output is not None:
         console.writable(output)
         if len(paths) * len(chosen) != 1:
-            raise InputError(f"{output}: one trace under one setting is written; {len(paths)} traces and {len(chosen)} settings are given")
+            raise InputError(
+                f"{output}: one trace under one setting is written; {len(paths)} traces and {len(chosen)} settings "
+                "are given"
+            )
         if output.suffix not in SUFFIXES:
             raise InputError(f"{output}: ends in none of {', '.join(SUFFIXES)}")
     console.say_if_cold()

@@ -7,12 +7,14 @@ from memsim.graph import LayerGraph, TensorSpec
 
 
 def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True) -> LayerGraph:
-    """The graph executed again for other inputs, such as ones that require a gradient: dtypes, shapes and what requires a gradient follow from them.
-    Without `grad`, as under torch.no_grad().
+    """The graph executed again for other inputs, such as ones that require a gradient: dtypes, shapes and what requires
+    a gradient follow from them. Without `grad`, as under torch.no_grad().
 
     Autocast casts an input that is a leaf once, and keeps it, as it does with parameters.
     """
-    b = Builder(graph.name, Technique(inputs_require_grad=any(out.leaf for op in graph.operators for out in op.outputs)))
+    b = Builder(
+        graph.name, Technique(inputs_require_grad=any(out.leaf for op in graph.operators for out in op.outputs))
+    )
     env: dict[int, Tensor] = {}
     values_of: dict[int, list[int]] = {}
     moved: dict[int, int] = {}  # old storage → new
@@ -33,7 +35,10 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
         b.path = module.split(".") if module else []
         b.grad_enabled = grad and not op.attrs.get("no_grad", False)
         unwound = ("unwind", "unwind_last", "stack")
-        b.unwind, b.unwind_last, b.stack = (tuple(moved[storage] for storage in op.attrs.get(name, ())) for name in unwound)  # type: ignore[attr-defined]
+        b.unwind, b.unwind_last, b.stack = (
+            tuple(moved[storage] for storage in op.attrs.get(name, ()))  # type: ignore[attr-defined]
+            for name in unwound
+        )
         core: tuple[int, ...] = op.attrs.get("core", ())  # type: ignore[assignment]
         b.arguments = tuple(moved[storage] for storage in core)
         arguments = tuple(env[spec.value] for spec in op.inputs)

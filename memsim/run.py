@@ -70,7 +70,10 @@ def _targets(value: object) -> object:
         return value
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise ValueError(f"{show(value)} is not all-linear, a list of module names such as [q_proj, v_proj] or a pattern for whole names")
+        raise ValueError(
+            f"{show(value)} is not all-linear, a list of module names such as [q_proj, v_proj] or a pattern for "
+            "whole names"
+        )
     return tuple(name.strip() for name in names)
 
 
@@ -87,7 +90,11 @@ def _layers(value: object) -> object:
     if value is None:
         return value
     numbers = [value] if isinstance(value, int) else value
-    if not isinstance(numbers, (list, tuple)) or not numbers or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+    if (
+        not isinstance(numbers, (list, tuple))
+        or not numbers
+        or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
+    ):
         raise ValueError(f"{show(value)} is not a list of numbers of layers such as [0, 1]")
     return tuple(numbers)
 
@@ -107,7 +114,9 @@ def _memory(value: object) -> object:
 def _device(value: object) -> object:
     known = catalog.devices()
     if value is not None and (not isinstance(value, str) or value not in known):
-        raise ValueError(f"{show(value)} is not in the catalogue{nearest(str(value), known)} (devices: {', '.join(known)})")
+        raise ValueError(
+            f"{show(value)} is not in the catalogue{nearest(str(value), known)} (devices: {', '.join(known)})"
+        )
     return value
 
 
@@ -136,7 +145,9 @@ def _text(value: object) -> object:
 
 def _model(value: object) -> object:
     if not isinstance(value, Mapping) and not (isinstance(value, str) and value):
-        raise ValueError(f"{show(value)} is not a model; give a name, the path of a Hugging Face config.json, or its fields")
+        raise ValueError(
+            f"{show(value)} is not a model; give a name, the path of a Hugging Face config.json, or its fields"
+        )
     return dict(value) if isinstance(value, Mapping) else value
 
 
@@ -151,7 +162,8 @@ class Method(Part):
 
     kind: Literal["full", "lora", "qlora", "ia3", "qia3"] = "full"
     rank: Annotated[int, _whole(1, 2**16)] = 8
-    targets: Annotated[str | tuple[str, ...] | None, BeforeValidator(_targets)] = "all-linear"  # or names of modules, or a pattern; null: PEFT's own for (IA)³
+    # or names of modules, or a pattern; null: PEFT's own for (IA)³
+    targets: Annotated[str | tuple[str, ...] | None, BeforeValidator(_targets)] = "all-linear"
     dropout: Annotated[float, _number(lambda p: 0 <= p < 1, "a probability from 0 to below 1")] = 0.0
     quantization: Literal["nf4", "int8", "gptq", "awq"] = "nf4"  # qlora, qia3: how the frozen weights are stored
     group_size: Annotated[int, _whole(1, 2**20)] = 128  # gptq, awq: input features that share a scale
@@ -159,11 +171,16 @@ class Method(Part):
     dora: Annotated[bool, BeforeValidator(_flag)] = False
     rslora: Annotated[bool, BeforeValidator(_flag)] = False  # another scaling; of the same size
     bias: Literal["none", "all", "lora_only"] = "none"  # which of the model's biases train beside the adapters
-    layers: Annotated[tuple[int, ...] | None, BeforeValidator(_layers)] = None  # only these have adapters (PEFT's layers_to_transform)
-    target_parameters: Annotated[tuple[str, ...], BeforeValidator(_modules)] = ()  # ends of names of parameters with adapters of their own: experts, routers
-    modules_to_save: Annotated[tuple[str, ...], BeforeValidator(_modules)] = ()  # ends of names of modules that train as a whole
-    feedforward: Annotated[tuple[str, ...] | None, BeforeValidator(_modules)] = None  # (IA)³: targets whose input is scaled, not their output
-    casts: Literal["peft", "trl", "none"] = "peft"  # qlora, qia3: who casts what is not quantized; TRL's trainer casts the head and embeddings back to bf16
+    # only these have adapters (PEFT's layers_to_transform)
+    layers: Annotated[tuple[int, ...] | None, BeforeValidator(_layers)] = None
+    # ends of names of parameters with adapters of their own: experts, routers
+    target_parameters: Annotated[tuple[str, ...], BeforeValidator(_modules)] = ()
+    # ends of names of modules that train as a whole
+    modules_to_save: Annotated[tuple[str, ...], BeforeValidator(_modules)] = ()
+    # (IA)³: targets whose input is scaled, not their output
+    feedforward: Annotated[tuple[str, ...] | None, BeforeValidator(_modules)] = None
+    # qlora, qia3: who casts what is not quantized; TRL's trainer casts the head and embeddings back to bf16
+    casts: Literal["peft", "trl", "none"] = "peft"
 
     @model_validator(mode="before")
     @classmethod
@@ -182,23 +199,31 @@ class Train(Part):
 
 
 class Batch(Part):
-    """Sequences in a micro-batch, tokens in a sequence, micro-batches in a step. An image's tokens follow from its model, whatever `sequence` says."""
+    """Sequences in a micro-batch, tokens in a sequence, micro-batches in a step. An image's tokens follow from its
+    model, whatever `sequence` says.
+    """
 
     size: Annotated[int, _whole(1, 2**20)] = 1
     sequence: Annotated[int, _whole(1, 2**24)] = 512
     accumulation: Annotated[int, _whole(1, 2**12)] = 1
-    padding: Annotated[float, _number(lambda share: 0 <= share < 1, "a share of the tokens from 0 to below 1")] = 0.0  # with an attention mask, if any
-    target: Annotated[int, _whole(1, 2**24)] | None = None  # T5: tokens that the decoder gets; null: as many as sequence
+    # with an attention mask, if any
+    padding: Annotated[float, _number(lambda share: 0 <= share < 1, "a share of the tokens from 0 to below 1")] = 0.0
+    # T5: tokens that the decoder gets; null: as many as sequence
+    target: Annotated[int, _whole(1, 2**24)] | None = None
 
 
 class EfficiencyKeys(Part):
-    """What of the device's data sheet is reached, for estimates of time (cost.py): shares of its rates, and microseconds of a launch."""
+    """What of the device's data sheet is reached, for estimates of time (cost.py): shares of its rates, and
+    microseconds of a launch.
+    """
 
     matmul: Annotated[float, SHARE] = Efficiency.matmul
     attention: Annotated[float, SHARE] = Efficiency.attention
     memory: Annotated[float, SHARE] = Efficiency.memory
     pcie: Annotated[float, SHARE] = Efficiency.pcie
-    launch_us: Annotated[float, _number(lambda us: us > 0, "a positive number of microseconds")] = round(1e6 * Efficiency.launch, 3)
+    launch_us: Annotated[float, _number(lambda us: us > 0, "a positive number of microseconds")] = round(
+        1e6 * Efficiency.launch, 3
+    )
 
 
 class Run(Part):
@@ -211,15 +236,20 @@ class Run(Part):
     precision: Literal["bf16", "amp-bf16", "amp-fp16", "fp32", "tf32", "fp16"] = "bf16"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     checkpointing: Annotated[str | dict[str, Any], BeforeValidator(read_strategy)] = "none"  # (passes/checkpoint.py)
-    routing: Annotated[str | dict[str, float], BeforeValidator(_routing)] = "balanced"  # of tokens to experts, where there are any (models/moe.py)
+    # of tokens to experts, where there are any (models/moe.py)
+    routing: Annotated[str | dict[str, float], BeforeValidator(_routing)] = "balanced"
     optimizer: Annotated[str, BeforeValidator(optimizer_name)] = "adamw"  # memsim/optimizernames.py
-    optimizer_in_backward: Annotated[bool, BeforeValidator(_flag)] = False  # an optimizer for each parameter, stepped once its gradient is there
-    grad_scaler: Annotated[bool, BeforeValidator(_flag)] = False  # torch.amp.GradScaler, with amp-fp16 (schedule/grad_scaler.py)
+    # an optimizer for each parameter, stepped once its gradient is there
+    optimizer_in_backward: Annotated[bool, BeforeValidator(_flag)] = False
+    # torch.amp.GradScaler, with amp-fp16 (schedule/grad_scaler.py)
+    grad_scaler: Annotated[bool, BeforeValidator(_flag)] = False
     clip_grad_norm: Annotated[float, _number(lambda norm: norm > 0, "a positive number or null")] | None = None
     fsdp: Annotated[int, _whole(1, 2**16)] = 1
     allocator: Annotated[str, BeforeValidator(_text)] = ""
-    addresses: Literal["ascending", "linux"] = "ascending"  # the driver's (allocator/linux_addresses.py): they decide ties in PyTorch up to 2.12
-    device: Annotated[str | None, BeforeValidator(_device)] = None  # a catalogue name: sets the next two where they are not given
+    # the driver's (allocator/linux_addresses.py): they decide ties in PyTorch up to 2.12
+    addresses: Literal["ascending", "linux"] = "ascending"
+    # a catalogue name: sets the next two where they are not given
+    device: Annotated[str | None, BeforeValidator(_device)] = None
     device_memory_gib: Annotated[float, BeforeValidator(_memory)] = 80.0
     sm: Annotated[int, _whole(30, 200)] = 80  # compute capability times ten
     steps: Annotated[int, _whole(1, 10_000)] = 3
@@ -236,7 +266,8 @@ class Run(Part):
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, object] | Run, *, set: Sequence[str] = ()) -> Run:
-        """A Run from a YAML file, a name (an example run, or a model for a run with defaults), a mapping, or another Run.
+        """A Run from a YAML file, a name (an example run, or a model for a run with defaults), a mapping, or another
+        Run.
 
         `set` changes keys: "batch.sequence=4096". A model's path is relative to the YAML file. Raises InputError.
         """
@@ -286,7 +317,9 @@ class Run(Part):
         return int(self.device_memory_gib * GIB)
 
     def plain(self) -> dict[str, object]:
-        """Every key as plain data. A model that was read from a file is written out, so that the Run stands for itself."""
+        """Every key as plain data. A model that was read from a file is written out, so that the Run
+        stands for itself.
+        """
         data = self.model_dump(mode="json")
         data["model"] = dict(self.config) if self._resolved.from_file else data["model"]
         for key in ("device_memory_gib", "clip_grad_norm"):
@@ -311,7 +344,9 @@ def _fill(run: Run, data: Mapping[str, Any], where: str, folder: Path, changed: 
     """Validates `data` into `run`. `changed` are the keys that came from --set, and are named so in errors."""
 
     def fail(key: str, reason: str) -> InputError:
-        place = "--set" if any(f"{key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{key}.") for k in changed) else where
+        place = (
+            "--set" if any(f"{key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{key}.") for k in changed) else where
+        )
         return InputError(_printable(f"{place}: {key}: {reason}" if key else f"{place}: {reason}"))
 
     given = _of_device(data.get("device"))
@@ -329,7 +364,9 @@ def _fill(run: Run, data: Mapping[str, Any], where: str, folder: Path, changed: 
 
 
 def _printable(line: str) -> str:
-    """`line` with what would break it, or would command a terminal, written as Python writes it: keys and values come from anyone's file."""
+    """`line` with what would break it, or would command a terminal, written as Python writes it: keys and values come
+    from anyone's file.
+    """
     return line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
@@ -343,7 +380,9 @@ def _of_device(name: object) -> dict[str, object]:
 
 
 def _read(source: str | Path) -> tuple[dict[str, object], str, str, Path]:
-    """The mapping behind a path or a name; the Run's name; what to call it in errors; the folder that paths in it are relative to."""
+    """The mapping behind a path or a name; the Run's name; what to call it in errors; the folder that paths in it are
+    relative to.
+    """
     text = str(source)
     examples, path = catalog.examples(), Path(text)
     if isinstance(source, str) and text in examples:
@@ -359,7 +398,10 @@ def _read(source: str | Path) -> tuple[dict[str, object], str, str, Path]:
     if path.suffix.lower() in (".yaml", ".yml", ".json") or len(path.parts) > 1:
         raise InputError(f"{text}: no such file; give a YAML file or one of the runs {', '.join(examples)}")
     hint = nearest(text, [*examples, *catalog.models()])
-    raise InputError(f"{text!r}: neither a file nor a name of the catalogue{hint} (runs: {', '.join(examples)}; `memsim models` lists the models)")
+    raise InputError(
+        f"{text!r}: neither a file nor a name of the catalogue{hint} (runs: {', '.join(examples)}; `memsim models` "
+        "lists the models)"
+    )
 
 
 def _change(text: str) -> tuple[str, object]:
@@ -373,7 +415,8 @@ def _change(text: str) -> tuple[str, object]:
 def _changed(data: Mapping[str, object], changes: Sequence[tuple[str, object]]) -> dict[str, object]:
     """A copy of `data` with the changes made, nested mappings made where they are missing."""
     result = dict(data)
-    if any(key == "device" and value is not None for key, value in changes):  # a device that is asked for decides, whatever the file says of another
+    # a device that is asked for decides, whatever the file says of another
+    if any(key == "device" and value is not None for key, value in changes):
         result = {key: value for key, value in result.items() if key not in ("device_memory_gib", "sm")}
     for key, value in changes:
         *outer, last = key.split(".")

@@ -1,4 +1,6 @@
-"""Phases and training steps of a Timeline: the numbers that torch.cuda.max_memory_allocated() and memory_stats() give a script that asks at each step."""
+"""Phases and training steps of a Timeline: the numbers that torch.cuda.max_memory_allocated() and memory_stats() give a
+script that asks at each step.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Step:
-    """One training step in bytes. Peaks are over the step, its starting level included, as if peak statistics were reset at its start.
+    """One training step in bytes. Peaks are over the step, its starting level included, as if peak statistics were
+    reset at its start.
 
-    `peak_after_forward` and `peak_after_backward` are the largest allocated so far when the (last) forward and backward ended.
-    `retries` and `ooms` count from the start of the Tape.
+    `peak_after_forward` and `peak_after_backward` are the largest allocated so far when the (last) forward and backward
+    ended. `retries` and `ooms` count from the start of the Tape.
     """
 
     step: int
@@ -105,7 +108,9 @@ def _step(number: int, mine: list[Span], answer: Answer) -> Step:
 
 
 def step_time(tape: Tape, work: NDArray[np.float64], tokens: int, peak: float) -> StepTime | None:
-    """The time of the last step from `work` [n, 3]; None where there is no step. `peak` is the device's rate of products in FLOP a second."""
+    """The time of the last step from `work` [n, 3]; None where there is no step. `peak` is the device's rate of
+    products in FLOP a second.
+    """
     cut = [span for span in spans(tape) if span.step is not None]
     if not cut:
         return None

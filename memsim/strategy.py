@@ -1,4 +1,6 @@
-"""What the key `checkpointing` of a Run may be: a name, or a mapping with one key. What each does is passes/checkpoint.py."""
+"""What the key `checkpointing` of a Run may be: a name, or a mapping with one key. What each does is
+passes/checkpoint.py.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,22 @@ from memsim.quantity import read_bytes
 
 NAMES = ("none", "full", "reentrant", "sqrt", "selective", "megatron", "offload")
 OF_A_LAYER = ("none", "full", "reentrant", "selective", "megatron", "offload")  # what a plan may give to some layers
-MAPPINGS = {"every": "k", "first": "k", "segments": "n", "save": "[matmul, attention]", "plan": "[[8, full], [24, none]]", "budget": "24GiB"}
+MAPPINGS = {
+    "every": "k",
+    "first": "k",
+    "segments": "n",
+    "save": "[matmul, attention]",
+    "plan": "[[8, full], [24, none]]",
+    "budget": "24GiB",
+}
 FORMS = f"{', '.join(NAMES)}, {', '.join(f'{{{key}: {value}}}' for key, value in MAPPINGS.items())}"
 Strategy = str | dict[str, object]
 
 
 def read_strategy(value: object) -> Strategy:
-    """The value of the key, checked as far as that goes without a model. Raises ValueError, with what would be valid."""
+    """The value of the key, checked as far as that goes without a model. Raises ValueError, with what
+    would be valid.
+    """
     if isinstance(value, str) and value in NAMES:
         return value
     if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in MAPPINGS:
@@ -36,7 +47,9 @@ def read_strategy(value: object) -> Strategy:
 def _count(key: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(
-            f"{key}: {_show(value)} is not a whole number of layers from 1" if key != "segments" else f"{key}: {_show(value)} is not a whole number from 1"
+            f"{key}: {_show(value)} is not a whole number of layers from 1"
+            if key != "segments"
+            else f"{key}: {_show(value)} is not a whole number from 1"
         )
     return value
 
@@ -49,10 +62,15 @@ def _plan(value: object) -> list[object]:
             break
         strategy = read_strategy(row[1])
         if not (strategy in OF_A_LAYER if isinstance(strategy, str) else "save" in strategy):
-            raise ValueError(f"plan: {_show(row[1])} is not a strategy of single layers; {', '.join(OF_A_LAYER)} and {{save: [matmul]}} are")
+            raise ValueError(
+                f"plan: {_show(row[1])} is not a strategy of single layers; {', '.join(OF_A_LAYER)} and {{save: "
+                f"[matmul]}} are"
+            )
         rows.append([_count("plan", row[0]), strategy])
     if not rows:
-        raise ValueError(f"plan: {_show(value)} is not a list of pairs of layers and strategy such as [[8, full], [24, none]]")
+        raise ValueError(
+            f"plan: {_show(value)} is not a list of pairs of layers and strategy such as [[8, full], [24, none]]"
+        )
     return rows
 
 

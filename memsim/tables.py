@@ -16,22 +16,48 @@ from memsim.words import gib
 
 
 def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
-    """An empty table whose first `left` columns hold words and the others numbers. A narrow terminal folds cells and never cuts them."""
-    made = Table(title=title, title_justify="left", title_style="dim", header_style="bold", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    """An empty table whose first `left` columns hold words and the others numbers. A narrow terminal folds cells and
+    never cuts them.
+    """
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="dim",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
     for at, column in enumerate(columns):
         made.add_column(column, justify="left" if at < left else "right", overflow="fold")
     return made
 
 
 def steps(timeline: Timeline) -> Table:
-    """Peaks and what is held at the end of each step, in GiB. Where memory runs out, the steps as they would be with enough of it."""
+    """Peaks and what is held at the end of each step, in GiB. Where memory runs out, the steps as they would be with
+    enough of it.
+    """
     finished = len(timeline.steps)
     title = "GiB, as if there were enough memory" if timeline.out_of_memory and timeline.unlimited else "GiB"
-    columns = ("step", "peak requested", "peak allocated", "peak reserved", "end allocated", "end reserved", "segments", "retries")
+    columns = (
+        "step",
+        "peak requested",
+        "peak allocated",
+        "peak reserved",
+        "end allocated",
+        "end reserved",
+        "segments",
+        "retries",
+    )
     grid = table(*columns, left=0, title=title)
     for at, step in enumerate(timeline.steps_needed):
         values = (step.peak_requested, step.peak_allocated, step.peak_reserved, step.end_allocated, step.end_reserved)
-        cells = [str(step.step), *(gib(value, unit=False) for value in values), str(step.peak_segments), str(step.retries)]
+        cells = [
+            str(step.step),
+            *(gib(value, unit=False) for value in values),
+            str(step.peak_segments),
+            str(step.retries),
+        ]
         grid.add_row(*[Text(cell) for cell in cells], style="" if at < finished else "dim")
     return grid
 
@@ -48,7 +74,10 @@ def models(listed: Mapping[str, Mapping[str, object]]) -> Table:
     )
     grid = table("model", "family", "layers", "hidden", "heads", "key-value heads", "vocabulary", left=2)
     for name, model in listed.items():
-        grid.add_row(Text(name), *[Text(_cell(next((model[key] for key in names if model.get(key) is not None), None))) for names in keys])
+        grid.add_row(
+            Text(name),
+            *[Text(_cell(next((model[key] for key in names if model.get(key) is not None), None))) for names in keys],
+        )
     return grid
 
 
@@ -57,7 +86,14 @@ def devices(listed: Mapping[str, Device]) -> Table:
     grid = table("device", "in full", "memory", "sm", "16-bit TFLOP/s", "memory GB/s", "link GB/s", "PCIe GB/s", left=2)
     for name, device in listed.items():
         flops = device.flops.get("bf16", device.flops.get("fp16"))
-        cells = [name, device.title, gib(device.memory), _cell(device.sm), _scaled(flops, 1e12), _scaled(device.memory_bandwidth, 1e9)]
+        cells = [
+            name,
+            device.title,
+            gib(device.memory),
+            _cell(device.sm),
+            _scaled(flops, 1e12),
+            _scaled(device.memory_bandwidth, 1e9),
+        ]
         cells += [_scaled(device.link.bandwidth if device.link else None, 1e9), _scaled(device.pcie.bandwidth, 1e9)]
         grid.add_row(*[Text(cell) for cell in cells])
     return grid
@@ -68,7 +104,9 @@ def stacks(listed: Mapping[str, Software]) -> list[Table]:
     grid = table("stack", "torch", "transformers", "peft", "sm", "families", left=6)
     for name, stack in listed.items():
         families = ", ".join(stack.held.get("model_type", ("every one",)))
-        grid.add_row(*[Text(cell) for cell in (name, stack.torch, stack.transformers, stack.peft, stack.devices, families)])
+        grid.add_row(
+            *[Text(cell) for cell in (name, stack.torch, stack.transformers, stack.peft, stack.devices, families)]
+        )
     tables = [grid]
     for name, stack in listed.items():
         found = differences(stack)
@@ -87,7 +125,10 @@ def stacks_json(listed: Mapping[str, Software]) -> dict[str, object]:
             "held": {key: list(values) for key, values in stack.held.items()},
             "least_sm": stack.least_sm,
             "most_sm": stack.most_sm,
-            "differences": {key: {"about": about, "here": own, "golden": golden} for key, (about, own, golden) in differences(stack).items()},
+            "differences": {
+                key: {"about": about, "here": own, "golden": golden}
+                for key, (about, own, golden) in differences(stack).items()
+            },
         }
         for name, stack in listed.items()
     }

@@ -11,13 +11,16 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-AUTOCAST_CACHE = "autocast cache"  # operator of the frees that empty it: their order is that of a hash table's entries, and no part of the prediction
+# operator of the frees that empty it: their order is that of a hash table's entries, and no part of the prediction
+AUTOCAST_CACHE = "autocast cache"
 
 
-SET_ORDER = "rotary_emb of each type"  # module that runs once for each element of a Python set of names, whose order differs from process to process
+# module that runs once for each element of a Python set of names, whose order differs from process to process
+SET_ORDER = "rotary_emb of each type"
 
 
-SECONDS, AGAIN, FLOPS = range(3)  # columns of `work`: seconds; those of recomputation among them; FLOPs of matrix products that the step needs
+# columns of `work`: seconds; those of recomputation among them; FLOPs of matrix products that the step needs
+SECONDS, AGAIN, FLOPS = range(3)
 
 
 class Action(IntEnum):
@@ -62,7 +65,8 @@ class Tape:
     category: NDArray[np.uint8]  # [n] Category of the storage; UNATTRIBUTED where there is none
     phases: tuple[str, ...]  # "load", "0/forward", "0/backward", "0/optimizer", "1/forward" …
     operators: tuple[str, ...]  # names such as "self_attn.q_proj" or "cross_entropy"
-    work: NDArray[np.float64] | None = None  # [n, 3] estimated: SECONDS, AGAIN, FLOPS between the event before and this one; None where nobody knows
+    # [n, 3] estimated: SECONDS, AGAIN, FLOPS between the event before and this one; None where nobody knows
+    work: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.action)

@@ -34,7 +34,8 @@ class About:
     """What a Timeline is of. Everything may be unknown, as for a recording that names nothing."""
 
     name: str = ""  # of the run or the file: "qwen2.5-72b-lora"
-    facts: tuple[tuple[str, str], ...] = ()  # what a reader needs first, in order: ("model", "qwen2.5-72b"), ("method", "LoRA rank 16") …
+    # what a reader needs first, in order: ("model", "qwen2.5-72b"), ("method", "LoRA rank 16") …
+    facts: tuple[tuple[str, str], ...] = ()
     run: Mapping[str, object] | None = None  # the Run as plain data
     yaml: str = ""  # the Run as its file
     command: str = ""  # what repeats this Timeline
@@ -59,7 +60,8 @@ class About:
 class Timeline:
     """A Tape, the answer to it, and what follows from the two. Counters are bytes after each event.
 
-    `unlimited` is the answer of the same allocator without a memory limit: where `answer` ends at out of memory, it says what would have been needed.
+    `unlimited` is the answer of the same allocator without a memory limit: where `answer` ends at out of memory, it
+    says what would have been needed.
     """
 
     tape: Tape
@@ -75,7 +77,11 @@ class Timeline:
     @cached_property
     def spans(self) -> tuple[Span, ...]:
         """The Tape's phases in order, as far as they were answered."""
-        return tuple(Span(s.phase, s.start, min(s.stop, self.whole.processed)) for s in spans(self.tape) if s.start < self.whole.processed)
+        return tuple(
+            Span(s.phase, s.start, min(s.stop, self.whole.processed))
+            for s in spans(self.tape)
+            if s.start < self.whole.processed
+        )
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -113,7 +119,8 @@ class Timeline:
         event = self.about.loaded_event
         if event is None:
             loads = [span.stop for span in self.spans if span.phase == "load"]
-            loaded = self.tape.category[: loads[-1] if loads else 0] != Category.OPTIMIZER_STATE  # some optimizers begin with their state
+            # some optimizers begin with their state
+            loaded = self.tape.category[: loads[-1] if loads else 0] != Category.OPTIMIZER_STATE
             event = int(np.flatnonzero(loaded)[-1]) if loaded.any() else -1
         return int(self.whole.allocated[event]) if event >= 0 else 0
 
@@ -129,7 +136,9 @@ class Timeline:
 
     @cached_property
     def unsplit(self) -> NDArray[np.int64]:
-        """[n] bytes that blocks hold beyond what was requested of them, from rounding and from remainders too small to split off."""
+        """[n] bytes that blocks hold beyond what was requested of them, from rounding and from remainders too small to
+        split off.
+        """
         total = np.zeros(len(self.tape), np.int64)
         for curve in self.curves.values():
             total += curve
@@ -169,7 +178,9 @@ class Timeline:
 
     @cached_property
     def time(self) -> NDArray[np.float64] | None:
-        """[n] seconds from the first step's start at which each event is estimated to happen; None where nothing is known of time."""
+        """[n] seconds from the first step's start at which each event is estimated to happen; None where nothing is
+        known of time.
+        """
         return None if self.tape.work is None else np.cumsum(self.tape.work[:, SECONDS])
 
     @cached_property
@@ -181,10 +192,16 @@ class Timeline:
 
     @cached_property
     def bounds(self) -> Bounds | None:
-        """What the requests alone need, what a placement that knows all lifetimes needs, and what was reserved; None where only totals are known."""
+        """What the requests alone need, what a placement that knows all lifetimes needs, and what was reserved; None
+        where only totals are known.
+        """
         from memsim.allocator.bound import bounds
 
-        return bounds(self.tape, self.whole, first=self.about.first_event, most_pairs=MOST_PAIRS) if len(self.whole.driver_event) else None
+        return (
+            bounds(self.tape, self.whole, first=self.about.first_event, most_pairs=MOST_PAIRS)
+            if len(self.whole.driver_event)
+            else None
+        )
 
     def headline(self) -> str:
         """The answer in one or two sentences."""
@@ -211,7 +228,8 @@ class Timeline:
         )
 
     def to_frame(self) -> pandas.DataFrame:
-        """A row an event: action, bytes, operator, layer, phase, category, the counters in bytes, and the estimated time in seconds.
+        """A row an event: action, bytes, operator, layer, phase, category, the counters in bytes, and the estimated
+        time in seconds.
 
         Raises ImportError where pandas is not installed.
         """
@@ -222,7 +240,9 @@ class Timeline:
         columns: dict[str, object] = {
             "action": np.array([action.name.lower() for action in Action])[tape.action[:n]],
             "bytes": tape.bytes[:n],
-            "operator": pandas.Categorical.from_codes(tape.operator[:n], list(tape.operators)) if tape.operators else "",
+            "operator": pandas.Categorical.from_codes(tape.operator[:n], list(tape.operators))
+            if tape.operators
+            else "",
             "layer": tape.layer[:n],
             "phase": pandas.Categorical.from_codes(tape.phase[:n], list(tape.phases)),
             "category": names[tape.category[:n]],

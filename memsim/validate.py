@@ -39,7 +39,11 @@ class Peak:
     @property
     def error(self) -> float:
         """Simulated over recorded, less one, in percent."""
-        return 0.0 if not self.recorded or self.simulated is None else 100 * (self.simulated - self.recorded) / self.recorded
+        return (
+            0.0
+            if not self.recorded or self.simulated is None
+            else 100 * (self.simulated - self.recorded) / self.recorded
+        )
 
 
 @dataclass(frozen=True)
@@ -66,16 +70,31 @@ class Row:
     refused: bool = False  # not supported because the run itself is wrong, which is a failure
 
     def within(self, tolerance: float) -> bool:
-        """Whether both sides agree on out of memory, every peak is within so many percent, and events are equal where they were compared."""
+        """Whether both sides agree on out of memory, every peak is within so many percent, and events are equal where
+        they were compared.
+        """
         agree = self.oom.recorded == self.oom.simulated and self.events_equal is not False
-        return not self.refused if not self.supported else (agree and all(abs(peak.error) <= tolerance for peak in self.peaks.values()))
+        return (
+            not self.refused
+            if not self.supported
+            else (agree and all(abs(peak.error) <= tolerance for peak in self.peaks.values()))
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The row's keys, in bytes."""
-        data: dict[str, Any] = {"name": self.name, "supported": self.supported, "reason": self.reason, "oom": asdict(self.oom)}
+        data: dict[str, Any] = {
+            "name": self.name,
+            "supported": self.supported,
+            "reason": self.reason,
+            "oom": asdict(self.oom),
+        }
         data |= {metric: asdict(peak) for metric, peak in self.peaks.items()}
         data |= {"steps_exact": self.steps_exact, "difference": self.difference}
-        return data | ({} if self.events_equal is None else {"events_equal": self.events_equal, "events_difference": self.events_difference})
+        return data | (
+            {}
+            if self.events_equal is None
+            else {"events_equal": self.events_equal, "events_difference": self.events_difference}
+        )
 
 
 def files(folder: Path, pattern: str = "*") -> list[Path]:
@@ -105,21 +124,36 @@ def recorded(path: Path) -> dict[str, Any]:
 
 
 def settings_beside(trace: Path) -> list[str]:
-    """Keys of the Run that the result beside a recording (.json beside .npz) decides, as --set takes them; none where there is no such file."""
+    """Keys of the Run that the result beside a recording (.json beside .npz) decides, as --set takes them; none where
+    there is no such file.
+    """
     beside = trace.with_suffix(".json")
     device = recorded(beside).get("device") if beside.exists() else None
-    return [f"{key}={value}" for key, value in (routing_key(device) | addresses_key(device)).items()] if beside.exists() else []
+    return (
+        [f"{key}={value}" for key, value in (routing_key(device) | addresses_key(device)).items()]
+        if beside.exists()
+        else []
+    )
 
 
 def run_of(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The Run that was recorded, with the model's config inline and the stack of its versions: a recording says what it was made of,
-    whatever the catalogue says today. Raises Unsupported."""
+    """The Run that was recorded, with the model's config inline and the stack of its versions: a recording says what it
+    was made of, whatever the catalogue says today. Raises Unsupported.
+    """
     inline = {"model": data["model_config"]} if data.get("model_config") else {}
-    return {**routing_key(data.get("device")), **addresses_key(data.get("device")), **data["run"], **inline, **stack_key(data.get("versions"), data["run"])}
+    return {
+        **routing_key(data.get("device")),
+        **addresses_key(data.get("device")),
+        **data["run"],
+        **inline,
+        **stack_key(data.get("versions"), data["run"]),
+    }
 
 
 def routing_key(device: object) -> dict[str, str]:
-    """The Run's key `routing` for a recording of this device: every value of the virtual GPU reads as zero, the counts of tokens by expert too."""
+    """The Run's key `routing` for a recording of this device: every value of the virtual GPU reads as zero, the counts
+    of tokens by expert too.
+    """
     return {"routing": "zeros"} if device == VIRTUAL_GPU else {}
 
 
@@ -129,7 +163,9 @@ def addresses_key(device: object) -> dict[str, str]:
 
 
 def stack_key(versions: object, run: Mapping[str, Any]) -> dict[str, str]:
-    """The Run's key `stack` for a recording with these versions: nothing for the default. Raises Unsupported where no stack has them."""
+    """The Run's key `stack` for a recording with these versions: nothing for the default. Raises Unsupported where no
+    stack has them.
+    """
     if not isinstance(versions, Mapping):
         return {}
     adapters = isinstance(run.get("method"), Mapping) and run["method"].get("kind", "full") != "full"
@@ -147,14 +183,21 @@ def _versions(versions: Mapping[str, str]) -> str:
 def check(path: Path, simulate: Callable[[Mapping[str, Any], bool], Timeline], events: bool = False) -> Row:
     """Simulates the run of one recording and compares. With `events`, the event sequences of the .npz beside it too.
 
-    simulate: of a Run's keys, and of whether sets are gone through the other way round; where that is open, the order that agrees counts.
+    simulate: of a Run's keys, and of whether sets are gone through the other way round; where that is open, the order
+    that agrees counts.
     """
     data = recorded(path)
     try:
         run = run_of(data)
         timeline = simulate(run, False)
     except InputError as error:
-        return Row(path.stem, False, str(error), Outcome(bool(data.get("oom")), None), refused=not isinstance(error, Unsupported))
+        return Row(
+            path.stem,
+            False,
+            str(error),
+            Outcome(bool(data.get("oom")), None),
+            refused=not isinstance(error, Unsupported),
+        )
     row = _row(path, data, timeline, events)
     if (row.steps_exact and row.events_equal is not False) or not diff.is_order_open(timeline):
         return row
@@ -168,7 +211,9 @@ def _row(path: Path, data: Mapping[str, Any], timeline: Timeline, events: bool) 
     if not events or not trace.exists():
         return row
     found = diff.compare(timeline, recorder.load(trace), last_step=LAST_STEP)
-    return Row(**{**vars(row), "events_equal": found.equal, "events_difference": None if found.equal else diff.summary(found)})
+    return Row(
+        **{**vars(row), "events_equal": found.equal, "events_difference": None if found.equal else diff.summary(found)}
+    )
 
 
 def compare(name: str, data: Mapping[str, Any], simulated: Mapping[str, Any]) -> Row:
@@ -176,7 +221,10 @@ def compare(name: str, data: Mapping[str, Any], simulated: Mapping[str, Any]) ->
     pairs = list(zip(data["steps"], simulated["steps"], strict=False))
     peaks = {}
     for metric in METRICS:
-        sides = [max((step[metric] for step in side), default=None) for side in zip(*pairs, strict=True)] or [None, None]
+        sides = [max((step[metric] for step in side), default=None) for side in zip(*pairs, strict=True)] or [
+            None,
+            None,
+        ]
         peaks[metric] = Peak(sides[0], sides[1])
     differences = list(_differences(data, simulated))
     return Row(
@@ -207,7 +255,10 @@ def summarize(rows: list[Row], tolerance: float) -> dict[str, Any]:
     worst: dict[str, dict[str, Any]] = {}
     for metric in METRICS:
         row = max(done, key=lambda row: abs(row.peaks[metric].error), default=None)
-        worst[metric] = {"percent": row.peaks[metric].error if row else 0.0, "name": row.name if row and row.peaks[metric].error else None}
+        worst[metric] = {
+            "percent": row.peaks[metric].error if row else 0.0,
+            "name": row.name if row and row.peaks[metric].error else None,
+        }
     compared = [row for row in done if row.events_equal is not None]
     return {
         "runs": len(rows),
@@ -219,7 +270,11 @@ def summarize(rows: list[Row], tolerance: float) -> dict[str, Any]:
         "worst_error": worst,
         "tolerance_percent": tolerance,
         "past_tolerance": [row.name for row in rows if not row.within(tolerance)],
-    } | ({"events_compared": len(compared), "events_equal": sum(bool(row.events_equal) for row in compared)} if compared else {})
+    } | (
+        {"events_compared": len(compared), "events_equal": sum(bool(row.events_equal) for row in compared)}
+        if compared
+        else {}
+    )
 
 
 def passed(rows: list[Row], tolerance: float) -> bool:
@@ -258,7 +313,9 @@ def unsupported_table(rows: list[Row]) -> Table | None:
 def summary_lines(rows: list[Row], tolerance: float) -> list[str]:
     """The summary for people."""
     found = summarize(rows, tolerance)
-    lines = [f"{found['supported']} of {found['runs']} runs supported, {found['oom_agrees']} of them agree on out of memory."]
+    lines = [
+        f"{found['supported']} of {found['runs']} runs supported, {found['oom_agrees']} of them agree on out of memory."
+    ]
     for metric in METRICS:
         worst = found["worst_error"][metric]
         tail = f"worst {worst['percent']:+.3f} % ({worst['name']})" if worst["name"] else "worst 0 %"
@@ -279,4 +336,8 @@ def _error(peak: Peak) -> str:
 
 def _oom(outcome: Outcome) -> str:
     words = {True: "yes", False: "no"}
-    return words[outcome.recorded] if outcome.recorded == outcome.simulated else f"{words[outcome.recorded]}, simulated {words[bool(outcome.simulated)]}"
+    return (
+        words[outcome.recorded]
+        if outcome.recorded == outcome.simulated
+        else (f"{words[outcome.recorded]}, simulated {words[bool(outcome.simulated)]}")
+    )

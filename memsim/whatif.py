@@ -35,7 +35,9 @@ class Outcome:
         return asdict(self)
 
 
-def outcome(trace: Trace, allocator: str | None, device_memory: int | str | None, torch: str | None, search: bool) -> Outcome:
+def outcome(
+    trace: Trace, allocator: str | None, device_memory: int | str | None, torch: str | None, search: bool
+) -> Outcome:
     """What the setting (None: the trace's own) does. Raises InputError."""
     memory = bytes_of(device_memory)
     answer = replay(trace, allocator, memory, torch).answer
@@ -79,11 +81,26 @@ def least_memory(trace: Trace, allocator: str, torch: str | None = None) -> int:
 def table(rows: list[Outcome]) -> Table:
     """The rows as a table, sizes in GiB."""
     searched = any(row.smallest_device is not None for row in rows)
-    columns = ["peak reserved GiB", "peak allocated GiB", "unallocated at peak GiB", "driver calls", "retries", "out of memory at event"]
+    columns = [
+        "peak reserved GiB",
+        "peak allocated GiB",
+        "unallocated at peak GiB",
+        "driver calls",
+        "retries",
+        "out of memory at event",
+    ]
     made = tables.table("trace", "allocator", *columns, *(["smallest device GiB"] if searched else []), left=2)
     for row in rows:
         sizes = [f"{size / 2**30:.3f}" for size in (row.peak_reserved, row.peak_allocated, row.unallocated_at_peak)]
         failed = "-" if row.out_of_memory_event is None else str(row.out_of_memory_event)
         last = [f"{row.smallest_device / 2**30:.3f}"] if searched and row.smallest_device is not None else []
-        made.add_row(Text(row.source.rsplit("/", 1)[-1]), Text(row.allocator or "default"), *sizes, str(row.driver_calls), str(row.retries), failed, *last)
+        made.add_row(
+            Text(row.source.rsplit("/", 1)[-1]),
+            Text(row.allocator or "default"),
+            *sizes,
+            str(row.driver_calls),
+            str(row.retries),
+            failed,
+            *last,
+        )
     return made

@@ -52,7 +52,13 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     if seconds >= 0.9995:
         return f"{seconds:.2f} s"
-    return f"{1e3 * seconds:.0f} ms" if seconds >= 0.00995 else f"{1e3 * seconds:.2f} ms" if seconds >= 0.0009995 else f"{1e6 * seconds:.0f} µs"
+    return (
+        f"{1e3 * seconds:.0f} ms"
+        if seconds >= 0.00995
+        else f"{1e3 * seconds:.2f} ms"
+        if seconds >= 0.0009995
+        else f"{1e6 * seconds:.0f} µs"
+    )
 
 
 def percent(ratio: float) -> str:
@@ -87,7 +93,8 @@ def torch_size(count: int) -> str:
 
 def version() -> str:
     """The version of memsim that is installed."""
-    from importlib.metadata import PackageNotFoundError, version as installed  # costs milliseconds, and most callers never ask
+    # costs milliseconds, and most callers never ask
+    from importlib.metadata import PackageNotFoundError, version as installed
 
     try:
         return installed("memsim")

@@ -14,7 +14,9 @@ from memsim.errors import InputError
 
 @contextmanager
 def beside(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write bytes to, which takes the path's place at the end. Raises InputError, naming the path, where that cannot be."""
+    """A file to write bytes to, which takes the path's place at the end. Raises InputError, naming the path, where that
+    cannot be.
+    """
     try:
         file = tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name[:100]}.", delete=False)  # noqa: SIM115
         try:
@@ -26,7 +28,10 @@ def beside(path: Path) -> Iterator[IO[bytes]]:
             os.unlink(file.name)
             raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}; name a file in a folder that exists, is writable and has room") from None
+        raise InputError(
+            f"{path}: cannot be written: {error.strerror or error}; name a file in a folder that exists, is writable "
+            "and has room"
+        ) from None
 
 
 def _umask() -> int:

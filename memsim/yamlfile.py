@@ -1,6 +1,7 @@
 """YAML in and out, as people mean it.
 
-YAML 1.1, which PyYAML reads, takes `on` for true, `1:30` for ninety and `1e-3` for text. Here YAML 1.2 decides, and a key given twice is an error.
+YAML 1.1, which PyYAML reads, takes `on` for true, `1:30` for ninety and `1e-3` for text. Here YAML 1.2 decides, and a
+key given twice is an error.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ _CORE = (
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("tag:yaml.org,2002:int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    ("tag:yaml.org,2002:float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+0123456789.")),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+0123456789."),
+    ),
 )
 
 
@@ -76,7 +81,8 @@ def parse(text: str, source: str) -> object:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        if isinstance(error, RecursionError) or "nesting depth" in str(error):  # PyYAML's own limit, which releases from 6.0.4 on have
+        # PyYAML's own limit, which releases from 6.0.4 on have
+        if isinstance(error, RecursionError) or "nesting depth" in str(error):
             raise InputError(f"{source}: {TOO_DEEP}") from None
         raise InputError(f"{source}: not valid YAML{_where(error)}") from None
 
@@ -143,11 +149,15 @@ def mapping(value: object, source: str) -> dict[str, object]:
 
 def dump(data: Mapping[str, object]) -> str:
     """YAML with the keys in their order."""
-    text: str = yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+    text: str = yaml.dump(
+        data, Dumper=_CoreDumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120
+    )
     return text
 
 
 def inline(value: object) -> str:
     """A value on one line, as a person would write it after KEY=."""
-    text: str = yaml.dump(value, Dumper=_CoreDumper, sort_keys=False, default_flow_style=True, allow_unicode=True, width=10**6)
+    text: str = yaml.dump(
+        value, Dumper=_CoreDumper, sort_keys=False, default_flow_style=True, allow_unicode=True, width=10**6
+    )
     return text.removesuffix("...\n").strip() if not isinstance(value, str) or text.startswith(("'", '"')) else value

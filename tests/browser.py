@@ -46,7 +46,9 @@ class Browser:
         from selenium.webdriver.chrome.service import Service
 
         options = Options()
-        options.binary_location = next(path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name)))
+        options.binary_location = next(
+            path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))
+        )
         for flag in FLAGS:
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
@@ -104,7 +106,11 @@ class Browser:
     def requests(self) -> list[str]:
         """What was asked of the network since the page was opened, the page itself included."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        asked = [message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+        asked = [
+            message["params"]["request"]["url"]
+            for message in messages
+            if message["method"] == "Network.requestWillBeSent"
+        ]
         return [url for url in asked if not url.startswith("data:")]
 
     def photograph(self, path: Path, height: int | None = None) -> None:

@@ -41,7 +41,12 @@ class Script:
 
     def answer(self, settings: str = "", device_memory: int = 80 << 30) -> Answer:
         """What the allocator answers."""
-        return allocate(tape_of_operations(np.array(self.rows, np.int64)), Settings.parse(settings), device_memory, stop_at_oom=False)
+        return allocate(
+            tape_of_operations(np.array(self.rows, np.int64)),
+            Settings.parse(settings),
+            device_memory,
+            stop_at_oom=False,
+        )
 
 
 def calls(answer: Answer) -> list[tuple[str, int, int]]:
@@ -65,7 +70,11 @@ def settings_strings(draw: st.DrawFn) -> str:
         "per_process_memory_fraction": ["0.5", "0.9"],
         "throw_on_cudamalloc_oom": ["True"],
     }
-    chosen = [f"{key}:{draw(st.sampled_from(values))}" for key, values in choices.items() if values and draw(st.integers(0, 2)) == 0]
+    chosen = [
+        f"{key}:{draw(st.sampled_from(values))}"
+        for key, values in choices.items()
+        if values and draw(st.integers(0, 2)) == 0
+    ]
     if large != 20 and not any(part.startswith("large") for part in chosen):
         chosen.append(f"large_segment_size_mb:{large}")
     return ",".join(chosen)

@@ -1,6 +1,8 @@
-"""The shadow validator: holds the allocator to what must be true of any allocator, at every operation, without its code.
+"""The shadow validator: holds the allocator to what must be true of any allocator, at every operation, without its
+code.
 
-`Shadow` believes nothing but the answers. `structure` reads the arena's blocks, in plain Python, and checks how they lie.
+`Shadow` believes nothing but the answers. `structure` reads the arena's blocks, in plain Python, and checks how they
+lie.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ class Shadow:
 
     def __init__(self, tape: Tape, answer: Answer) -> None:
         self.tape, self.answer = tape, answer
-        self.ranges: dict[int, int] = {}  # what the driver gave: first address → bytes; mapped ranges one for each page-wise piece
+        # what the driver gave: first address → bytes; mapped ranges one for each page-wise piece
+        self.ranges: dict[int, int] = {}
         self.mapped: dict[int, int] = {}
         self.live: dict[int, tuple[int, int, int]] = {}  # storage → address, block, bytes
         self.waiting: list[tuple[int, int, int]] = []  # freed, but perhaps not by every stream
@@ -29,15 +32,23 @@ class Shadow:
         """Takes the driver calls of an event into account."""
         answer = self.answer
         while self.calls < len(answer.driver_event) and answer.driver_event[self.calls] == event:
-            action, address, size = (int(column[self.calls]) for column in (answer.driver_action, answer.driver_address, answer.driver_bytes))
+            action, address, size = (
+                int(column[self.calls]) for column in (answer.driver_action, answer.driver_address, answer.driver_bytes)
+            )
             assert size > 0
             if action == DriverAction.SEGMENT_ALLOC:
-                assert not any(start < address + size and address < start + length for start, length in (self.ranges | self.mapped).items())
+                assert not any(
+                    start < address + size and address < start + length
+                    for start, length in (self.ranges | self.mapped).items()
+                )
                 self.ranges[address] = size
             elif action == DriverAction.SEGMENT_FREE:
                 assert self.ranges.pop(address) == size
             elif action == DriverAction.SEGMENT_MAP:
-                assert not any(start < address + size and address < start + length for start, length in (self.ranges | self.mapped).items())
+                assert not any(
+                    start < address + size and address < start + length
+                    for start, length in (self.ranges | self.mapped).items()
+                )
                 self.mapped[address] = size
             else:
                 self._unmap(address, size)
@@ -80,7 +91,8 @@ class Shadow:
         assert int(answer.allocated[event]) == sum(size for _, size, _ in held)
         assert int(answer.reserved[event]) == sum(self.ranges.values()) + sum(self.mapped.values())
         assert int(answer.segments[event]) == len(self.ranges)
-        # A use on the block's own stream is no use, so what waits is at least nothing and at most what was freed with users.
+        # A use on the block's own stream is no use, so what waits is at least nothing and at most what was freed with
+        # users.
         least = int(answer.allocated[event])
         assert least <= int(answer.active[event]) <= least + sum(size for _, size, _ in self.waiting)
         self._places(held)
@@ -104,14 +116,17 @@ class Shadow:
 def structure(heap: arena.ARRAY) -> list[list[int]]:
     """Checks how the arena's blocks lie, and returns those of each segment or reservation, in order of address.
 
-    Links are mutual, blocks tile their segment, free neighbours are merged, each pool's set holds exactly its free mapped blocks, in order.
+    Links are mutual, blocks tile their segment, free neighbours are merged, each pool's set holds exactly its free
+    mapped blocks, in order.
     """
     spare: set[int] = set()
     at = int(heap[arena.SPARE])
     while at:
         spare.add(at)
         at = int(heap[at + arena.NEXT])
-    blocks = [b for b in range(int(heap[arena.FIRST_BLOCK]), int(heap[arena.NEXT_BLOCK]), arena.BLOCK_WORDS) if b not in spare]
+    blocks = [
+        b for b in range(int(heap[arena.FIRST_BLOCK]), int(heap[arena.NEXT_BLOCK]), arena.BLOCK_WORDS) if b not in spare
+    ]
     segments: list[list[int]] = []
     for block in blocks:
         before = int(heap[block + arena.PREV])
@@ -129,7 +144,11 @@ def structure(heap: arena.ARRAY) -> list[list[int]]:
         segments.append(run)
     assert sorted(block for run in segments for block in run) == blocks
     free = {block for block in blocks if not int(heap[block + arena.META]) & (arena.BUSY | arena.IS_UNMAPPED)}
-    listed = [block for number in range(2 * int(heap[arena.STREAMS])) for block in _pool(heap, int(heap[arena.POOLS]) + number * arena.POOL_WORDS)]
+    listed = [
+        block
+        for number in range(2 * int(heap[arena.STREAMS]))
+        for block in _pool(heap, int(heap[arena.POOLS]) + number * arena.POOL_WORDS)
+    ]
     assert sorted(listed) == sorted(free)
     return segments
 
@@ -142,7 +161,9 @@ def _pool(heap: arena.ARRAY, pool: int) -> list[int]:
         found.extend(_in_order(heap, int(heap[pool + number])))
     words = heap[pool + arena.CLASS_BITS : pool + arena.CLASS_SUMMARY].astype("<i8")
     assert np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist() == classes
-    assert np.flatnonzero(words).tolist() == [bit for bit in range(64) if int(heap[pool + arena.CLASS_SUMMARY]) >> bit & 1]
+    assert np.flatnonzero(words).tolist() == [
+        bit for bit in range(64) if int(heap[pool + arena.CLASS_SUMMARY]) >> bit & 1
+    ]
     keys = [(int(heap[block + arena.SIZE]), int(heap[block + arena.ORDER])) for block in found]
     assert keys == sorted(set(keys))
     assert all(int(heap[block + arena.META]) >> 3 == pool for block in found)

@@ -27,7 +27,9 @@ def dropped(graph: LayerGraph) -> list[tuple[str, list[int]]]:
 
 
 def named(graph: LayerGraph) -> list[tuple[str, list[str], list[str]]]:
-    """Operators with what they keep and what dies after them, by the name of what made it: passes number storages anew."""
+    """Operators with what they keep and what dies after them, by the name of what made it: passes number
+    storages anew.
+    """
     names = {spec.storage: name for name, spec in [*graph.inputs.items(), *graph.parameters.items()]}
     for op in graph.operators:
         for i, out in enumerate(op.outputs):
@@ -80,7 +82,9 @@ def test_the_graph_is_acyclic_and_its_edges_are_the_operators(name: str) -> None
         assert nx.is_directed_acyclic_graph(graph)
         for op in graph.operators:
             assert set(graph.predecessors(op)) == {spec.storage for spec in op.inputs}
-            assert {s for s in graph.predecessors(op) if graph.edges[s, op]["role"] == "save"} == set(op.saved) & {spec.storage for spec in op.inputs}
+            assert {s for s in graph.predecessors(op) if graph.edges[s, op]["role"] == "save"} == set(op.saved) & {
+                spec.storage for spec in op.inputs
+            }
 
 
 def test_no_storage_is_let_go_twice() -> None:
@@ -93,7 +97,10 @@ def test_no_storage_is_let_go_twice() -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"method": {"kind": "lora", "targets": ["q_prj"]}}, "method.targets: 'q_prj' matches no linear module; did you mean q_proj?"),
+        (
+            {"method": {"kind": "lora", "targets": ["q_prj"]}},
+            "method.targets: 'q_prj' matches no linear module; did you mean q_proj?",
+        ),
     ],
 )
 def test_a_target_that_matches_nothing(changes: dict[str, object], text: str) -> None:
@@ -106,17 +113,31 @@ def test_a_target_that_matches_nothing(changes: dict[str, object], text: str) ->
     [
         ({"device": "mi300x"}, "device: mi300x is not NVIDIA's"),
         ({"fsdp": 8}, "fsdp: 8 is not supported yet"),
-        ({"stack": "hf-4.48", "model": "qwen3-8b"}, "model_type: qwen3 with stack hf-4.48 is not supported, as transformers 4.48 does not know it; llama"),
+        (
+            {"stack": "hf-4.48", "model": "qwen3-8b"},
+            "model_type: qwen3 with stack hf-4.48 is not supported, as transformers 4.48 does not know it; llama",
+        ),
         ({"stack": "hf-4.48", "sm": 100}, "sm: 100 is not supported with torch 2.6.0; 70 to 90 are"),
-        ({"stack": "hf-4.48", "batch": {"sequence": 1}}, "batch.sequence: 1 with stack hf-4.48 leaves no token to learn from"),
+        (
+            {"stack": "hf-4.48", "batch": {"sequence": 1}},
+            "batch.sequence: 1 with stack hf-4.48 leaves no token to learn from",
+        ),
         ({"model": {**LLAMA, "hidden_act": "relu6"}}, "model.hidden_act: relu6 is not supported yet"),
         (
             {"stack": "hf-4.48", "model": {**LLAMA, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}},
             "model.rope_scaling: rope_type dynamic is not supported yet with llama and this stack",
         ),
         (
-            {"model": {**LLAMA, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 64}, "batch": {"sequence": 65}},
-            "batch.sequence: 65 with rope_type dynamic beyond model.max_position_embeddings 64, where it grows, is not supported yet",
+            {
+                "model": {
+                    **LLAMA,
+                    "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
+                    "max_position_embeddings": 64,
+                },
+                "batch": {"sequence": 65},
+            },
+            "batch.sequence: 65 with rope_type dynamic beyond model.max_position_embeddings 64, where it grows, is "
+            "not supported yet",
         ),
         ({"sm": 70}, "sm: 70 is not supported with torch 2.15.0; 75 and later are"),
     ],

@@ -80,7 +80,14 @@ def test_a_model_is_a_valid_run(name: str) -> None:
     elif config["model_type"] == "opt":
         assert {"hidden_size", "ffn_dim", "num_hidden_layers", "num_attention_heads", "vocab_size"} <= set(config)
     elif config["model_type"] not in ("gpt2", "bloom", "vit", "t5"):
-        assert {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "tie_word_embeddings"} <= set(config)
+        assert {
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "vocab_size",
+            "tie_word_embeddings",
+        } <= set(config)
 
 
 # Parameters in billions as the models' cards state them; a digit that is off in a size shows here.

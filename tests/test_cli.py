@@ -19,7 +19,10 @@ from memsim.simulation import simulate
 from memsim.traces.recorder import ACTIONS
 
 TINY = """\
-model: {model_type: llama, hidden_size: 256, intermediate_size: 512, num_hidden_layers: 4, num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 1000}
+model: {
+  model_type: llama, hidden_size: 256, intermediate_size: 512,
+  num_hidden_layers: 4, num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 1000,
+}
 batch: {size: 1, sequence: 64}
 steps: 2
 """
@@ -37,10 +40,21 @@ def record(folder: Path, run: Path, name: str = "tiny", **changes: object) -> Pa
     """Writes a simulation down as the recorder would, and gives the path of its .npz."""
     loaded = Run.load(run)
     timeline = simulate(loaded)
-    data = {**timeline.to_json(), "run": {k: v for k, v in loaded.plain().items() if k != "model"}, "model_config": dict(loaded.config), **changes}
+    data = {
+        **timeline.to_json(),
+        "run": {k: v for k, v in loaded.plain().items() if k != "model"},
+        "model_config": dict(loaded.config),
+        **changes,
+    }
     (folder / f"{name}.json").write_text(json.dumps(data))
     made = events.of_simulation(timeline.tape, timeline.answer)
-    arrays = {"action": made.action, "address": made.address, "bytes": made.bytes, "stream": np.zeros(len(made), np.uint64), "phase": made.phase}
+    arrays = {
+        "action": made.action,
+        "address": made.address,
+        "bytes": made.bytes,
+        "stream": np.zeros(len(made), np.uint64),
+        "phase": made.phase,
+    }
     np.savez(folder / f"{name}.npz", actions=np.array(ACTIONS), phases=np.array(made.phases), **arrays)
     return folder / f"{name}.npz"
 
@@ -60,11 +74,37 @@ def test_simulate_prints_the_headline_and_the_steps(tiny: Path, capsys: pytest.C
     assert "\x1b" not in out + err
 
 
-def test_simulate_json_is_all_there_is_on_stdout(tiny: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["simulate", str(tiny), "--json", "-o", str(tmp_path / "r.html"), "--set", "steps=3", "--set", "batch.size=2"]) == 0
+def test_simulate_json_is_all_there_is_on_stdout(
+    tiny: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert (
+        main(
+            [
+                "simulate",
+                str(tiny),
+                "--json",
+                "-o",
+                str(tmp_path / "r.html"),
+                "--set",
+                "steps=3",
+                "--set",
+                "batch.size=2",
+            ]
+        )
+        == 0
+    )
     data = json.loads(capsys.readouterr().out)
     assert len(data["steps"]) == 3 and data["oom"] is None and data["run"]["batch"]["size"] == 2
-    assert {"peak_allocated", "peak_reserved", "peak_requested", "end_allocated", "end_reserved", "peak_segments", "retries", "ooms"} <= set(data["steps"][0])
+    assert {
+        "peak_allocated",
+        "peak_reserved",
+        "peak_requested",
+        "end_allocated",
+        "end_reserved",
+        "peak_segments",
+        "retries",
+        "ooms",
+    } <= set(data["steps"][0])
 
 
 def test_simulate_exits_with_1_where_memory_runs_out(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,12 +114,16 @@ def test_simulate_exits_with_1_where_memory_runs_out(tiny: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["oom"].startswith("CUDA out of memory. Tried to allocate ")
 
 
-def test_a_report_is_written_whole_and_said_on_stderr(tiny: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_report_is_written_whole_and_said_on_stderr(
+    tiny: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     report = tmp_path / "out" / "report.html"
     report.parent.mkdir()
     assert main(["simulate", str(tiny), "-o", str(report)]) == 0
     assert f"wrote {report}" in capsys.readouterr().err
-    assert report.read_text().rstrip().endswith("</html>") and [path.name for path in report.parent.iterdir()] == ["report.html"]
+    assert report.read_text().rstrip().endswith("</html>") and [path.name for path in report.parent.iterdir()] == [
+        "report.html"
+    ]
 
 
 def test_a_link_stays_a_link(tiny: Path, tmp_path: Path) -> None:
@@ -111,7 +155,9 @@ def test_a_full_disk_is_one_line_and_a_device_file_stays_one(tiny: Path, capfd: 
     assert capfd.readouterr().err.splitlines()[-1].startswith("memsim: ")
     assert Path("/dev/full").is_char_device()
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "memsim.cli", "devices"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "memsim.cli", "devices"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
     assert done.returncode == 2 and done.stderr == "memsim: output: No space left on device\n"
 
 
@@ -138,15 +184,21 @@ def test_a_reader_that_leaves_early_is_no_mistake() -> None:
         (["diff", "qwen2.5-0.5b", "no-such.npz"], "no-such.npz: cannot be read"),
     ],
 )
-def test_every_mistake_is_one_line_and_exit_code_2(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments) == 2
     assert says in one_line(capsys)
 
 
-def test_what_shows_only_once_the_model_is_built_names_the_file_too(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_shows_only_once_the_model_is_built_names_the_file_too(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for command in (["simulate", str(tiny)], ["graph", str(tiny), "-o", str(tiny.with_suffix(".html"))]):
         assert main([*command, "--set", "method.kind=lora", "--set", "method.targets=[q_prj]"]) == 2
-        assert one_line(capsys).startswith(f"memsim: {tiny}: method.targets: 'q_prj' matches no linear module; did you mean q_proj?")
+        assert one_line(capsys).startswith(
+            f"memsim: {tiny}: method.targets: 'q_prj' matches no linear module; did you mean q_proj?"
+        )
     assert not tiny.with_suffix(".html").exists()
 
 
@@ -159,7 +211,10 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_models_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0 and "qwen2.5-72b" in capsys.readouterr().out
-    assert main(["models", "--json"]) == 0 and json.loads(capsys.readouterr().out)["qwen2.5-72b"]["num_hidden_layers"] == 80
+    assert (
+        main(["models", "--json"]) == 0
+        and json.loads(capsys.readouterr().out)["qwen2.5-72b"]["num_hidden_layers"] == 80
+    )
     assert main(["devices"]) == 0 and "a100-80gb" in capsys.readouterr().out
     assert main(["devices", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
@@ -178,7 +233,9 @@ def test_stacks(capsys: pytest.CaptureFixture[str]) -> None:
     assert listed["hf-4.48"]["differences"]["allocator_ties"]["here"] == "by address"
 
 
-def test_diff_of_a_run_with_its_own_recording_is_equal(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diff_of_a_run_with_its_own_recording_is_equal(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trace = record(tmp_path, tiny)
     assert main(["diff", str(tiny), str(trace), "--addresses"]) == 0
     assert capsys.readouterr().out.startswith("Equal: all ")
@@ -212,7 +269,9 @@ def test_validate_compares_lists_and_judges(tiny: Path, tmp_path: Path, capsys: 
     assert main(["validate", str(folder), "--filter", "unknown"]) == 1
 
 
-def test_the_first_run_on_a_machine_says_what_it_waits_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_first_run_on_a_machine_says_what_it_waits_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from memsim.allocator import caching
 
     class Cold:
@@ -230,7 +289,9 @@ def test_the_first_run_on_a_machine_says_what_it_waits_for(capsys: pytest.Captur
 
 
 def test_golden_runs_agree(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate", str(golden), "--filter", "qwen2.5-0.5b-full*", "--events", "--tolerance", "0", "--json"]) in (0, 1)
+    assert main(
+        ["validate", str(golden), "--filter", "qwen2.5-0.5b-full*", "--events", "--tolerance", "0", "--json"]
+    ) in (0, 1)
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["runs"]}
     for name in ("qwen2.5-0.5b-full", "qwen2.5-0.5b-full-ckpt", "qwen2.5-0.5b-full-oom"):
         assert rows[name]["supported"] and rows[name]["steps_exact"] and rows[name]["events_equal"], name

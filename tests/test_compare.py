@@ -14,7 +14,10 @@ from memsim.comparison import Comparison
 from memsim.run import Run
 
 TINY = """\
-model: {model_type: llama, hidden_size: 256, intermediate_size: 512, num_hidden_layers: 6, num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 50000}
+model: {
+  model_type: llama, hidden_size: 256, intermediate_size: 512,
+  num_hidden_layers: 6, num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 50000,
+}
 batch: {size: 4, sequence: 256}
 device_memory_gib: 1
 steps: 2
@@ -30,14 +33,21 @@ def tiny(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def found(tiny: Path) -> Comparison:
-    runs = [Run.load(tiny, set=[f"checkpointing={kind}", f"optimizer={name}"]) for kind in ("none", "full") for name in ("adamw", "sgd")]
+    runs = [
+        Run.load(tiny, set=[f"checkpointing={kind}", f"optimizer={name}"])
+        for kind in ("none", "full")
+        for name in ("adamw", "sgd")
+    ]
     return memsim.compare(runs, labels=["none adamw", "none sgd", "full adamw", "full sgd"])
 
 
 def test_nothing_on_the_front_is_beaten(found: Comparison) -> None:
     on = {case.label for case in found.front}
     for case in found.cases:
-        beaten = any(o.memory <= case.memory and o.pace <= case.pace and (o.memory, o.pace) != (case.memory, case.pace) for o in found.cases)
+        beaten = any(
+            o.memory <= case.memory and o.pace <= case.pace and (o.memory, o.pace) != (case.memory, case.pace)
+            for o in found.cases
+        )
         assert (case.label in on) == (not beaten)
     assert on == {"none sgd", "full sgd"}
 
@@ -51,10 +61,13 @@ def test_the_cheapest_takes_the_least_time_of_those_that_fit(found: Comparison) 
 
 
 def test_what_does_not_fit_is_said(tiny: Path) -> None:
-    peaks = {kind: memsim.simulate(Run.load(tiny, set=[f"checkpointing={kind}"])).peak_reserved for kind in ("none", "full")}
+    peaks = {
+        kind: memsim.simulate(Run.load(tiny, set=[f"checkpointing={kind}"])).peak_reserved for kind in ("none", "full")
+    }
     between = (peaks["none"] + peaks["full"]) / 2 / 2**30
     found = memsim.compare(
-        [Run.load(tiny, set=[f"checkpointing={kind}", f"device_memory_gib={between}"]) for kind in ("none", "full")], labels=["none", "full"]
+        [Run.load(tiny, set=[f"checkpointing={kind}", f"device_memory_gib={between}"]) for kind in ("none", "full")],
+        labels=["none", "full"],
     )
     assert [case.fits for case in found.cases] == [False, True]
     assert found.cheapest is found.cases[1]
@@ -78,12 +91,31 @@ def test_frame_csv_and_json_agree(found: Comparison) -> None:
     assert found.to_frame()["peak_reserved"].tolist() == [case.memory for case in found.cases]
 
 
-def test_the_command_varies_keys_in_all_combinations(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_varies_keys_in_all_combinations(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = tmp_path / "c.html"
-    assert main(["compare", str(tiny), "--vary", "checkpointing=none,full", "--vary", "batch.size=1,2", "--json", "-o", str(page)]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                str(tiny),
+                "--vary",
+                "checkpointing=none,full",
+                "--vary",
+                "batch.size=1,2",
+                "--json",
+                "-o",
+                str(page),
+            ]
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     data = json.loads(out)
-    assert [case["label"] for case in data["cases"]] == [f"checkpointing {kind} · size {size}" for kind in ("none", "full") for size in (1, 2)]
+    assert [case["label"] for case in data["cases"]] == [
+        f"checkpointing {kind} · size {size}" for kind in ("none", "full") for size in (1, 2)
+    ]
     assert page.read_text().startswith("<!doctype html>") and str(page) in err
     assert main(["compare", str(tiny), "--vary", "batch={size: 1, sequence: 64},{size: 2, sequence: 32}"]) == 0
     assert "{size: 1, sequence: 64}" in capsys.readouterr().out
@@ -101,13 +133,21 @@ def test_nothing_fits_is_exit_code_1(tiny: Path, capsys: pytest.CaptureFixture[s
         (["--vary", "checkpointing=none,ful"], "--vary: checkpointing: "),
         (["--vary", "checkpointing"], "--vary 'checkpointing': write KEY=A,B, such as checkpointing=none,full"),
         (["--vary", "checkpointing=full,full"], "--vary checkpointing: full is given twice"),
-        (["--vary", f"batch.size={','.join(map(str, range(1, 66)))}"], "--vary: 65 combinations are more than 64; --yes simulates them"),
+        (
+            ["--vary", f"batch.size={','.join(map(str, range(1, 66)))}"],
+            "--vary: 65 combinations are more than 64; --yes simulates them",
+        ),
         ([], "compare: one run has nothing to be compared with; give two, or --vary KEY=A,B"),
-        (["--vary", "batch.size=1,2", "--json", "--csv"], "compare: --json and --csv both go to stdout; give one of them"),
+        (
+            ["--vary", "batch.size=1,2", "--json", "--csv"],
+            "compare: --json and --csv both go to stdout; give one of them",
+        ),
         (["--vary", "batch.size=1,2", "-o", "c.pdf"], "c.pdf: does not end in .html"),
     ],
 )
-def test_mistakes_are_one_line(tiny: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    tiny: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["compare", str(tiny), *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"memsim: {words}") and err.count("\n") == 1

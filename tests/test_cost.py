@@ -24,7 +24,9 @@ def test_the_slowest_of_arithmetic_memory_and_launch_decides() -> None:
     assert rates.seconds(Work("matmul", "bf16", 1.0, 2039e9)) == pytest.approx(2.0)
     assert rates.seconds(Work("vector", "bf16", 1.0, 1.0)) == 1e-5
     assert rates.seconds(Work("matmul", "fp32", 19.5e12, 1.0)) == pytest.approx(2.0)
-    assert Rates(A100, Efficiency(matmul=0.5), tf32=True).seconds(Work("matmul", "fp32", 156e12, 1.0)) == pytest.approx(2.0)
+    assert Rates(A100, Efficiency(matmul=0.5), tf32=True).seconds(Work("matmul", "fp32", 156e12, 1.0)) == pytest.approx(
+        2.0
+    )
 
 
 def test_flops_of_a_step_are_six_for_each_parameter_and_token_and_attentions() -> None:
@@ -70,7 +72,18 @@ def test_a_measured_step_scales_every_efficiency() -> None:
     assert timeline.step_time.total == pytest.approx(2 * before.total)
     assert timeline.about.rates.efficiency.matmul == pytest.approx(Efficiency.matmul / 2)
     e = timeline.about.rates.efficiency
-    again = simulate(Run(**SMALL, efficiency={"matmul": e.matmul, "attention": e.attention, "memory": e.memory, "pcie": e.pcie, "launch_us": e.launch * 1e6}))
+    again = simulate(
+        Run(
+            **SMALL,
+            efficiency={
+                "matmul": e.matmul,
+                "attention": e.attention,
+                "memory": e.memory,
+                "pcie": e.pcie,
+                "launch_us": e.launch * 1e6,
+            },
+        )
+    )
     assert again.step_time is not None and again.step_time.total == pytest.approx(2 * before.total)
 
 
@@ -82,7 +95,9 @@ def test_no_step_is_faster_than_the_data_sheet() -> None:
 def test_time_is_in_the_json_and_the_headline() -> None:
     timeline = memsim.simulate(Run(**SMALL))
     data = timeline.to_json()["time"]
-    assert isinstance(data, dict) and data["step"] == pytest.approx(data["forward"] + data["backward"] + data["recomputation"] + data["optimizer"])
+    assert isinstance(data, dict) and data["step"] == pytest.approx(
+        data["forward"] + data["backward"] + data["recomputation"] + data["optimizer"]
+    )
     assert "A step takes about" in timeline.headline() and "on A100-80GB" in timeline.headline()
     assert timeline.time is not None and (np.diff(timeline.time) >= 0).all()
 
@@ -99,5 +114,8 @@ def test_a_frame_has_a_row_for_every_event() -> None:
     frame = timeline.to_frame()
     assert len(frame) == timeline.whole.processed
     assert int(frame["reserved"].max()) == timeline.peak_reserved
-    assert set(frame["phase"].unique()) == {"load", *(f"{k}/{kind}" for k in (0, 1) for kind in ("forward", "backward", "optimizer"))}
+    assert set(frame["phase"].unique()) == {
+        "load",
+        *(f"{k}/{kind}" for k in (0, 1) for kind in ("forward", "backward", "optimizer")),
+    }
     assert frame["time"].is_monotonic_increasing

@@ -59,7 +59,12 @@ def test_the_first_difference_is_marked_between_its_neighbours_on_both_sides() -
     text = printed(found, context=1)
     marked = [line for line in text.splitlines() if "> 2" in line]
     assert len(marked) == 1 and marked[0].split() == [">", "2", "alloc", "#1", "600", "alloc", "#1", "700", "0/forward"]
-    assert "alloc #0" in text and "free_requested #0" in text and "free_completed" not in text and "segment_alloc" not in text
+    assert (
+        "alloc #0" in text
+        and "free_requested #0" in text
+        and "free_completed" not in text
+        and "segment_alloc" not in text
+    )
     assert text.splitlines()[0].strip() == "Event 2 differs, the first of 7 recorded and 7 simulated; in 0/forward."
 
 
@@ -74,7 +79,9 @@ def test_a_side_that_ends_early() -> None:
     short = diff.compare(timeline(recording()), recording(EVENTS[:5]))
     assert short.first == 5
     text = printed(short)
-    assert "The first 5 events are equal; there the recording ends, and the simulation goes on for 2 more." in text and "(end)" in text
+    assert (
+        "The first 5 events are equal; there the recording ends, and the simulation goes on for 2 more."
+    ) in text and "(end)" in text
 
 
 def test_clean_up_after_out_of_memory_and_later_steps_are_not_compared() -> None:

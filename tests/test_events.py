@@ -22,7 +22,9 @@ from memsim.traces.recorder import ACTIONS, Recording
 EXACT = ["qwen2.5-0.5b-full", "qwen2.5-0.5b-full-oom", "qwen2.5-0.5b-full-tight", "llama3.2-1b-full-eager"]
 
 
-def recording(*events: tuple[str, int, int], phases: tuple[str, ...] = ("load",), phase: list[int] | None = None) -> Recording:
+def recording(
+    *events: tuple[str, int, int], phases: tuple[str, ...] = ("load",), phase: list[int] | None = None
+) -> Recording:
     """A Recording of (action, address, bytes)."""
     n = len(events)
     return Recording(
@@ -37,7 +39,9 @@ def recording(*events: tuple[str, int, int], phases: tuple[str, ...] = ("load",)
 
 def save(path: Path, recorded: Recording, **changes: object) -> Path:
     """The Recording as the recorder writes it, with some arrays changed (None: left out)."""
-    arrays: dict[str, object] = {key: getattr(recorded, key) for key in ("action", "address", "bytes", "stream", "phase")}
+    arrays: dict[str, object] = {
+        key: getattr(recorded, key) for key in ("action", "address", "bytes", "stream", "phase")
+    }
     arrays |= {"actions": np.array(ACTIONS), "phases": np.array(recorded.phases), **changes}
     np.savez_compressed(path, **{key: value for key, value in arrays.items() if value is not None})
     return path
@@ -82,7 +86,10 @@ def test_a_recorder_file_reads_back(tmp_path: Path) -> None:
 def test_actions_in_another_order_mean_the_same(tmp_path: Path) -> None:
     names = list(reversed(ACTIONS))
     moved = np.array([names.index(ACTIONS[code]) for code in LITTLE.action], np.uint8)
-    assert recorder.load(save(tmp_path / "a.npz", LITTLE, action=moved, actions=np.array(names))).action.tolist() == LITTLE.action.tolist()
+    assert (
+        recorder.load(save(tmp_path / "a.npz", LITTLE, action=moved, actions=np.array(names))).action.tolist()
+        == LITTLE.action.tolist()
+    )
 
 
 def test_ordinals_count_allocs_and_follow_addresses_that_are_reused() -> None:
@@ -98,7 +105,15 @@ def test_to_tape_numbers_storages_in_order_of_their_alloc_and_attributes_nothing
 
 
 def test_to_tape_makes_an_oom_the_alloc_that_failed() -> None:
-    made = recorder.to_tape(recording(("alloc", 512, 8), ("oom", 77, 1024), ("free_requested", 512, 8), ("free_completed", 512, 8), ("alloc", 512, 9)))
+    made = recorder.to_tape(
+        recording(
+            ("alloc", 512, 8),
+            ("oom", 77, 1024),
+            ("free_requested", 512, 8),
+            ("free_completed", 512, 8),
+            ("alloc", 512, 9),
+        )
+    )
     assert made.action.tolist() == [Action.ALLOC, Action.ALLOC, Action.FREE, Action.ALLOC]
     assert made.storage.tolist() == [0, 1, 0, 2]
 
@@ -138,7 +153,15 @@ def test_what_is_no_npz_gets_one_line(tmp_path: Path) -> None:
     junk = io.BytesIO()
     with zipfile.ZipFile(junk, "w") as file:
         file.writestr("action.npy", b"not an array")
-    for content in (b"", b"hello", b"PK\x03\x04", good[: len(good) // 2], good[:-30], single.getvalue(), junk.getvalue()):
+    for content in (
+        b"",
+        b"hello",
+        b"PK\x03\x04",
+        good[: len(good) // 2],
+        good[:-30],
+        single.getvalue(),
+        junk.getvalue(),
+    ):
         path = tmp_path / "bad.npz"
         path.write_bytes(content)
         with pytest.raises(InputError) as caught:
@@ -167,7 +190,10 @@ def test_a_flipped_byte_is_refused_or_harmless(tmp_path_factory: pytest.TempPath
     [
         ([("alloc", 512, 8), ("alloc", 512, 8)], "event 1: address 512 is allocated while it is in use"),
         ([("free_requested", 512, 8)], "event 0: address 512 is freed while it is not allocated"),
-        ([("alloc", 512, 8), ("free_completed", 512, 8)], "event 1: address 512 completes a free that was not requested"),
+        (
+            [("alloc", 512, 8), ("free_completed", 512, 8)],
+            "event 1: address 512 completes a free that was not requested",
+        ),
     ],
 )
 def test_a_recording_that_contradicts_itself_is_refused(events: list[tuple[str, int, int]], says: str) -> None:
@@ -192,7 +218,9 @@ def test_the_driver_is_called_before_the_alloc_that_it_serves_and_a_free_is_two_
 
 
 def test_a_failing_alloc_is_an_oom_with_rounded_bytes_and_the_free_memory() -> None:
-    requests = tape((Action.ALLOC, 0, 100), (Action.FREE, 0, 100), (Action.ALLOC, 1, (30 << 20) + 1), (Action.ALLOC, 2, 5))
+    requests = tape(
+        (Action.ALLOC, 0, 100), (Action.FREE, 0, 100), (Action.ALLOC, 1, (30 << 20) + 1), (Action.ALLOC, 2, 5)
+    )
     made = ev.of_simulation(requests, allocate(requests, device_memory=16 << 20))
     assert [made.describe(event) for event in range(len(made))][-2:] == ["segment_free", "oom"]
     assert made.bytes[-1] == (30 << 20) + 512 and made.address[-1] == 16 << 20
@@ -207,7 +235,12 @@ def test_events_after_the_first_oom_are_left_out() -> None:
 def test_until_step_cuts_where_a_later_step_begins() -> None:
     whole = ev.of_recording(
         recording(
-            ("alloc", 1, 8), ("alloc", 2, 8), ("alloc", 3, 8), ("alloc", 4, 8), phases=("load", "0/forward", "1/forward", "2/forward"), phase=[0, 1, 2, 3]
+            ("alloc", 1, 8),
+            ("alloc", 2, 8),
+            ("alloc", 3, 8),
+            ("alloc", 4, 8),
+            phases=("load", "0/forward", "1/forward", "2/forward"),
+            phase=[0, 1, 2, 3],
         )
     )
     assert [len(ev.until_step(whole, last)) for last in (0, 1, 2, 9)] == [2, 3, 4, 4]

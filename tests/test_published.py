@@ -14,7 +14,9 @@ from memsim.simulation import simulate
 
 
 def test_an_a100_is_met(shared: Path) -> None:
-    found = published.compare(published.load(shared / "golden" / "published.jsonl"), lambda data: simulate(Run.load(data)))
+    found = published.compare(
+        published.load(shared / "golden" / "published.jsonl"), lambda data: simulate(Run.load(data))
+    )
     errors = [abs(row.error) for row in found if row.simulated is not None and not row.differs]
     assert len(errors) == 16 and max(errors) < 0.01
     others = [row for row in found if row.simulated is not None and row.differs]
@@ -24,7 +26,12 @@ def test_an_a100_is_met(shared: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "has no rows"), ("{", "line 1: is not JSON"), ("{}", "line 1: id: missing"), ('[1]\n{"id": 1}', "line 1: id: missing")],
+    [
+        ("", "has no rows"),
+        ("{", "line 1: is not JSON"),
+        ("{}", "line 1: id: missing"),
+        ('[1]\n{"id": 1}', "line 1: id: missing"),
+    ],
 )
 def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "p.jsonl").write_text(text)

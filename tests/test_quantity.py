@@ -33,7 +33,28 @@ def test_every_unit(number: int, unit: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", "GiB", "24 G", "24GiBs", "0", "0GiB", "-1GiB", "1,5GiB", "nan", "inf", "1e99GiB", True, None, [], float("inf"), float("nan"), -1, 0, 2**60]
+    "value",
+    [
+        "",
+        "GiB",
+        "24 G",
+        "24GiBs",
+        "0",
+        "0GiB",
+        "-1GiB",
+        "1,5GiB",
+        "nan",
+        "inf",
+        "1e99GiB",
+        True,
+        None,
+        [],
+        float("inf"),
+        float("nan"),
+        -1,
+        0,
+        2**60,
+    ],
 )
 def test_what_is_no_size(value: object) -> None:
     with pytest.raises(ValueError, match=r"size|unit|TiB") as error:

@@ -18,11 +18,13 @@ from memsim.traces.recorder import ALLOC, FREE_REQUESTED
 from memsim.validate import check, run_of
 
 FOLDER = Path(__file__).parents[1] / "traces" / "h200"
-UNHELD = {"gpt-oss-small", "opt-1.3b-full", "t5-base-full"}  # of families that the stack is not held to: real and virtual GPU alone are compared
+# of families that the stack is not held to: real and virtual GPU alone are compared
+UNHELD = {"gpt-oss-small", "opt-1.3b-full", "t5-base-full"}
 REAL = [path for path in sorted((FOLDER / "real").glob("*.json")) if path.stem not in UNHELD]
 VIRTUAL = [path for path in sorted((FOLDER / "virtual").glob("*.json")) if path.stem not in UNHELD]
 CUDNN = {"vit-base-full", "vit-base-fp32"}  # whose workspace of a convolution the virtual GPU does not know
-ANOTHER_ORDER = {"llama3.2-1b-qlora-ckpt", "mistral-7b-qlora-ckpt"}  # in which autocast's cache, a hash table of addresses, dies
+# in which autocast's cache, a hash table of addresses, dies
+ANOTHER_ORDER = {"llama3.2-1b-qlora-ckpt", "mistral-7b-qlora-ckpt"}
 
 
 def requests(events: EventSequence) -> NDArray[np.int64]:
@@ -38,7 +40,9 @@ def test_recordings_ship() -> None:
 
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
 def test_requests_are_those_of_the_real_gpu(path: Path) -> None:
-    """Every allocation and every free, in order, with its bytes; what PyTorch asked for at its peak, to the byte; what the driver gave to 0.3 %."""
+    """Every allocation and every free, in order, with its bytes; what PyTorch asked for at its peak, to the byte; what
+    the driver gave to 0.3 %.
+    """
     timeline = simulate(Run.load(run_of(json.loads(path.read_text()))))
     found = compare(timeline, recorder.load(path.with_suffix(".npz")))
     simulated, real = requests(found.simulated), requests(found.recorded)

@@ -79,7 +79,11 @@ def test_impossible_events(tmp_path: Path, events: list[dict[str, object]], word
 
 def test_foreign_pickles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = pickle.dumps({"segments": [1, 2, 3]})
-    for data, words in ((pickle.dumps(Names()), "names the global builtins.print"), (whole[:-5], "not a whole pickle"), (whole, "not a memory snapshot")):
+    for data, words in (
+        (pickle.dumps(Names()), "names the global builtins.print"),
+        (whole[:-5], "not a whole pickle"),
+        (whole, "not a memory snapshot"),
+    ):
         (tmp_path / "t.pickle").write_bytes(data)
         assert main(["replay", str(tmp_path / "t.pickle")]) == 2
         shown = capsys.readouterr()
@@ -98,7 +102,9 @@ def test_operation_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_device_smaller_than_first_segment(tmp_path: Path) -> None:
-    timeline = memsim.replay(memsim.load_trace(operations(tmp_path / "o.npz", [[0, 0, 30 * MIB, 0]])), device_memory=20 * MIB)
+    timeline = memsim.replay(
+        memsim.load_trace(operations(tmp_path / "o.npz", [[0, 0, 30 * MIB, 0]])), device_memory=20 * MIB
+    )
     failed = timeline.answer.out_of_memory
     assert failed is not None and failed.event == 0
     assert main(["replay", str(tmp_path / "o.npz"), "--device-memory", "20MiB"]) == 1

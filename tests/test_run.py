@@ -14,7 +14,14 @@ from memsim import catalog, yamlfile
 from memsim.errors import InputError
 from memsim.run import Run
 
-LLAMA = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 1000}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 1000,
+}
 
 
 def test_defaults_are_those_of_the_recordings() -> None:
@@ -64,11 +71,17 @@ def test_a_run_comes_from_a_file_an_example_a_model_a_mapping_and_another_run(tm
     path = tmp_path / "mine.yaml"
     path.write_text("model: qwen2.5-7b\nmethod: {kind: lora, rank: 16}\nbatch:\n  sequence: 2048\n")
     run = Run.load(path)
-    assert run == Run.load(str(path)) == Run(model="qwen2.5-7b", method={"kind": "lora", "rank": 16}, batch={"sequence": 2048})
+    assert (
+        run
+        == Run.load(str(path))
+        == Run(model="qwen2.5-7b", method={"kind": "lora", "rank": 16}, batch={"sequence": 2048})
+    )
     assert run == Run.load({"model": "qwen2.5-7b", "method": {"kind": "lora", "rank": 16}, "batch": {"sequence": 2048}})
     assert run == Run.load(run) and run.name == "mine" and Run.load(run).name == "mine"
     assert Run.load("qwen2.5-7b") == Run(model="qwen2.5-7b")
-    assert Run.load("qwen2.5-72b-lora").method.kind == "lora" and Run.load("qwen2.5-72b-lora").name == "qwen2.5-72b-lora"
+    assert (
+        Run.load("qwen2.5-72b-lora").method.kind == "lora" and Run.load("qwen2.5-72b-lora").name == "qwen2.5-72b-lora"
+    )
     assert memsim.Run is Run
 
 
@@ -80,7 +93,14 @@ def test_json_is_yaml_too(tmp_path: Path) -> None:
 
 def test_set_changes_keys_and_makes_the_mappings_that_are_missing() -> None:
     run = Run.load(
-        "qwen2.5-0.5b", set=("batch.sequence=4096", "method.kind=lora", "method.targets=[q_proj, v_proj]", "clip_grad_norm=1e-1", "allocator=a:1,b:2")
+        "qwen2.5-0.5b",
+        set=(
+            "batch.sequence=4096",
+            "method.kind=lora",
+            "method.targets=[q_proj, v_proj]",
+            "clip_grad_norm=1e-1",
+            "allocator=a:1,b:2",
+        ),
     )
     assert (run.batch.sequence, run.method.kind, run.method.targets) == (4096, "lora", ("q_proj", "v_proj"))
     assert run.clip_grad_norm == 0.1 and run.allocator == "a:1,b:2"
@@ -117,7 +137,10 @@ def test_no_device_leaves_what_the_file_says_of_memory(tmp_path: Path) -> None:
     assert (run.device, run.device_memory_gib, run.sm) == (None, 24, 86)
 
 
-@pytest.mark.parametrize(("size", "count"), [(5.9, int(5.9 * 2**30)), ("24GiB", 24 * 2**30), ("80GB", 80 * 10**9), ("24576MiB", 24 * 2**30), (1024, 2**40)])
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [(5.9, int(5.9 * 2**30)), ("24GiB", 24 * 2**30), ("80GB", 80 * 10**9), ("24576MiB", 24 * 2**30), (1024, 2**40)],
+)
 def test_device_memory_in_bytes(size: object, count: int) -> None:
     assert Run(model="gpt2", device_memory_gib=size).device_bytes == count
 
@@ -148,11 +171,15 @@ def test_copies_and_pickles_are_equal() -> None:
 
 
 def test_argument_repeats_the_run_on_a_command_line() -> None:
-    assert Run.load("gpt2", set=["batch.size=2", "allocator=a b"]).argument == "gpt2 --set batch.size=2 --set 'allocator=a b'"
+    assert Run.load("gpt2", set=["batch.size=2", "allocator=a b"]).argument == (
+        "gpt2 --set batch.size=2 --set 'allocator=a b'"
+    )
     assert Run(model="gpt2").argument == "" and Run(model="gpt2").name == "gpt2-full"
 
 
-def test_a_model_from_the_catalogue_from_fields_and_from_a_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_from_the_catalogue_from_fields_and_from_a_config_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert Run(model="qwen2.5-72b").config["num_hidden_layers"] == 80
     inline = Run(model=LLAMA)
     assert inline.config == LLAMA and inline.model_name == "llama" and inline.plain()["model"] == LLAMA
@@ -177,7 +204,10 @@ def test_a_model_from_the_catalogue_from_fields_and_from_a_config_file(tmp_path:
 
 
 def test_every_golden_run_is_a_run(shared: Path) -> None:
-    files = [*sorted((shared / "golden" / "runs").glob("*.yaml")), *sorted((shared / "golden" / "runs-2.6").glob("*.yaml"))]
+    files = [
+        *sorted((shared / "golden" / "runs").glob("*.yaml")),
+        *sorted((shared / "golden" / "runs-2.6").glob("*.yaml")),
+    ]
     assert len(files) > 100
     for path in files:
         folder = path.parent.name.replace("runs", "results")
@@ -187,7 +217,11 @@ def test_every_golden_run_is_a_run(shared: Path) -> None:
         ours = run.plain()
         for key, value in recorded["run"].items():
             mine = ours[key]
-            assert {k: mine[k] for k in value} == value if isinstance(value, dict) and isinstance(mine, dict) else mine == value, (path, key)
+            assert (
+                {k: mine[k] for k in value} == value
+                if isinstance(value, dict) and isinstance(mine, dict)
+                else mine == value
+            ), (path, key)
 
 
 @pytest.mark.parametrize("key", ["clip_grad_norm", "device_memory_gib", "method.dropout", "steps", "batch.size"])
@@ -220,7 +254,17 @@ def test_set_is_blamed_for_the_key_above_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["model: gpt2\nmodel: gpt2-xl", "[1, 2]", "", "just words", "a: [", "1: 2", "a: &x [1]\nb: *x", "!!python/object/apply:os.getcwd []"]
+    "text",
+    [
+        "model: gpt2\nmodel: gpt2-xl",
+        "[1, 2]",
+        "",
+        "just words",
+        "a: [",
+        "1: 2",
+        "a: &x [1]\nb: *x",
+        "!!python/object/apply:os.getcwd []",
+    ],
 )
 def test_a_file_that_is_no_mapping_is_refused_by_its_name(text: str, tmp_path: Path) -> None:
     path = tmp_path / "odd.yaml"

@@ -10,7 +10,14 @@ import numpy as np
 from memsim.run import Run
 from memsim.simulation import simulate, stack_of
 
-SMALL = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7, "num_attention_heads": 4, "vocab_size": 500}
+SMALL = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 4,
+    "vocab_size": 500,
+}
 RECORDED = Path(__file__).parents[1] / "traces" / "golden" / "qwen2.5-0.5b-full.json"
 
 

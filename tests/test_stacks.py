@@ -44,12 +44,21 @@ def test_a_stack_that_does_not_exist_is_refused() -> None:
 
 
 def test_the_older_stack_keeps_two_workspaces() -> None:
-    """After a step the weights, the optimizer's state and two cuBLAS workspaces are left: 8,519,680 bytes each, or 33,554,432 on Hopper."""
+    """After a step the weights, the optimizer's state and two cuBLAS workspaces are left: 8,519,680 bytes each, or
+    33,554,432 on Hopper.
+    """
     for sm, workspace in ((80, 8_519_680), (90, 33_554_432)):
-        held = [simulate(Run(model=SMALL, stack=name, sm=sm, optimizer="sgd")).steps[-1].end_allocated for name in ("golden", "hf-4.48")]
+        held = [
+            simulate(Run(model=SMALL, stack=name, sm=sm, optimizer="sgd")).steps[-1].end_allocated
+            for name in ("golden", "hf-4.48")
+        ]
         frequencies = 512  # the golden stack has them twice
         assert held[1] - held[0] == 2 * workspace - frequencies
 
 
 def test_a_report_names_the_versions_of_its_stack() -> None:
-    assert simulate(Run(model=SMALL, stack="hf-4.48")).about.versions == {"torch": "2.6.0", "transformers": "4.48.1", "peft": "0.13.2"}
+    assert simulate(Run(model=SMALL, stack="hf-4.48")).about.versions == {
+        "torch": "2.6.0",
+        "transformers": "4.48.1",
+        "peft": "0.13.2",
+    }

@@ -114,8 +114,14 @@ def test_every_moment_adds_up(seed: int) -> None:
     for event in (0, 57, 120, len(found.tape) - 1):
         moment, answer = found.alive_at(event), found.answer
         assert sum(moment.by_category.values()) + moment.unsplit == moment.allocated == answer.allocated[event]
-        assert sum(sum(kinds.values()) for kinds in moment.by_layer.values()) == moment.requested == answer.requested[event]
-        assert {kind: int(curve[event]) for kind, curve in found.curves.items() if curve[event]} == {k: v for k, v in moment.by_category.items() if v}
+        assert (
+            sum(sum(kinds.values()) for kinds in moment.by_layer.values())
+            == moment.requested
+            == answer.requested[event]
+        )
+        assert {kind: int(curve[event]) for kind, curve in found.curves.items() if curve[event]} == {
+            k: v for k, v in moment.by_category.items() if v
+        }
         blocks, parts = found.block_map(event), found.fragmentation_at(event)
         assert blocks.segment_bytes.sum() == blocks.bytes.sum() == answer.reserved[event]
         assert len(blocks.segment_bytes) == answer.segments[event]
@@ -165,7 +171,11 @@ def test_an_address_that_the_driver_gives_twice_is_one_segment() -> None:
     write.free(write.alloc(2 * MIB))
     write.alloc(2 * MIB)
     base = 1 << 40
-    calls = [(0, DriverAction.SEGMENT_ALLOC, base, 2 * MIB), (2, DriverAction.SEGMENT_FREE, base, 2 * MIB), (2, DriverAction.SEGMENT_ALLOC, base, 4 * MIB)]
+    calls = [
+        (0, DriverAction.SEGMENT_ALLOC, base, 2 * MIB),
+        (2, DriverAction.SEGMENT_FREE, base, 2 * MIB),
+        (2, DriverAction.SEGMENT_ALLOC, base, 4 * MIB),
+    ]
     found = Timeline(write.tape(), answer_of([base, base, base], [2 * MIB] * 3, calls))
     assert found.block_map(1).storage.tolist() == [-1]
     assert found.block_map(2).segment_bytes.tolist() == [4 * MIB]
@@ -203,7 +213,9 @@ def test_the_headline_of_a_run_that_does_not_fit_names_what_would_hold_it() -> N
     memory = int(whole.allocated.max()) - 10 * MIB
     about = About(device="Tiny", device_memory=memory, devices=DEVICES)
     found = Timeline(tape, allocate(tape, device_memory=memory), about, whole)
-    assert "does not fit one Tiny; the smallest devices that hold it are Small (24 GiB) and Middle (80 GiB)." in found.headline()
+    assert (
+        "does not fit one Tiny; the smallest devices that hold it are Small (24 GiB) and Middle (80 GiB)."
+    ) in found.headline()
     assert ". Out of memory in step 0 backward, lm_head.backward: 18.0 MiB asked for" in found.headline()
     alone = replace(found, unlimited=None)
     assert alone.headline().startswith("Out of memory in step")

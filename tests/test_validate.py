@@ -49,7 +49,10 @@ def test_another_value_of_a_step_makes_it_inexact_but_does_not_fail() -> None:
 
 
 def test_where_memory_runs_out_only_steps_that_both_finished_are_compared() -> None:
-    found = row(result(step(0, 1, 2, 3), oom="CUDA out of memory."), result(step(0, 1, 2, 3), step(1, 9, 9, 9), oom="CUDA out of memory."))
+    found = row(
+        result(step(0, 1, 2, 3), oom="CUDA out of memory."),
+        result(step(0, 1, 2, 3), step(1, 9, 9, 9), oom="CUDA out of memory."),
+    )
     assert found.peaks["peak_reserved"] == validate.Peak(3, 3) and found.within(0.0)
     assert found.difference == "1 steps recorded, 2 simulated"
 
@@ -68,7 +71,10 @@ def test_json_has_both_sides_of_every_metric() -> None:
     data = row(result(step(0, 1, 2, 3)), result(step(0, 1, 2, 4))).to_json()
     assert data["name"] == "run" and data["supported"] is True and data["reason"] is None
     assert data["oom"] == {"recorded": False, "simulated": False}
-    assert data["peak_reserved"] == {"recorded": 3, "simulated": 4} and data["peak_requested"] == {"recorded": 1, "simulated": 1}
+    assert data["peak_reserved"] == {"recorded": 3, "simulated": 4} and data["peak_requested"] == {
+        "recorded": 1,
+        "simulated": 1,
+    }
     assert data["steps_exact"] is False
 
 
@@ -124,19 +130,26 @@ def test_a_run_that_is_wrong_is_listed_and_fails(tmp_path: Path) -> None:
 
 
 def test_the_recorded_config_is_simulated_and_not_the_name() -> None:
-    assert validate.run_of({"run": {"model": "tiny", "steps": 2}, "model_config": {"model_type": "llama"}}) == {"model": {"model_type": "llama"}, "steps": 2}
+    assert validate.run_of({"run": {"model": "tiny", "steps": 2}, "model_config": {"model_type": "llama"}}) == {
+        "model": {"model_type": "llama"},
+        "steps": 2,
+    }
     assert validate.run_of({"run": {"model": "tiny"}}) == {"model": "tiny"}
 
 
 def test_the_stack_is_that_of_the_recorded_versions() -> None:
     older = {"torch": "2.6.0+cu124", "transformers": "4.48.1", "peft": "0.13.2", "bitsandbytes": "0.46.1"}
     assert validate.run_of({"run": {"model": "tiny"}, "versions": older})["stack"] == "hf-4.48"
-    assert "stack" not in validate.run_of({"run": {"model": "tiny"}, "versions": {"torch": "2.15.0", "transformers": "5.23.0"}})
+    assert "stack" not in validate.run_of(
+        {"run": {"model": "tiny"}, "versions": {"torch": "2.15.0", "transformers": "5.23.0"}}
+    )
     assert validate.run_of({"run": {"model": "tiny"}, "versions": {**older, "peft": "0.14.0"}})["stack"] == "hf-4.48"
     with pytest.raises(Unsupported, match=r"versions: .* are no stack"):
         validate.run_of({"run": {"model": "tiny", "method": {"kind": "lora"}}, "versions": {**older, "peft": "0.14.0"}})
     with pytest.raises(
-        Unsupported, match=r"torch 2.6.0\+cu124, transformers 5.23.0, peft 0.13.2 are no stack .* hf-4.48 is torch 2.6.0, transformers 4.48.1, peft 0.13.2"
+        Unsupported,
+        match=r"torch 2.6.0\+cu124, transformers 5.23.0, peft 0.13.2 are no stack .* hf-4.48 is torch 2.6.0, "
+        r"transformers 4.48.1, peft 0.13.2",
     ):
         validate.run_of({"run": {"model": "tiny"}, "versions": {**older, "transformers": "5.23.0"}})
 

@@ -24,7 +24,10 @@ def full(*arguments: object) -> None:
 def test_nothing_is_left_of_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t").write_text("before")
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(InputError, match="t: cannot be written: No space left on device"), beside(tmp_path / "t") as file:
+    with (
+        pytest.raises(InputError, match="t: cannot be written: No space left on device"),
+        beside(tmp_path / "t") as file,
+    ):
         file.write(b"after")
     assert [path.name for path in tmp_path.iterdir()] == ["t"] and (tmp_path / "t").read_text() == "before"
 

@@ -44,11 +44,15 @@ def allocate(
     linux_addresses: bool = False,
     prefix: int = 0,
 ) -> Answer:
-    """Answers every request of the Tape, on a device with so many bytes (80 GiB); stops at the first out of memory unless told otherwise.
+    """Answers every request of the Tape, on a device with so many bytes (80 GiB); stops at the first out of memory
+    unless told otherwise.
 
-    addresses: those that the driver gives the first segments (or reservations), of a recording; afterwards, and without, they count up from
-    0x700000000000. linux_addresses: they are as on Linux (linux_addresses.py), which decides between equal free blocks up to torch 2.12.
-    prefix: events that rebuild the state in which a recording began, which are served without the settings that change sizes.
+    addresses: those that the driver gives the first segments (or reservations), of a recording; afterwards, and
+    without, they count up from
+    0x700000000000. linux_addresses: they are as on Linux (linux_addresses.py), which decides between equal free blocks
+    up to torch 2.12.
+    prefix: events that rebuild the state in which a recording began, which are served without the settings that change
+    sizes.
     A request of 0 bytes gets address 0. Raises InputError for sizes that no device has.
     """
     from memsim.allocator import arena
@@ -63,7 +67,9 @@ def allocate(
     action, size, stream = tape.action, tape.bytes, tape.stream
     if len(tape) and not (int(size.min()) >= 0 and int(size.max()) < MOST_BYTES):
         event = int(np.flatnonzero((size < 0) | (size >= MOST_BYTES))[0])
-        raise InputError(f"event {event} of the tape: {int(size[event])} bytes; 0 and more, and less than 2^58, is valid")
+        raise InputError(
+            f"event {event} of the tape: {int(size[event])} bytes; 0 and more, and less than 2^58, is valid"
+        )
     handles = stream.view(np.uint64)
     ranks = np.zeros(1, np.uint64)
     uses = 0
@@ -86,14 +92,33 @@ def allocate(
         phase.write(heap, memory)
         while processed < stop and not (stop_at_oom and heap[arena.FAILED]):
             before = processed
-            processed = replay(heap, given, action, tape.storage, size, handles, ranks, block_of, rows, log, processed, stop, stop_at_oom)
+            processed = replay(
+                heap,
+                given,
+                action,
+                tape.storage,
+                size,
+                handles,
+                ranks,
+                block_of,
+                rows,
+                log,
+                processed,
+                stop,
+                stop_at_oom,
+            )
             if processed == before:
-                log = np.concatenate([log, np.empty_like(log)])  # it was too short for all that the next event may ask of the driver
+                # it was too short for all that the next event may ask of the driver
+                log = np.concatenate([log, np.empty_like(log)])
     driver = log[: CALL_WORDS * heap[arena.CALLS]].reshape(-1, CALL_WORDS)
     out_of_memory = None
     if heap[arena.FAILED]:
-        after, tried, free, allocated, reserved, rejected = (int(word) for word in heap[arena.FAILED : arena.FAILED + 6])
-        out_of_memory = OutOfMemory(after - 1, int(size[after - 1]), tried, free, memory, allocated, reserved, bool(rejected))
+        after, tried, free, allocated, reserved, rejected = (
+            int(word) for word in heap[arena.FAILED : arena.FAILED + 6]
+        )
+        out_of_memory = OutOfMemory(
+            after - 1, int(size[after - 1]), tried, free, memory, allocated, reserved, bool(rejected)
+        )
     row = rows.reshape(9, n)
     return Answer(
         address=row[0],

@@ -1,7 +1,7 @@
 """The arena: one int64 array in which the compiled allocator keeps everything, and what each of its words is.
 
-A structure is a run of words; its name is the index of its first word, and 0 names nothing. So links between structures are plain
-integers, a function needs one argument, and a block's hot words share a cache line. In order, the arena holds
+A structure is a run of words; its name is the index of its first word, and 0 names nothing. So links between structures
+are plain integers, a function needs one argument, and a block's hot words share a cache line. In order, the arena holds
 
     state     settings and counters, the words below
     pools     POOL_WORDS each: free blocks of one stream, small (2 × stream rank) or large (2 × stream rank + 1)
@@ -37,7 +37,8 @@ EXPANDABLE = 6  # 0 or 1
 LARGE_SEGMENT = 7
 RESERVATION = 8  # bytes of address space of an expandable segment, before rounding to pages
 REJECT = 9  # requests that would reserve more than this are refused without trying; NEVER
-TIE_RULE = 10  # the order of free blocks of one size: TIE_ADDRESS, TIE_CREATION, or TIE_SEGMENT (and in a segment by address)
+# the order of free blocks of one size: TIE_ADDRESS, TIE_CREATION, or TIE_SEGMENT (and in a segment by address)
+TIE_RULE = 10
 DELAYED = 11  # 0: events complete at once; 1: with COMPLETE
 STREAMS = 12
 POOLS = 13  # index of the first pool
@@ -70,7 +71,9 @@ NEXT_BLOCK = 63
 NEXT_USE = 64
 REJECTED = 65  # 1 while a request is refused by REJECT
 GIVEN_USED = 66
-FAILED = 67  # the first request that failed: its event + 1, then bytes tried, device free, allocated, reserved, whether it was rejected
+# the first request that failed: its event + 1, then bytes tried, device free, allocated, reserved, whether it was
+# rejected
+FAILED = 67
 HOLES, GAPS, CHUNKS = 74, 75, 76  # ranges in the lists of linux_addresses.py
 LOWEST = 77  # the lowest address of any chunk
 STATE_WORDS = 128
@@ -114,7 +117,8 @@ ARRAY = NDArray[np.int64]
 
 
 def blank(streams: int, uses: int, blocks: int, ranges: int = 0) -> ARRAY:
-    """An arena without settings, for so many streams, uses on foreign streams and blocks. Memory that is never touched costs nothing.
+    """An arena without settings, for so many streams, uses on foreign streams and blocks. Memory that is never touched
+    costs nothing.
 
     ranges: room for as many in each list of the driver's addresses, as Linux hands them out; 0: they count up.
     """

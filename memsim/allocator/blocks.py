@@ -203,7 +203,9 @@ def complete(heap, stream):
 
 @njit(cache=True)
 def process_events(heap, wait):
-    """Frees the blocks whose events have completed; with `wait`, all that wait. A stream's events are taken in order, streams by their rank."""
+    """Frees the blocks whose events have completed; with `wait`, all that wait. A stream's events are taken in order,
+    streams by their rank.
+    """
     for stream in range(heap[STREAMS]):
         queue = heap[QUEUES] + stream * QUEUE_WORDS
         if heap[queue + QUEUE_HEAD] == 0:

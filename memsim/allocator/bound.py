@@ -1,11 +1,13 @@
-"""How much of the memory that a run reserves its own requests cost, and how much fragmentation: bounds that hold for any allocator.
+"""How much of the memory that a run reserves its own requests cost, and how much fragmentation: bounds that hold for
+any allocator.
 
     largest amount live at once ≤ best known packing ≤ reserved
 
-The first is a lower bound for every allocator, even one that moves blocks. The second is an offline placement: every lifetime is known in
-advance and every buffer keeps one address. Finding the lowest is NP-hard (dynamic storage allocation; Garey and Johnson, problem SR2); here
-the best of several greedy orders is taken, as TensorFlow Lite's planner, TelaMalloc (Maas et al., ASPLOS 2022) and MiniMalloc (Moffitt, ASPLOS
-2023) use them for a start. The CSV files are google/minimalloc's.
+The first is a lower bound for every allocator, even one that moves blocks. The second is an offline placement: every
+lifetime is known in advance and every buffer keeps one address. Finding the lowest is NP-hard (dynamic storage
+allocation; Garey and Johnson, problem SR2); here the best of several greedy orders is taken, as TensorFlow Lite's
+planner, TelaMalloc (Maas et al., ASPLOS 2022) and MiniMalloc (Moffitt, ASPLOS 2023) use them for a start. The CSV files
+are google/minimalloc's.
 """
 
 from __future__ import annotations
@@ -57,12 +59,14 @@ class Bounds:
     """Bytes; each is at most the next."""
 
     live: int  # the largest sum of requested bytes alive at once: no allocator needs less
-    packing: int | None  # the least for which a placement with fixed addresses is known; None: not looked for among so many
+    # the least for which a placement with fixed addresses is known; None: not looked for among so many
+    packing: int | None
     reserved: int  # what the simulated allocator reserved at its peak
 
 
 def buffers_of(tape: Tape, answer: Answer | None = None, *, alignment: int = ALIGNMENT) -> Buffers:
-    """The Tape's storages, in order of their ALLOCs, sizes rounded up; what is never freed lives to the end. Moments are event indices.
+    """The Tape's storages, in order of their ALLOCs, sizes rounded up; what is never freed lives to the end. Moments
+    are event indices.
 
     With an Answer, only those that it served.
     """
@@ -86,7 +90,8 @@ def most_live(buffers: Buffers) -> int:
 
 
 def pack(buffers: Buffers) -> Packing:
-    """The best of several greedy orders, then of orders in which what lies highest is moved forward, until the lower bound or the effort is reached.
+    """The best of several greedy orders, then of orders in which what lies highest is moved forward, until the lower
+    bound or the effort is reached.
 
     The same buffers give the same packing.
     """
@@ -94,9 +99,12 @@ def pack(buffers: Buffers) -> Packing:
     if n == 0:
         return Packing(np.zeros(0, np.int64), 0, "none")
     by_start = np.argsort(buffers.lower, kind="stable")
-    lower, upper, size = (np.ascontiguousarray(array[by_start]) for array in (buffers.lower, buffers.upper, buffers.size))
+    lower, upper, size = (
+        np.ascontiguousarray(array[by_start]) for array in (buffers.lower, buffers.upper, buffers.size)
+    )
     best: Packing | None = None
-    # What lives to the end excludes each other at the end. Where that and the most of the rest come together, it is laid out from 0 on once and for all.
+    # What lives to the end excludes each other at the end. Where that and the most of the rest come together, it is
+    # laid out from 0 on once and for all.
     lasting = upper == upper.max()
     ground = int(size[lasting].sum())
     passing = Buffers(lower[~lasting], upper[~lasting], size[~lasting])
@@ -118,7 +126,9 @@ def pack(buffers: Buffers) -> Packing:
 
 
 def _place_parts(lower: Column, upper: Column, size: Column, goal: int) -> tuple[Column, int, str]:
-    """As `_place_best`, part by part: at some moments nothing is alive, as between the steps of a training run, and what lies between two such repeats."""
+    """As `_place_best`, part by part: at some moments nothing is alive, as between the steps of a training run, and
+    what lies between two such repeats.
+    """
     n = len(size)
     if n == 0:
         return size, 0, "nothing"
@@ -153,7 +163,11 @@ def _place_best(lower: Column, upper: Column, size: Column, goal: int) -> tuple[
     every = max(64, mean_live * n // _CHECKPOINTS)
     first, members = alive_at(lower, upper, every)
     best_offset, best_height, best_name, best_order = size, _UNPLACED, "", size
-    greedy = {"largest first": (-life, -size), "longest first": (-size, -life), "largest area first": (-size, -size.astype(float) * life)}
+    greedy = {
+        "largest first": (-life, -size),
+        "longest first": (-size, -life),
+        "largest area first": (-size, -size.astype(float) * life),
+    }
     for name, keys in greedy.items():
         order, offset = np.lexsort(keys), np.full(n, -1, np.int64)
         height = int(place(lower, upper, size, order, offset, first, members, every, best_height - 1))
@@ -177,7 +191,9 @@ def _place_best(lower: Column, upper: Column, size: Column, goal: int) -> tuple[
 
 
 def bounds(tape: Tape, answer: Answer, *, first: int = 0, most_pairs: int | None = None) -> Bounds:
-    """The chain for what the allocator served, from event `first` on. No packing is looked for where more than `most_pairs` pairs of buffers would meet."""
+    """The chain for what the allocator served, from event `first` on. No packing is looked for where more than
+    `most_pairs` pairs of buffers would meet.
+    """
     reserved = int(answer.reserved[first : answer.processed].max(initial=0))
     live = most_live(_since(buffers_of(tape, answer, alignment=1), first))
     buffers = _since(buffers_of(tape, answer), first)
@@ -207,7 +223,9 @@ def load_csv(path: str | Path) -> Buffers:
                 for key, column in columns.items():
                     value = row[key] or ""
                     if not value.strip().isdigit():
-                        raise InputError(f"{path}: line {reader.line_num}: {key}: {value!r} is not a whole number, 0 or more")
+                        raise InputError(
+                            f"{path}: line {reader.line_num}: {key}: {value!r} is not a whole number, 0 or more"
+                        )
                     column.append(int(value))
                 if columns["upper"][-1] <= columns["lower"][-1]:
                     raise InputError(f"{path}: line {reader.line_num}: upper: must be greater than lower")

@@ -1,4 +1,6 @@
-"""PyTorch's CUDA caching allocator (c10/cuda/CUDACachingAllocator.cpp), compiled: a request after the other, in its order of steps."""
+"""PyTorch's CUDA caching allocator (c10/cuda/CUDACachingAllocator.cpp), compiled: a request after the other, in its
+order of steps.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,12 @@ from memsim.allocator.free_sets import first_fit, insert, remove, unlink
 from memsim.allocator.ladder import obtain, release_cached
 from memsim.tape import Action
 
-ALLOC, FREE, RECORD_STREAM, EMPTY_CACHE = int(Action.ALLOC), int(Action.FREE), int(Action.RECORD_STREAM), int(Action.EMPTY_CACHE)
+ALLOC, FREE, RECORD_STREAM, EMPTY_CACHE = (
+    int(Action.ALLOC),
+    int(Action.FREE),
+    int(Action.RECORD_STREAM),
+    int(Action.EMPTY_CACHE),
+)
 MAX_BYTES = 1 << 60  # no request and no segment is so large
 
 
@@ -144,11 +151,14 @@ def _has_room(heap, first_block, room):
 
 @njit(cache=True)
 def replay(arena, addresses, action, storage, nbytes, stream, ranks, block_of, rows, log, start, stop, stop_at_oom):
-    """Answers a Tape from event `start` to `stop`; returns the event that it would go on with: `stop`, or after a failure, or where the log is too short.
+    """Answers a Tape from event `start` to `stop`; returns the event that it would go on with: `stop`, or after a
+    failure, or where the log is too short.
 
-    arena: settings and state. addresses: for the driver to hand out first. action [n] uint8, storage, nbytes [n] int64, stream [n] uint64.
+    arena: settings and state. addresses: for the driver to hand out first. action [n] uint8, storage, nbytes [n] int64,
+    stream [n] uint64.
     ranks: the streams' handles in PyTorch's order, uint64. block_of [storages + 1]: zeros at first.
-    rows: out, 9 of n (address, block, requested, allocated, reserved, segments, active, retries, ooms), zeros at first; active stays zero
+    rows: out, 9 of n (address, block, requested, allocated, reserved, segments, active, retries, ooms), zeros at first;
+    active stays zero
     where no free waits for a stream, for then it is as allocated is.
     log: out, driver calls, CALL_WORDS each, as many as the arena's CALLS.
     """

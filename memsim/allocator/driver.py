@@ -1,6 +1,8 @@
-"""What the allocator asks of the driver: segments, address space, pages. The device is its own: no other tenant, no context.
+"""What the allocator asks of the driver: segments, address space, pages. The device is its own: no other tenant, no
+context.
 
-Addresses start at FIRST_ADDRESS and are never used again, unless the caller gives those of a recording, or asks for Linux' (linux_addresses.py).
+Addresses start at FIRST_ADDRESS and are never used again, unless the caller gives those of a recording, or asks for
+Linux' (linux_addresses.py).
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ def free_segment(heap, calls, event, address, size):
 
 @njit(cache=True)
 def map_pages(heap, calls, event, address, size):
-    """Puts memory behind a range of reserved addresses; False where the device has too little, and then none is kept."""
+    """Puts memory behind a range of reserved addresses; False where the device has too little, and then
+    none is kept.
+    """
     if heap[USED] + size > heap[CAPACITY]:
         return False
     heap[USED] += size

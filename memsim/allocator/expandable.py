@@ -1,6 +1,8 @@
-"""Expandable segments: a reservation of address space behind which memory is put as it is needed, lowest addresses first.
+"""Expandable segments: a reservation of address space behind which memory is put as it is needed, lowest addresses
+first.
 
-Unmapped address space is blocks too, flagged IS_UNMAPPED: neighbours of the mapped ones, but in a list per pool, in order of address.
+Unmapped address space is blocks too, flagged IS_UNMAPPED: neighbours of the mapped ones, but in a list per pool, in
+order of address.
 """
 
 from __future__ import annotations
@@ -86,7 +88,9 @@ def _reach(heap, block):
 
 @njit(cache=True)
 def prefer_fixed(heap, pool, block):
-    """The block to take in place of the best fit: one that cannot grow, or less, as long as the next in order can grow less."""
+    """The block to take in place of the best fit: one that cannot grow, or less, as long as the next in order can grow
+    less.
+    """
     while heap[block + META] & IS_EXPANDABLE:
         after = following(heap, pool, heap[block + SIZE], heap[block + ORDER])
         if after == 0 or _reach(heap, after) >= _reach(heap, block):
@@ -97,7 +101,9 @@ def prefer_fixed(heap, pool, block):
 
 @njit(cache=True)
 def _find_place(heap, given, pool, size):
-    """The lowest free or unmapped block with `size` bytes of free address space from it on, in a new reservation if need be; 0 if none can be so large."""
+    """The lowest free or unmapped block with `size` bytes of free address space from it on, in a new reservation if
+    need be; 0 if none can be so large.
+    """
     unmapped = heap[pool + UNMAPPED_HEAD]
     while unmapped != 0:
         start = heap[unmapped + PREV] if _usable(heap, heap[unmapped + PREV]) else unmapped
@@ -114,7 +120,9 @@ def _find_place(heap, given, pool, size):
     address = new_address(heap, given, reserved)
     if reserved < size and heap[KEEPS_SHORT] == 0:
         return 0
-    start = new_block(heap, address, reserved, order_of_segment(heap, address), (pool << 3) | IS_EXPANDABLE | IS_UNMAPPED)
+    start = new_block(
+        heap, address, reserved, order_of_segment(heap, address), (pool << 3) | IS_EXPANDABLE | IS_UNMAPPED
+    )
     heap[start + heap[COLD] + BASE] = address
     _list_unmapped(heap, pool, start)
     return start
@@ -122,7 +130,9 @@ def _find_place(heap, given, pool, size):
 
 @njit(cache=True)
 def _map(heap, calls, event, pool, block, size):
-    """Maps the first `size` bytes of an unmapped block, in whole pages, and merges; False where the device has too little memory."""
+    """Maps the first `size` bytes of an unmapped block, in whole pages, and merges; False where the device has too
+    little memory.
+    """
     page = _page(heap, pool)
     mapped = (size + page - 1) // page * page
     address = heap[block + ADDRESS]
@@ -142,7 +152,9 @@ def _map(heap, calls, event, pool, block, size):
 
 @njit(cache=True)
 def grow(heap, calls, given, event, pool, size):
-    """A block of at least `size` bytes, in no set; 0 where the device has too little memory. What was mapped on the way stays mapped."""
+    """A block of at least `size` bytes, in no set; 0 where the device has too little memory. What was mapped on the way
+    stays mapped.
+    """
     block = _find_place(heap, given, pool, size)
     if block == 0:
         return 0

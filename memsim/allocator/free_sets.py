@@ -1,15 +1,30 @@
-"""The free blocks of a pool, in PyTorch's order: (size, order among equals). Best fit is the first that is not smaller than the request.
+"""The free blocks of a pool, in PyTorch's order: (size, order among equals). Best fit is the first that is not smaller
+than the request.
 
-Sizes fall into classes, 64 to a power of two, exact below 64 KiB. A class is a treap (a search tree that hashed priorities keep balanced) of
-the blocks themselves; two levels of bits find the next class that has any. Most classes hold a block or two, so a step costs a few
-instructions; however many blocks there are, it costs no more than their logarithm.
+Sizes fall into classes, 64 to a power of two, exact below 64 KiB. A class is a treap (a search tree that hashed
+priorities keep balanced) of the blocks themselves; two levels of bits find the next class that has any. Most classes
+hold a block or two, so a step costs a few instructions; however many blocks there are, it costs no more than their
+logarithm.
 """
 
 from __future__ import annotations
 
 from numba import njit
 
-from memsim.allocator.arena import AGE, CLASS_BITS, CLASS_SUMMARY, COLD, GC_TARGET, LEFT, ORDER, POOL_WORDS, POOLS, RIGHT, SEARCHES, SIZE
+from memsim.allocator.arena import (
+    AGE,
+    CLASS_BITS,
+    CLASS_SUMMARY,
+    COLD,
+    GC_TARGET,
+    LEFT,
+    ORDER,
+    POOL_WORDS,
+    POOLS,
+    RIGHT,
+    SEARCHES,
+    SIZE,
+)
 from memsim.allocator.bits import leading_zeros, trailing_zeros
 
 
@@ -176,7 +191,9 @@ def first_fit(heap, pool, size):
 
 @njit(cache=True)
 def following(heap, pool, size, order):
-    """The first block whose key is greater than (size, order); 0 if there is none. From size 0 on, it walks the whole pool."""
+    """The first block whose key is greater than (size, order); 0 if there is none. From size 0 on, it walks the whole
+    pool.
+    """
     c = class_of(size)
     found = 0
     t = heap[pool + c]

@@ -1,4 +1,6 @@
-"""What the allocator does when no free block fits: garbage collection, the driver, giving cached memory back, and once more."""
+"""What the allocator does when no free block fits: garbage collection, the driver, giving cached memory back, and once
+more.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def _release(heap, calls, event, pool, block):
 
 @njit(cache=True)
 def _collect_garbage(heap, calls, event):
-    """Releases whole free segments of the large pools that were not used for long, oldest ages first by passes over the mean age."""
+    """Releases whole free segments of the large pools that were not used for long, oldest ages first by passes over the
+    mean age.
+    """
     goal = heap[RESERVED] - heap[GC_TARGET]
     clock = heap[SEARCHES + 1]
     collected, count, ages = 0, -1, 0
@@ -83,7 +87,9 @@ def _collect_garbage(heap, calls, event):
 
 @njit(cache=True)
 def _release_oversize(heap, calls, event, pool, size):
-    """With max_split_size: releases one free block that would do, or the largest ones until they would; True if that is enough."""
+    """With max_split_size: releases one free block that would do, or the largest ones until they would; True if that is
+    enough.
+    """
     most = heap[MAX_SPLIT]
     if most == NEVER:
         return False
@@ -114,7 +120,9 @@ def _release_oversize(heap, calls, event, pool, size):
 
 @njit(cache=True)
 def release_cached(heap, calls, event):
-    """Waits for all events and gives all that can be given back to the driver: empty_cache(), and the last rung but one."""
+    """Waits for all events and gives all that can be given back to the driver: empty_cache(), and the last rung but
+    one.
+    """
     process_events(heap, True)
     for large in (1, 0):
         for mapped in (False, True):  # segments first, then the pages of expandable ones
@@ -150,7 +158,9 @@ def _from_driver(heap, calls, given, event, pool, size, segment):
 
 @njit(cache=True)
 def obtain(heap, calls, given, event, pool, size, segment):
-    """A block of at least `size` bytes, in no set, when no free one fits; 0 if there is no memory. segment: bytes of a segment for it."""
+    """A block of at least `size` bytes, in no set, when no free one fits; 0 if there is no memory. segment: bytes of a
+    segment for it.
+    """
     heap[REJECTED] = 0
     if heap[GC_TARGET] >= 0:
         _collect_garbage(heap, calls, event)

@@ -1,8 +1,10 @@
-"""The addresses that NVIDIA's driver hands out on Linux, as observed: they decide between equal free blocks in PyTorch up to 2.12.
+"""The addresses that NVIDIA's driver hands out on Linux, as observed: they decide between equal free blocks in PyTorch
+up to 2.12.
 
-A request takes the lowest hole that fits within the chunks of address space reserved so far. Where none does, a new chunk, of the request rounded up to
-32 MiB, is reserved as mmap does: at the top of the highest gap that fits, else below all others. A chunk that is empty again becomes a gap.
-Three sorted lists of ranges (address, bytes) in the arena: holes, gaps, chunks.
+A request takes the lowest hole that fits within the chunks of address space reserved so far. Where none does, a new
+chunk, of the request rounded up to 32 MiB, is reserved as mmap does: at the top of the highest gap that fits, else
+below all others. A chunk that is empty again becomes a gap. Three sorted lists of ranges (address, bytes) in the arena:
+holes, gaps, chunks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What PyTorch's exception would have said. Its processes' part, which only the driver knows, is left out, as where the driver does not tell."""
+"""What PyTorch's exception would have said. Its processes' part, which only the driver knows, is left out, as where the
+driver does not tell.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,25 @@ _PAGE = "https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-
 
 
 def message(oom: OutOfMemory, settings: Settings | None = None, device: int = 0) -> str:
-    """The text of torch.OutOfMemoryError for this failure under these settings, on the device of this number; PyTorch 2.2 and later."""
+    """The text of torch.OutOfMemoryError for this failure under these settings, on the device of this number; PyTorch
+    2.2 and later.
+    """
     settings = Settings() if settings is None else settings
     if oom.rejected:
         return (
-            "CUDA out of memory. Allocation was preemptively rejected because it would exceed per_process_memory_fraction limit. "
+            "CUDA out of memory. Allocation was preemptively rejected because it would exceed "
+            "per_process_memory_fraction limit. "
             f"Requested size: {torch_size(oom.requested)}"
         )
     limit = settings.limit(oom.device_memory)
     allowed = "" if limit is None else f"{torch_size(limit)} allowed; "
     return (
-        f"CUDA out of memory. Tried to allocate {torch_size(oom.tried)}. GPU {device} has a total capacity of {torch_size(oom.device_memory)} "
-        f"of which {torch_size(oom.device_free)} is free. {allowed}Of the allocated memory {torch_size(oom.allocated)} is allocated by PyTorch, "
-        f"and {torch_size(oom.reserved - oom.allocated)} is reserved by PyTorch but unallocated.{_advice(oom, settings)}"
+        f"CUDA out of memory. Tried to allocate {torch_size(oom.tried)}. GPU {device} has a total capacity of "
+        f"{torch_size(oom.device_memory)} "
+        f"of which {torch_size(oom.device_free)} is free. {allowed}Of the allocated memory "
+        f"{torch_size(oom.allocated)} is allocated by PyTorch, "
+        f"and {torch_size(oom.reserved - oom.allocated)} is reserved by PyTorch but "
+        f"unallocated.{_advice(oom, settings)}"
     )
 
 
@@ -34,18 +42,23 @@ def _advice(oom: OutOfMemory, settings: Settings) -> str:
     if not settings.expandable_segments or version < (2, 15):
         variable = "PYTORCH_ALLOC_CONF" if settings.rules.names_unified_variable else "PYTORCH_CUDA_ALLOC_CONF"
         return (
-            f" If reserved but unallocated memory is large try setting {variable}=expandable_segments:True to avoid fragmentation. "
+            f" If reserved but unallocated memory is large try setting {variable}=expandable_segments:True to avoid "
+            "fragmentation. "
             f" See documentation for Memory Management  ({_PAGE if version >= (2, 11) else _OLD_PAGE})"
         )
     reservation = settings.reservation(oom.device_memory)
     if oom.tried <= oom.device_memory and reservation < oom.tried:
         return (
-            f" This allocation exceeds the expandable-segment reserve of {torch_size(reservation)} for this stream, and a single allocation cannot span "
-            "expandable segments. Raise PYTORCH_CUDA_ALLOC_CONF expandable_segments_reserve or expandable_segments_reserve_by_class (or unset it) so that a "
+            f" This allocation exceeds the expandable-segment reserve of {torch_size(reservation)} for this stream, "
+            "and a single allocation cannot span "
+            "expandable segments. Raise PYTORCH_CUDA_ALLOC_CONF expandable_segments_reserve or "
+            "expandable_segments_reserve_by_class (or unset it) so that a "
             f"segment is at least {torch_size(oom.tried)}."
         )
     return (
-        " expandable_segments is enabled. If instead the process is running out of virtual address space (VSZ), expandable segments may be over-reserving VA "
-        "(each segment reserves ~9/8 of device memory, times the number of streams); reduce it via PYTORCH_CUDA_ALLOC_CONF expandable_segments_reserve / "
+        " expandable_segments is enabled. If instead the process is running out of virtual address space (VSZ), "
+        "expandable segments may be over-reserving VA "
+        "(each segment reserves ~9/8 of device memory, times the number of streams); reduce it via "
+        "PYTORCH_CUDA_ALLOC_CONF expandable_segments_reserve / "
         "expandable_segments_reserve_by_class."
     )

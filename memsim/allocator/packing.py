@@ -1,4 +1,5 @@
-"""Offline placement: buffers whose lifetimes are all known get fixed offsets, as low as a greedy order finds them. Compiled.
+"""Offline placement: buffers whose lifetimes are all known get fixed offsets, as low as a greedy order finds them.
+Compiled.
 
 Buffers come sorted by their first moment; lifetimes are half-open.
 """
@@ -13,7 +14,9 @@ PASSES = 12  # over the buffers in the way, before they are sorted
 
 @njit(cache=True, nogil=True)
 def alive_at(lower, upper, every):
-    """Which buffers are alive when buffer 0, every, 2 × every … begins, of those that began before it: (first [m + 1], members), CSR-like."""
+    """Which buffers are alive when buffer 0, every, 2 × every … begins, of those that began before it: (first [m + 1],
+    members), CSR-like.
+    """
     n = len(lower)
     marks = (n + every - 1) // every
     first = np.zeros(marks + 1, np.int64)

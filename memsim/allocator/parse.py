@@ -1,7 +1,8 @@
 """The grammar of PyTorch's setting string: `key:value,key:[value,value]`, white space ignored.
 
-As of 2.15 (c10/core/AllocatorConfig.h) a token that should be a separator is passed over whatever it is, and a number ends where its digits do:
-`max_split_size_mb=64` is refused, for its key is unknown; `max_split_size_mb:64MiB` is 64. Earlier parsers insist on separators.
+As of 2.15 (c10/core/AllocatorConfig.h) a token that should be a separator is passed over whatever it is, and a number
+ends where its digits do: `max_split_size_mb=64` is refused, for its key is unknown; `max_split_size_mb:64MiB` is 64.
+Earlier parsers insist on separators.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def parsed(text: str, torch: str, rules: Rules) -> dict[str, Any]:
     version = release(torch)
     tokens = _Tokens(text, strict=version < (2, 15))
     fields: dict[str, Any] = {}
-    # A large segment's size bounds others, so it is read first, wherever it stands, and counts as a key wherever its name stands.
+    # A large segment's size bounds others, so it is read first, wherever it stands, and counts as a key wherever its
+    # name stands.
     if "large_segment_size_mb" in rules.keys:
         while tokens.at < len(tokens.words):
             if tokens.take() == "large_segment_size_mb":
@@ -95,12 +97,16 @@ def parsed(text: str, torch: str, rules: Rules) -> dict[str, Any]:
                 tokens.separator(":")
                 fields["large_segment_size"] = fields["max_non_split_rounding"] = _large_segment(tokens)
         tokens.key = ""
-    for reading in (False, True):  # PyTorch has two parsers, and each passes over the other's keys: the string must be sound for both
+    # PyTorch has two parsers, and each passes over the other's keys: the string must be sound for both
+    for reading in (False, True):
         tokens.at = 0
         while tokens.at < len(tokens.words):
             tokens.key = tokens.take()
             if tokens.key not in rules.keys:
-                raise InputError(f"allocator: {tokens.key!r} is not a setting of PyTorch {torch}; {', '.join(sorted(rules.keys & _READERS.keys()))} are")
+                raise InputError(
+                    f"allocator: {tokens.key!r} is not a setting of PyTorch {torch}; "
+                    f"{', '.join(sorted(rules.keys & _READERS.keys()))} are"
+                )
             tokens.separator(":")
             if not reading:
                 _skip(tokens)
@@ -176,7 +182,9 @@ def _fraction(tokens: _Tokens, rules: Rules, fields: dict[str, Any]) -> dict[str
 
 
 def _divisions(tokens: _Tokens, rules: Rules, fields: dict[str, Any]) -> dict[str, Any]:
-    """One power of two for all sizes, or a list `[MiB:divisions,…,>:divisions]` with a value from each of its sizes on."""
+    """One power of two for all sizes, or a list `[MiB:divisions,…,>:divisions]` with a value from each
+    of its sizes on.
+    """
     if tokens.peek() != "[":
         value = tokens.size()
         if value.bit_count() != 1:

@@ -15,7 +15,8 @@ OLDEST = (2, 1)
 class Rules:
     """What differs between PyTorch's releases."""
 
-    ties: str  # the order of free blocks of one size: by "address", by the "creation" of the block, by that of its "segment"
+    # the order of free blocks of one size: by "address", by the "creation" of the block, by that of its "segment"
+    ties: str
     round_limit: bool  # a memory limit is rounded to the nearest byte, not down
     whole_device_unlimited: bool  # a memory fraction of 1 is no limit
     last_listed_is_kept: bool  # `>` in a list of rounding divisions leaves the last entry before it alone
@@ -41,7 +42,12 @@ _SINCE = {  # the release that brought a setting, by allocator.md and the source
     (2, 6): {"max_non_split_rounding_mb", "pinned_use_background_threads"},
     (2, 9): {"graph_capture_record_stream_reuse"},
     (2, 10): {"per_process_memory_fraction", "pinned_reserve_segment_size_mb"},
-    (2, 11): {"large_segment_size_mb", "pinned_max_round_threshold_mb", "pinned_max_cached_size_mb", "pinned_free_catch_all"},
+    (2, 11): {
+        "large_segment_size_mb",
+        "pinned_max_round_threshold_mb",
+        "pinned_max_cached_size_mb",
+        "pinned_free_catch_all",
+    },
     (2, 12): {"throw_on_cudamalloc_oom"},
     (2, 15): {"expandable_segments_reserve", "expandable_segments_reserve_by_class"},
 }

@@ -1,4 +1,6 @@
-"""PyTorch's setting string (PYTORCH_ALLOC_CONF, PYTORCH_CUDA_ALLOC_CONF), parsed as PyTorch parses it and refused as it refuses it."""
+"""PyTorch's setting string (PYTORCH_ALLOC_CONF, PYTORCH_CUDA_ALLOC_CONF), parsed as PyTorch parses it and refused as it
+refuses it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class Settings:
 
     max_split_size: int | None = None  # bytes; blocks that large are not split; None: no such size
     max_non_split_rounding: int = 20 * MIB  # bytes that a block as large may be larger than a request for it
-    roundup_power2_divisions: tuple[int, ...] = (0,) * 16  # steps to a power of two, for sizes from 1, 2, 4 … MiB on; 0: multiples of 512 bytes
+    # steps to a power of two, for sizes from 1, 2, 4 … MiB on; 0: multiples of 512 bytes
+    roundup_power2_divisions: tuple[int, ...] = (0,) * 16
     garbage_collection_threshold: float = 0.0  # of the memory limit; 0: no garbage collection
     expandable_segments: bool = False
     expandable_segments_reserve: Reserve | None = None  # None: 9/8 of the device
@@ -40,7 +43,9 @@ class Settings:
 
     @classmethod
     def parse(cls, text: str, torch: str = GOLDEN) -> Settings:
-        """Reads a setting string. Raises InputError where PyTorch would refuse it, and for backend:cudaMallocAsync, which is not modelled."""
+        """Reads a setting string. Raises InputError where PyTorch would refuse it, and for backend:cudaMallocAsync,
+        which is not modelled.
+        """
         from memsim.allocator.parse import parsed  # most runs set nothing
 
         rules = rules_of(torch)
@@ -53,7 +58,9 @@ class Settings:
 
     @property
     def plain(self) -> Settings:
-        """These settings without those that change the sizes of blocks or collect garbage: what a recording's first state is rebuilt under."""
+        """These settings without those that change the sizes of blocks or collect garbage: what a recording's first
+        state is rebuilt under.
+        """
         default = Settings()
         return replace(
             self,
@@ -95,7 +102,9 @@ class Settings:
         collects = limit is not None and self.garbage_collection_threshold > 0
         heap[arena.CAPACITY] = device_memory
         heap[arena.LIMIT] = arena.NEVER if limit is None else limit
-        heap[arena.MAX_SPLIT] = arena.NEVER if self.max_split_size is None or self.max_split_size >= 1 << 58 else self.max_split_size
+        heap[arena.MAX_SPLIT] = (
+            arena.NEVER if self.max_split_size is None or self.max_split_size >= 1 << 58 else self.max_split_size
+        )
         heap[arena.NON_SPLIT] = min(self.max_non_split_rounding, 1 << 58)
         heap[arena.GC_TARGET] = int(self.garbage_collection_threshold * float(limit or 0)) if collects else -1
         heap[arena.EXPANDABLE] = self.expandable_segments
@@ -105,4 +114,6 @@ class Settings:
         heap[arena.REJECT] = int(fraction * float(device_memory)) if self.throw_on_cudamalloc_oom else arena.NEVER
         heap[arena.KEEPS_SHORT] = self.rules.keeps_short_reservations
         heap[arena.TIE_RULE] = ("address", "creation", "segment").index(self.rules.ties)
-        heap[arena.ROUNDING : arena.ROUNDING + 16] = [min(divisions, 1 << 50) for divisions in self.roundup_power2_divisions]
+        heap[arena.ROUNDING : arena.ROUNDING + 16] = [
+            min(divisions, 1 << 50) for divisions in self.roundup_power2_divisions
+        ]

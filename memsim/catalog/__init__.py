@@ -1,4 +1,6 @@
-"""What memsim knows by name: models, devices and example runs. Data in JSON and YAML, loaded once, when first asked for."""
+"""What memsim knows by name: models, devices and example runs. Data in JSON and YAML, loaded once, when first asked
+for.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class Device:
     memory: int  # bytes; the data sheet's gigabytes are GiB. Driver and CUDA context take their part of it
     compute_capability: str | None  # "8.0"; None where it is not NVIDIA's
     processors: int  # streaming multiprocessors, or AMD's compute units
-    flops: Mapping[str, float]  # dense operations a second by dtype; tensor cores, with fp32 accumulation for 16 bits, where there are any
+    # dense operations a second by dtype; tensor cores, with fp32 accumulation for 16 bits, where there are any
+    flops: Mapping[str, float]
     memory_bandwidth: float  # bytes a second
     link: Link | None  # to its like: all links of the device together
     pcie: Link

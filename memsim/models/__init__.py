@@ -101,11 +101,18 @@ def is_assumed(fields: Mapping[str, object]) -> bool:
     given = [key for key, value in fields.items() if value]
     known = str(fields.get("model_type")) in FAMILIES
     unlike = fields.get("model_type") in UNLIKE
-    return not known and not unlike and all(key in given for key in NEEDED) and not any(is_otherwise(key, fields[key]) for key in given)
+    return (
+        not known
+        and not unlike
+        and all(key in given for key in NEEDED)
+        and not any(is_otherwise(key, fields[key]) for key in given)
+    )
 
 
 def is_otherwise(key: str, value: object) -> bool:
-    """Whether a field says that the model is no Llama: of norms with other names, layers of several types, or by a word in its name."""
+    """Whether a field says that the model is no Llama: of norms with other names, layers of several types, or by a word
+    in its name.
+    """
     if key == "layer_types":
         return not isinstance(value, (list, tuple)) or set(value) != {"full_attention"}
     if "norm" in key and "eps" in key:
@@ -124,17 +131,26 @@ def decodes_beside(fields: Mapping[str, object]) -> bool:
 
 
 def saved_by_task(fields: Mapping[str, object]) -> tuple[str, ...]:
-    """Modules that PEFT trains as a whole whatever a run says, as its task_type for the model's class does (PeftModelForSequenceClassification)."""
+    """Modules that PEFT trains as a whole whatever a run says, as its task_type for the model's class does
+    (PeftModelForSequenceClassification).
+    """
     return bert.saved_by_task(fields) if fields.get("model_type") == "bert" else ()
 
 
 def build(fields: Mapping[str, object], settings: Settings, strict: bool = False) -> Model:
-    """The model of these config fields; an unknown model_type with Llama's fields as Llama, unless `strict`. Raises Unsupported."""
+    """The model of these config fields; an unknown model_type with Llama's fields as Llama, unless `strict`. Raises
+    Unsupported.
+    """
     family = FAMILIES.get(str(fields.get("model_type")))
     if family is None and is_assumed(fields) and not strict:
         return llama.build({**fields, "model_type": "llama"}, settings)
     if family is None:
-        raise Unsupported(f"model: model_type {fields.get('model_type')!r} is not supported yet; there are {', '.join(FAMILIES)}")
+        raise Unsupported(
+            f"model: model_type {fields.get('model_type')!r} is not supported yet; there are {', '.join(FAMILIES)}"
+        )
     if settings.attention == "flash_attention_2" and fields.get("model_type") not in flash_attention.HELD:
-        raise Unsupported(f"attention: flash_attention_2 with model_type {fields.get('model_type')} is not supported yet; sdpa and eager are")
+        raise Unsupported(
+            f"attention: flash_attention_2 with model_type {fields.get('model_type')} is not supported yet; sdpa and "
+            "eager are"
+        )
     return family(fields, settings)

@@ -1,4 +1,6 @@
-"""BERT (transformers/models/bert/modeling_bert.py), trained to fill in masked tokens or to tell classes of sequences apart."""
+"""BERT (transformers/models/bert/modeling_bert.py), trained to fill in masked tokens or to tell classes of sequences
+apart.
+"""
 
 from __future__ import annotations
 
@@ -51,10 +53,20 @@ def embeddings(b: Builder, config: Bert, settings: Settings, input_ids: Tensor) 
         position_ids = b.op("slice", buffer, length=sequence)
         gathered = F.create(b, "token_type_ids", (1, sequence), "int64")
         token_type_ids = b.op("expand", gathered, shape=(batch, sequence)) if batch > 1 else gathered
-        inputs_embeds = b.op("embedding", input_ids, table("word_embeddings", config.vocabulary), label="word_embeddings", input_embeddings=True)
-        token_type_embeddings = b.op("embedding", token_type_ids, table("token_type_embeddings", config.types), label="token_type_embeddings")
+        inputs_embeds = b.op(
+            "embedding",
+            input_ids,
+            table("word_embeddings", config.vocabulary),
+            label="word_embeddings",
+            input_embeddings=True,
+        )
+        token_type_embeddings = b.op(
+            "embedding", token_type_ids, table("token_type_embeddings", config.types), label="token_type_embeddings"
+        )
         embeddings = b.op("add", inputs_embeds, token_type_embeddings)
-        position_embeddings = b.op("embedding", position_ids, table("position_embeddings", config.positions), label="position_embeddings")
+        position_embeddings = b.op(
+            "embedding", position_ids, table("position_embeddings", config.positions), label="position_embeddings"
+        )
         embeddings = b.op("add", embeddings, position_embeddings)
         embeddings = layer_norm(b, embeddings, "LayerNorm", dtype)
         embeddings = dropout(b, embeddings, config.hidden_p)
@@ -69,7 +81,9 @@ def embeddings(b: Builder, config: Bert, settings: Settings, input_ids: Tensor) 
 
 
 @module_call
-def self_attention(b: Builder, config: Bert, settings: Settings, hidden_states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def self_attention(
+    b: Builder, config: Bert, settings: Settings, hidden_states: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """BertSelfAttention.forward."""
     with b.module("self"):
         batch, sequence, hidden = hidden_states.shape
@@ -88,12 +102,16 @@ def output(b: Builder, config: Bert, settings: Settings, hidden_states: Tensor, 
     with b.module("output"):
         hidden_states = F.linear(b, hidden_states, "dense", config.hidden, settings.dtype, True)
         hidden_states = dropout(b, hidden_states, config.hidden_p)
-        hidden_states = layer_norm(b, b.op("add", hidden_states, input_tensor, label="residual"), "LayerNorm", settings.dtype)
+        hidden_states = layer_norm(
+            b, b.op("add", hidden_states, input_tensor, label="residual"), "LayerNorm", settings.dtype
+        )
         return hidden_states
 
 
 @module_call
-def attention(b: Builder, config: Bert, settings: Settings, hidden_states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def attention(
+    b: Builder, config: Bert, settings: Settings, hidden_states: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """BertAttention.forward."""
     with b.module("attention"):
         attention_output, attn_weights = self_attention(b, config, settings, hidden_states, mask)
@@ -131,7 +149,14 @@ def model(b: Builder, config: Bert, settings: Settings, input_ids: Tensor) -> tu
     """BertModel.forward: last_hidden_state [B, S, H], and pooler_output [B, H] where there is a pooler."""
     embedding_output = embeddings(b, config, settings, input_ids)
     mask = bidirectional_mask(b, settings, embedding_output.dtype, settings.sequence, settings.sequence)
-    sequence_output = b.op("layers", embedding_output, *([] if mask is None else [mask]), names=NAMES[: 1 if mask is None else 2], trains=True, held=True)
+    sequence_output = b.op(
+        "layers",
+        embedding_output,
+        *([] if mask is None else [mask]),
+        names=NAMES[: 1 if mask is None else 2],
+        trains=True,
+        held=True,
+    )
     pooled_output = pooler(b, config, settings, sequence_output) if config.classes else None
     del mask  # an argument of forward, before its other locals
     return sequence_output, pooled_output
@@ -162,7 +187,9 @@ def predictions(b: Builder, config: Bert, settings: Settings, hidden_states: Ten
     """BertOnlyMLMHead.forward, BertLMPredictionHead.forward."""
     with b.module("cls.predictions"):
         hidden_states = transform(b, config, settings, hidden_states)
-        weight = b.parameter("embeddings.word_embeddings.weight", (config.vocabulary, config.hidden), settings.dtype, True)
+        weight = b.parameter(
+            "embeddings.word_embeddings.weight", (config.vocabulary, config.hidden), settings.dtype, True
+        )
         bias = b.parameter("cls.predictions.bias", (config.vocabulary,), settings.dtype, True)
         hidden_states = b.op("linear", hidden_states, weight, bias, label="decoder", module=DECODER)
         return hidden_states
@@ -175,7 +202,9 @@ def masked_lm(b: Builder, config: Bert, settings: Settings, input_ids: Tensor, l
     sequence_output = outputs[0]
     prediction_scores = predictions(b, config, settings, sequence_output)
     rows = settings.batch * settings.sequence
-    masked_lm_loss = cross_entropy(b, b.op("view", prediction_scores, shape=(rows, config.vocabulary)), b.op("view", labels, shape=(rows,)))
+    masked_lm_loss = cross_entropy(
+        b, b.op("view", prediction_scores, shape=(rows, config.vocabulary)), b.op("view", labels, shape=(rows,))
+    )
     return masked_lm_loss
 
 
@@ -187,7 +216,9 @@ def sequence_classification(b: Builder, config: Bert, settings: Settings, input_
     assert pooled_output is not None
     pooled_output = dropout(b, pooled_output, config.classifier_p)
     logits = F.linear(b, pooled_output, "classifier", config.classes, settings.dtype, True)
-    loss = cross_entropy(b, b.op("view", logits, shape=(settings.batch, config.classes)), b.op("view", labels, shape=(settings.batch,)))
+    loss = cross_entropy(
+        b, b.op("view", logits, shape=(settings.batch, config.classes)), b.op("view", labels, shape=(settings.batch,))
+    )
     return loss
 
 
@@ -195,7 +226,10 @@ def layer_parameters(config: Bert, dtype: str) -> tuple[Parameter, ...]:
     """A layer's parameters in module order."""
     h, inner = config.hidden, config.inner
     rows = [p for name in ("query", "key", "value") for p in linear_parameters(f"attention.self.{name}", h, h, dtype)]
-    rows += [*linear_parameters("attention.output.dense", h, h, dtype), *norm_parameters("attention.output.LayerNorm", h, dtype)]
+    rows += [
+        *linear_parameters("attention.output.dense", h, h, dtype),
+        *norm_parameters("attention.output.LayerNorm", h, dtype),
+    ]
     rows += linear_parameters("intermediate.dense", inner, h, dtype)
     return (*rows, *linear_parameters("output.dense", h, inner, dtype), *norm_parameters("output.LayerNorm", h, dtype))
 
@@ -205,7 +239,12 @@ def read_config(fields: Mapping[str, object]) -> Bert:
     hidden, heads = integer(fields, "hidden_size", 768), integer(fields, "num_attention_heads", 12)
     if hidden % heads:
         raise InputError(f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}")
-    for key, plain in (("is_decoder", False), ("add_cross_attention", False), ("tie_word_embeddings", True), ("chunk_size_feed_forward", 0)):
+    for key, plain in (
+        ("is_decoder", False),
+        ("add_cross_attention", False),
+        ("tie_word_embeddings", True),
+        ("chunk_size_feed_forward", 0),
+    ):
         if fields.get(key, plain) != plain:
             raise Unsupported(f"model.{key}: {fields[key]} is not supported yet; {plain} is")
     hidden_p = probability(fields, "hidden_dropout_prob", 0.1)
@@ -233,7 +272,9 @@ def architecture(fields: Mapping[str, object]) -> str:
     if "For" not in name:
         return "BertForMaskedLM"
     if name not in ("BertForMaskedLM", "BertForSequenceClassification"):
-        raise Unsupported(f"model.architectures: {name} is not supported yet; BertForMaskedLM and BertForSequenceClassification are")
+        raise Unsupported(
+            f"model.architectures: {name} is not supported yet; BertForMaskedLM and BertForSequenceClassification are"
+        )
     return name
 
 
@@ -246,11 +287,15 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config, dtype = read_config(fields), settings.dtype
     if settings.sequence > config.positions:
-        raise InputError(f"batch.sequence: {settings.sequence} tokens are more than the {config.positions} positions that bert has")
+        raise InputError(
+            f"batch.sequence: {settings.sequence} tokens are more than the {config.positions} positions that bert has"
+        )
     b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     if config.classes:
-        outer = b.finish(sequence_classification(b, config, settings, ids, b.input_tensor("labels", (settings.batch,), "int64")))
+        outer = b.finish(
+            sequence_classification(b, config, settings, ids, b.input_tensor("labels", (settings.batch,), "int64"))
+        )
     else:
         outer = b.finish(masked_lm(b, config, settings, ids, ids))
     call = next(op for op in outer.operators if op.kind == "layers")
@@ -258,14 +303,25 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     arguments = layer_inputs(inner, call, NAMES)
     graph = inner.finish(layer(inner, config, settings, arguments["hidden_states"], arguments.get("attention_mask")))
     h = config.hidden
-    before = [Parameter(f"embeddings.{name}", (1, config.positions), "int64", trainable=False, buffer=True) for name in ("position_ids", "token_type_ids")]
+    before = [
+        Parameter(f"embeddings.{name}", (1, config.positions), "int64", trainable=False, buffer=True)
+        for name in ("position_ids", "token_type_ids")
+    ]
     tables = (("word", config.vocabulary), ("position", config.positions), ("token_type", config.types))
-    before += [Parameter(f"embeddings.{name}_embeddings.weight", (rows, h), dtype, module="embedding") for name, rows in tables]
+    before += [
+        Parameter(f"embeddings.{name}_embeddings.weight", (rows, h), dtype, module="embedding") for name, rows in tables
+    ]
     before += norm_parameters("embeddings.LayerNorm", h, dtype)
     if config.classes:
-        after = [*linear_parameters("pooler.dense", h, h, dtype), *linear_parameters("classifier", config.classes, h, dtype)]
+        after = [
+            *linear_parameters("pooler.dense", h, h, dtype),
+            *linear_parameters("classifier", config.classes, h, dtype),
+        ]
     else:
-        after = [Parameter("cls.predictions.bias", (config.vocabulary,), dtype), *linear_parameters("cls.predictions.transform.dense", h, h, dtype)]
+        after = [
+            Parameter("cls.predictions.bias", (config.vocabulary,), dtype),
+            *linear_parameters("cls.predictions.transform.dense", h, h, dtype),
+        ]
         after += norm_parameters("cls.predictions.transform.LayerNorm", h, dtype)
     return Model(
         before=tuple(before),

@@ -1,4 +1,6 @@
-"""Bloom (transformers/models/bloom/modeling_bloom.py): scores that fall with distance (ALiBi), one projection for q, k and v, a GeLU written in Python."""
+"""Bloom (transformers/models/bloom/modeling_bloom.py): scores that fall with distance (ALiBi), one projection for q, k
+and v, a GeLU written in Python.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Bloom:
 
 
 @module_call
-def self_attention(b: Builder, bloom: Bloom, settings: Settings, hidden_states: Tensor, residual: Tensor, alibi: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def self_attention(
+    b: Builder, bloom: Bloom, settings: Settings, hidden_states: Tensor, residual: Tensor, alibi: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
     """BloomAttention.forward."""
     with b.module("self_attention"):
         batch, length, hidden = hidden_states.shape
@@ -72,14 +76,18 @@ def split(b: Builder, fused_qkv: Tensor, shape: tuple[int, int, int, int]) -> li
 def mlp(b: Builder, bloom: Bloom, settings: Settings, hidden_states: Tensor, residual: Tensor) -> Tensor:
     """BloomMLP.forward."""
     with b.module("mlp"):
-        hidden_states = b.op("python_gelu", F.linear(b, hidden_states, "dense_h_to_4h", 4 * bloom.hidden, settings.dtype, True))
+        hidden_states = b.op(
+            "python_gelu", F.linear(b, hidden_states, "dense_h_to_4h", 4 * bloom.hidden, settings.dtype, True)
+        )
         intermediate_output = F.linear(b, hidden_states, "dense_4h_to_h", bloom.hidden, settings.dtype, True)
         output = dropout_add(b, intermediate_output, residual, bloom.hidden_p)
         return output
 
 
 @module_call
-def block(b: Builder, bloom: Bloom, settings: Settings, hidden_states: Tensor, alibi: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def block(
+    b: Builder, bloom: Bloom, settings: Settings, hidden_states: Tensor, alibi: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
     """BloomBlock.forward."""
     layernorm_output = layer_norm(b, hidden_states, "input_layernorm", settings.dtype)
     residual = layernorm_output if bloom.post_norm else hidden_states
@@ -163,7 +171,9 @@ def model(b: Builder, bloom: Bloom, settings: Settings, input_ids: Tensor) -> Te
 def causal_lm(b: Builder, bloom: Bloom, settings: Settings, input_ids: Tensor, labels: Tensor) -> Tensor:
     """BloomForCausalLM.forward with labels; returns the loss."""
     table = (bloom.vocabulary, bloom.hidden)
-    return tied_head.causal_lm(b, settings, lambda: model(b, bloom, settings, input_ids), labels, "word_embeddings.weight", table, bloom.tied)
+    return tied_head.causal_lm(
+        b, settings, lambda: model(b, bloom, settings, input_ids), labels, "word_embeddings.weight", table, bloom.tied
+    )
 
 
 def layer_parameters(bloom: Bloom, dtype: str) -> tuple[Parameter, ...]:
@@ -204,7 +214,9 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields. Raises InputError."""
     bloom, dtype = read_config(fields), settings.dtype
     if settings.attention != "eager":
-        raise InputError(f"attention: {settings.attention} does not run with bloom, whose scores fall with distance; eager does")
+        raise InputError(
+            f"attention: {settings.attention} does not run with bloom, whose scores fall with distance; eager does"
+        )
     b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     outer = b.finish(causal_lm(b, bloom, settings, ids, ids))
@@ -214,7 +226,10 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     outputs = block(inner, bloom, settings, arguments["hidden_states"], arguments["alibi"], arguments["attention_mask"])
     table = (bloom.vocabulary, bloom.hidden)
     return Model(
-        before=(Parameter("word_embeddings.weight", table, dtype, module="embedding"), *norm_parameters("word_embeddings_layernorm", bloom.hidden, dtype)),
+        before=(
+            Parameter("word_embeddings.weight", table, dtype, module="embedding"),
+            *norm_parameters("word_embeddings_layernorm", bloom.hidden, dtype),
+        ),
         layers=(layer_parameters(bloom, dtype),),
         after=(*norm_parameters("ln_f", bloom.hidden, dtype), *head_parameters(table, dtype, bloom.tied)),
         pattern=(0,) * bloom.layers,

@@ -1,6 +1,7 @@
 """What the decoders of transformers share: the model's forward around its layers, masks, rotary tables, head and loss.
 
-Every function has the locals of the function in transformers that it stands for; the order in which they die is part of the result.
+Every function has the locals of the function in transformers that it stands for; the order in which they die is part of
+the result.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from memsim.models.dynamic_rope import update
 from memsim.models.model import Parameter, Settings
 from memsim.tape import SET_ORDER
 
-Model = Callable[[Builder, DecoderConfig, Settings, Tensor, "Parts"], Tensor]  # input_ids [B, S] → last_hidden_state [B, S, H]
+# input_ids [B, S] → last_hidden_state [B, S, H]
+Model = Callable[[Builder, DecoderConfig, Settings, Tensor, "Parts"], Tensor]
 
 
 Embed = Callable[[Builder, DecoderConfig, Settings, Tensor], Tensor]  # input_ids [B, S] → inputs_embeds [B, S, H]
@@ -47,7 +49,9 @@ class Parts:
     logits_scaled: bool = False  # the logits are multiplied by a constant
     rotary_dim: int | None = None  # elements of a head that turn, where it is not all of them
     rotary_by_type: tuple[str, ...] = ()  # the types of layers that have tables of their own, where they do
-    spread: str = "cat"  # how a frequency turns two elements: twice one after the other, "interleaved", or "once" where the tables are half as wide
+    # how a frequency turns two elements: twice one after the other, "interleaved", or "once" where the tables are half
+    # as wide
+    spread: str = "cat"
     rotary: Rotary | None = None  # what makes the one rotary table, where it is not cos and sin
 
 
@@ -65,25 +69,43 @@ def rms_norm(b: Builder, hidden_states: Tensor, name: str, dtype: str) -> Tensor
 
 @module_call
 def rotary_embedding(
-    b: Builder, settings: Settings, dtype: str, position_ids: Tensor, head_dim: int, buffer: str = "", spread: str = "cat"
+    b: Builder,
+    settings: Settings,
+    dtype: str,
+    position_ids: Tensor,
+    head_dim: int,
+    buffer: str = "",
+    spread: str = "cat",
 ) -> tuple[Tensor, Tensor]:
-    """LlamaRotaryEmbedding.forward: cos and sin of [1, S, D] in `dtype`. buffer: the frequencies' name, where it is not the usual one; spread: of Parts."""
+    """LlamaRotaryEmbedding.forward: cos and sin of [1, S, D] in `dtype`. buffer: the frequencies' name, where it is not
+    the usual one; spread: of Parts.
+    """
     with b.module(SET_ORDER if buffer else "rotary_emb"), b.no_grad(), b.no_autocast():
         inv_freq = b.parameter(buffer or "rotary_emb.inv_freq", (head_dim // 2,), "fp32", False)
         if settings.stack.rotary_by_product:
             return rotary_tables(b, settings, dtype, position_ids, inv_freq)
         shape = (*position_ids.shape, 1)
         freqs = b.op("mul", b.op("cast", b.op("view", position_ids, shape=shape), dtype="fp32"), inv_freq)
-        emb = freqs if spread == "once" else F.repeat_interleave(b, freqs, 2, -1) if spread == "interleaved" else b.op("cat", freqs, freqs)
+        emb = (
+            freqs
+            if spread == "once"
+            else F.repeat_interleave(b, freqs, 2, -1)
+            if spread == "interleaved"
+            else b.op("cat", freqs, freqs)
+        )
         cos = b.op("mul_scalar", b.op("cos", emb))
         sin = b.op("mul_scalar", b.op("sin", emb))
         return F.to(b, cos, dtype), F.to(b, sin, dtype)
 
 
-def rotary_tables(b: Builder, settings: Settings, dtype: str, position_ids: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    b: Builder, settings: Settings, dtype: str, position_ids: Tensor, inv_freq: Tensor
+) -> tuple[Tensor, Tensor]:
     """LlamaRotaryEmbedding.forward where the angles are a matrix product."""
     position_ids_expanded = b.op("cast", b.op("view", position_ids, shape=(1, *position_ids.shape)), dtype="fp32")
-    freqs = F.transpose(b, b.op("matmul", b.op("view", inv_freq, shape=(1, *inv_freq.shape, 1)), position_ids_expanded), 1, 2)
+    freqs = F.transpose(
+        b, b.op("matmul", b.op("view", inv_freq, shape=(1, *inv_freq.shape, 1)), position_ids_expanded), 1, 2
+    )
     emb = b.op("cat", freqs, freqs)
     if settings.stack.rotary_scaled_after:
         cos = b.op("cos", emb)
@@ -113,17 +135,23 @@ def find_packed_sequence_indices(b: Builder, position_ids: Tensor) -> None:
     del packed_sequence_mask
 
 
-def causal_mask(b: Builder, settings: Settings, dtype: str, position_ids: Tensor | None, window: int | None = None) -> Tensor | None:
-    """masking_utils.create_causal_mask, or create_sliding_window_causal_mask with a `window` in tokens; it may not be told the positions.
+def causal_mask(
+    b: Builder, settings: Settings, dtype: str, position_ids: Tensor | None, window: int | None = None
+) -> Tensor | None:
+    """masking_utils.create_causal_mask, or create_sliding_window_causal_mask with a `window` in tokens; it may not be
+    told the positions.
 
-    Nothing for sdpa, which is told is_causal, unless the sequence reaches the window or is padded; [B, 1, S, S] in the model's dtype for eager.
+    Nothing for sdpa, which is told is_causal, unless the sequence reaches the window or is padded; [B, 1, S, S] in the
+    model's dtype for eager.
     """
     sequence = settings.sequence
     with b.module("causal_mask"), b.no_grad():
         if settings.padded:
             return padded_mask(b, settings, dtype, window)
         if position_ids is not None:
-            expanded = b.op("expand", position_ids, shape=(settings.batch, sequence)) if settings.batch > 1 else position_ids
+            expanded = (
+                b.op("expand", position_ids, shape=(settings.batch, sequence)) if settings.batch > 1 else position_ids
+            )
             find_packed_sequence_indices(b, expanded)
             del expanded
         if settings.attention == "flash_attention_2":
@@ -136,7 +164,9 @@ def causal_mask(b: Builder, settings: Settings, dtype: str, position_ids: Tensor
 
 @module_call
 def padded_mask(b: Builder, settings: Settings, dtype: str, window: int | None) -> Tensor:
-    """The same with an attention mask [B, S] of the batch, which is asked whether it is all ones, unless that would not help."""
+    """The same with an attention mask [B, S] of the batch, which is asked whether it is all ones, unless that would not
+    help.
+    """
     attention_mask = F.create(b, "attention_mask.bool", (settings.batch, settings.sequence), "bool")
     if settings.attention == "eager":
         mask = eager_mask(b, settings, dtype, window, attention_mask)
@@ -174,7 +204,9 @@ def eager_mask(b: Builder, settings: Settings, dtype: str, window: int | None, p
 
 
 def boolean_mask(b: Builder, settings: Settings, window: int | None, padding: Tensor | None = None) -> Tensor:
-    """masking_utils.sdpa_mask without vmap: comparisons of broadcast indices, expanded over the batch (a view); with `padding` [B, S] it is the batch's."""
+    """masking_utils.sdpa_mask without vmap: comparisons of broadcast indices, expanded over the batch (a view); with
+    `padding` [B, S] it is the batch's.
+    """
     sequence = settings.sequence
     batch_arange = F.create(b, "batch_arange", (settings.batch,), "int64")
     head_arange = F.create(b, "head_arange", (1,), "int64")
@@ -196,14 +228,17 @@ def boolean_mask(b: Builder, settings: Settings, window: int | None, padding: Te
 
 
 def and_padding(b: Builder, settings: Settings, window: int | None) -> Tensor:
-    """and_masks of a causal mask and padding_mask_function, which indexes the attention mask by batch and key: [B, 1, S, S]."""
+    """and_masks of a causal mask and padding_mask_function, which indexes the attention mask by batch and key: [B, 1,
+    S, S].
+    """
     batch, sequence = settings.batch, settings.sequence
     result = F.create(b, "new_ones", (), "bool")
     causal = F.create(b, "causal", (1, 1, sequence, sequence), "bool") if window is None else windowed_mask(b, sequence)
     result, before = F.create(b, "and", (1, 1, sequence, sequence), "bool"), result
     del causal
     del before
-    # Indices are broadcast to each other, and copied where that is no view of what they were (ATen/native/TensorAdvancedIndexing.cpp).
+    # Indices are broadcast to each other, and copied where that is no view of what they were
+    # (ATen/native/TensorAdvancedIndexing.cpp).
     batch_index = F.create(b, "batch_index", (batch, 1, 1, sequence), "int64") if sequence > 1 else None
     key_index = F.create(b, "key_index", (batch, 1, 1, sequence), "int64") if batch > 1 else None
     inside = F.create(b, "padding", (batch, 1, 1, sequence), "bool")
@@ -257,7 +292,9 @@ def shifted(b: Builder, settings: Settings, logits: Tensor, labels: Tensor) -> t
 
 
 def cross_entropy(b: Builder, source: Tensor, target: Tensor) -> Tensor:
-    """F.cross_entropy, whose softmax stays in the dtype of the logits under autocast, too (at::native::cross_entropy_loss gives it the dtype)."""
+    """F.cross_entropy, whose softmax stays in the dtype of the logits under autocast, too
+    (at::native::cross_entropy_loss gives it the dtype).
+    """
     return b.op("nll_loss", b.op("log_softmax", source, dtype=source.dtype), target)
 
 
@@ -269,7 +306,9 @@ def embed_tokens(b: Builder, config: DecoderConfig, settings: Settings, input_id
     return b.op("embedding", input_ids, weight, label="embed_tokens", input_embeddings=True)
 
 
-def rotary_of(b: Builder, settings: Settings, parts: Parts, config: DecoderConfig, dtype: str, position_ids: Tensor) -> tuple[Tensor, ...]:
+def rotary_of(
+    b: Builder, settings: Settings, parts: Parts, config: DecoderConfig, dtype: str, position_ids: Tensor
+) -> tuple[Tensor, ...]:
     """The rotary tables of the family."""
     dtype, dim = "fp32" if parts.rotary_in_fp32 else dtype, parts.rotary_dim or config.head_dim
     if parts.rotary is not None:
@@ -298,7 +337,9 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
     position_embeddings = rotary_of(b, settings, parts, config, hidden_states.dtype, position_ids)
     tables = ("cos", "sin")[: len(position_embeddings)]
     names = ("hidden_states", *tables, "position_ids", "attention_mask")
-    hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True, names=names)
+    hidden_states = b.op(
+        "layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True, names=names
+    )
     layer_outputs = hidden_states if settings.stack.layers_return_tuples else None  # noqa: F841
     hidden_states = parts.norm(b, hidden_states, "norm")
     if settings.stack.takes_cache_position:  # which holds the positions, an argument after inputs_embeds
@@ -315,7 +356,9 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
 
 
 @module_call
-def causal_lm(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, labels: Tensor, parts: Parts) -> Tensor:
+def causal_lm(
+    b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, labels: Tensor, parts: Parts
+) -> Tensor:
     """LlamaForCausalLM.forward with labels; returns the loss."""
     model = parts.model or decoder_model
     hidden_states = model(b, config, settings, input_ids, parts)
@@ -324,7 +367,10 @@ def causal_lm(b: Builder, config: DecoderConfig, settings: Settings, input_ids: 
     if parts.head_bias:
         weights.append(b.parameter("lm_head.bias", (config.vocab_size,), settings.dtype, True))
     if settings.stack.index_slices_whole_dimensions:
-        logits = b.op("linear", F.index(b, settings, hidden_states, 0, 1, 2), *weights, label="lm_head", module="lm_head")  # [:, -0:, :]
+        # [:, -0:, :]
+        logits = b.op(
+            "linear", F.index(b, settings, hidden_states, 0, 1, 2), *weights, label="lm_head", module="lm_head"
+        )
     else:
         logits = b.op("linear", hidden_states, *weights, label="lm_head", module="lm_head")
     if parts.scaled or parts.logits_scaled:

@@ -1,4 +1,6 @@
-"""Cohere's Command R and R7B (transformers/models/{cohere,cohere2}/modeling_*.py): attention and MLP side by side, norms and rotation in fp32."""
+"""Cohere's Command R and R7B (transformers/models/{cohere,cohere2}/modeling_*.py): attention and MLP side by side,
+norms and rotation in fp32.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,14 @@ def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Ten
 
 @module_call
 def self_attention(
-    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, turns: bool
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
+    turns: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """CohereAttention.forward, Cohere2Attention.forward; turns: whether queries and keys do."""
     with b.module("self_attn"):
@@ -74,7 +83,15 @@ def layer_that(turns: bool) -> Layer:
     """A decoder layer whose queries and keys turn, or do not."""
 
     @module_call
-    def layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def layer(
+        b: Builder,
+        config: DecoderConfig,
+        settings: Settings,
+        hidden_states: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
         """CohereDecoderLayer.forward."""
         residual = hidden_states
         hidden_states = layer_norm(b, hidden_states, "input_layernorm", settings.dtype)
@@ -94,17 +111,27 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
     hidden, d = config.hidden_size, config.head_dim
     q, kv = config.num_attention_heads, config.num_key_value_heads
     rows: list[Parameter] = []
-    for name, out, inputs in (("q_proj", q * d, hidden), ("k_proj", kv * d, hidden), ("v_proj", kv * d, hidden), ("o_proj", hidden, q * d)):
+    for name, out, inputs in (
+        ("q_proj", q * d, hidden),
+        ("k_proj", kv * d, hidden),
+        ("v_proj", kv * d, hidden),
+        ("o_proj", hidden, q * d),
+    ):
         rows += linear_parameters(f"self_attn.{name}", out, inputs, dtype, config.attention_bias)
     if config.fields.get("use_qk_norm"):
-        rows += [Parameter(f"self_attn.{name}.weight", (count, d), dtype, module="norm") for name, count in (("q_norm", q), ("k_norm", kv))]
+        rows += [
+            Parameter(f"self_attn.{name}.weight", (count, d), dtype, module="norm")
+            for name, count in (("q_norm", q), ("k_norm", kv))
+        ]
     rows += mlp_parameters("mlp", hidden, config.intermediate_size, dtype)
     return (*rows, Parameter("input_layernorm.weight", (hidden,), dtype, module="norm"))
 
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
-    config = decoder_config(fields, tie_word_embeddings=True, **({"sliding_window": 4096} if fields["model_type"] == "cohere2" else {}))
+    config = decoder_config(
+        fields, tie_word_embeddings=True, **({"sliding_window": 4096} if fields["model_type"] == "cohere2" else {})
+    )
     check_supported(config, dropout=True)
     parts = Parts(lambda b, x, name: layer_norm(b, x, name, settings.dtype), logits_scaled=True, spread="interleaved")
     parameters = layer_parameters(config, settings.dtype)
@@ -112,4 +139,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         return assemble(config, settings, parts, TURNED, parameters)
     period = integer(config.fields, "sliding_window_pattern", 4)
     types = layer_types(config, lambda layer: (layer + 1) % period != 0)
-    return assemble_types(config, settings, parts, types, [TURNED if kind == SLIDING else UNTURNED for kind in types], parameters)
+    return assemble_types(
+        config, settings, parts, types, [TURNED if kind == SLIDING else UNTURNED for kind in types], parameters
+    )

@@ -54,10 +54,15 @@ def probability(fields: Mapping[str, object], key: str, default: float) -> float
 
 
 def check_heads_divide(config: DecoderConfig, asks: str) -> None:
-    """Raises InputError where the heads do not divide hidden_size, which the config class `asks` for whatever head_dim is (validate_architecture)."""
+    """Raises InputError where the heads do not divide hidden_size, which the config class `asks` for whatever head_dim
+    is (validate_architecture).
+    """
     heads, hidden = config.num_attention_heads, config.hidden_size
     if hidden % heads:
-        raise InputError(f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}, which {asks} asks for, with head_dim too")
+        raise InputError(
+            f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}, which {asks} asks for, "
+            "with head_dim too"
+        )
 
 
 def decoder_config(fields: Mapping[str, object], **defaults: object) -> DecoderConfig:
@@ -66,7 +71,9 @@ def decoder_config(fields: Mapping[str, object], **defaults: object) -> DecoderC
     hidden, heads = integer(merged, "hidden_size"), integer(merged, "num_attention_heads")
     kv = integer(merged, "num_key_value_heads", heads)
     if "head_dim" not in merged and hidden % heads:
-        raise InputError(f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}; give head_dim or a divisor")
+        raise InputError(
+            f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}; give head_dim or a divisor"
+        )
     if heads % kv:
         raise InputError(f"model.num_key_value_heads: {kv} does not divide num_attention_heads {heads}")
     window = merged.get("sliding_window")

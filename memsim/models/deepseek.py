@@ -1,4 +1,6 @@
-"""DeepSeek-V2 and V3 (transformers/models/{deepseek_v2,deepseek_v3}/modeling_*.py): latent attention, and experts beside one that every token takes."""
+"""DeepSeek-V2 and V3 (transformers/models/{deepseek_v2,deepseek_v3}/modeling_*.py): latent attention, and experts
+beside one that every token takes.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "rope_interleave": True,
     },
 }
-HOLD = ("sin", "cos", "attention_mask", "position_ids", "hidden_states")  # arguments of a layer as a checkpoint lets go of them
+# arguments of a layer as a checkpoint lets go of them
+HOLD = ("sin", "cos", "attention_mask", "position_ids", "hidden_states")
 NULLABLE = ("q_lora_rank", "rope_interleave", "norm_topk_prob")  # fields for which null is a value
 METHODS = ("greedy", "group_limited_greedy")
 
@@ -73,16 +76,22 @@ def check_attention(config: DecoderConfig) -> None:
     """Raises Unsupported for sizes that do not run."""
     if config.groups != 1 or config.num_attention_heads != config.num_key_value_heads:
         raise Unsupported(
-            f"model.num_key_value_heads: {config.num_key_value_heads} with {config.num_attention_heads} attention heads cannot run, as every head has "
+            f"model.num_key_value_heads: {config.num_key_value_heads} with {config.num_attention_heads} attention "
+            "heads cannot run, as every head has "
             f"keys and values of its own; {config.num_attention_heads} can"
         )
     if config.model_type == "deepseek_v2" and config.hidden_size % config.num_attention_heads:
-        raise InputError(f"model.num_attention_heads: {config.num_attention_heads} does not divide the {config.hidden_size} of hidden_size")
+        raise InputError(
+            f"model.num_attention_heads: {config.num_attention_heads} does not divide the {config.hidden_size} of "
+            "hidden_size"
+        )
     sizes = latent_of(config)
     if sizes.rope % 2:
         raise Unsupported(f"model.qk_rope_head_dim: {sizes.rope} is odd; it turns in pairs")
     if sizes.qk % 2 and config.model_type == "deepseek_v2":
-        raise Unsupported(f"model.qk_nope_head_dim: {sizes.nope} is odd, and its heads no pairs of elements; even sizes are supported")
+        raise Unsupported(
+            f"model.qk_nope_head_dim: {sizes.nope} is odd, and its heads no pairs of elements; even sizes are supported"
+        )
 
 
 def routing_of(config: DecoderConfig) -> Routing:
@@ -90,10 +99,14 @@ def routing_of(config: DecoderConfig) -> Routing:
     fields = config.fields
     experts, top_k = integer(fields, "n_routed_experts"), integer(fields, "num_experts_per_tok")
     if fields.get("output_router_logits"):
-        raise Unsupported("model.output_router_logits: true is not supported yet; false is (the auxiliary loss is not modelled)")
+        raise Unsupported(
+            "model.output_router_logits: true is not supported yet; false is (the auxiliary loss is not modelled)"
+        )
     method = str(fields.get("topk_method"))
     if config.model_type == "deepseek_v2" and method not in METHODS:
-        raise Unsupported(f"model.topk_method: {method} is not what transformers' deepseek_v2 knows; {' and '.join(METHODS)} are")
+        raise Unsupported(
+            f"model.topk_method: {method} is not what transformers' deepseek_v2 knows; {' and '.join(METHODS)} are"
+        )
     if experts == 1:
         raise Unsupported("model: one expert is not supported yet; two and more are")
     if top_k > experts:
@@ -103,10 +116,19 @@ def routing_of(config: DecoderConfig) -> Routing:
     groups, top_groups = integer(fields, "n_group"), integer(fields, "topk_group")
     least = 1 if config.model_type == "deepseek_v2" else 2  # of whose scores a group's is the sum
     if experts % groups or experts // groups < least:
-        raise InputError(f"model.n_group: {groups} groups of {experts} experts do not come out even, at {least} experts or more a group")
+        raise InputError(
+            f"model.n_group: {groups} groups of {experts} experts do not come out even, at {least} experts or more "
+            "a group"
+        )
     if top_groups > groups:
         raise InputError(f"model.topk_group: {top_groups} is more than the {groups} groups there are")
-    return Routing(experts, top_k, groups, top_groups, normalized=bool(fields.get("norm_topk_prob")) and config.model_type != "deepseek_v2")
+    return Routing(
+        experts,
+        top_k,
+        groups,
+        top_groups,
+        normalized=bool(fields.get("norm_topk_prob")) and config.model_type != "deepseek_v2",
+    )
 
 
 def correction_dtype(config: DecoderConfig, settings: Settings) -> str | None:
@@ -149,10 +171,18 @@ def moe(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Te
         hidden_states = b.op("view", hidden_states, shape=(batch * sequence, hidden_dim))
         inner = integer(config.fields, "moe_intermediate_size")
         hidden_states = F.reshape(
-            b, experts_call(b, settings, hidden_states, topk_indices, topk_weights, routing.experts, inner, act), batch, sequence, hidden_dim
+            b,
+            experts_call(b, settings, hidden_states, topk_indices, topk_weights, routing.experts, inner, act),
+            batch,
+            sequence,
+            hidden_dim,
         )
         with b.locals(hidden_states, _, topk_weights, topk_indices):
-            hidden_states = b.op("add", hidden_states, mlp_of(b, residuals, "shared_experts", shared_size(config), settings.dtype, act, has_bias(config)))
+            hidden_states = b.op(
+                "add",
+                hidden_states,
+                mlp_of(b, residuals, "shared_experts", shared_size(config), settings.dtype, act, has_bias(config)),
+            )
         return hidden_states
 
 
@@ -176,7 +206,9 @@ def complex_rotary(b: Builder, settings: Settings, dtype: str, position_ids: Ten
     """DeepseekV2RotaryEmbedding.forward: numbers on the unit circle, [1, S, R / 2]."""
     with b.module("rotary_emb"), b.no_grad():
         inv_freq = b.parameter("rotary_emb.inv_freq", (head_dim // 2,), "fp32", False)
-        freqs = b.op("mul", b.op("cast", b.op("view", position_ids, shape=(*position_ids.shape, 1)), dtype="fp32"), inv_freq)
+        freqs = b.op(
+            "mul", b.op("cast", b.op("view", position_ids, shape=(*position_ids.shape, 1)), dtype="fp32"), inv_freq
+        )
         ones = F.create(b, "ones_like", freqs.shape, "fp32")
         freqs_cis = F.create(b, "polar", freqs.shape, "complex64")
         del ones
@@ -188,7 +220,10 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config = read_config(fields)
     dtype = settings.dtype
-    parts = Parts(lambda b, x, name: rms_norm(b, x, name, dtype), rotary=complex_rotary if config.model_type == "deepseek_v2" else None)
+    parts = Parts(
+        lambda b, x, name: rms_norm(b, x, name, dtype),
+        rotary=complex_rotary if config.model_type == "deepseek_v2" else None,
+    )
     attention, norms = attention_parameters(config, dtype), norm_parameters(config, dtype)
     dense_mlp = mlp_parameters("mlp", config.hidden_size, config.intermediate_size, dtype, has_bias(config))
     attend = complex_self_attention if config.model_type == "deepseek_v2" else self_attention

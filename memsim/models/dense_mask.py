@@ -1,4 +1,5 @@
-"""Causal masks as transformers made them before masking_utils: numbers, not booleans (transformers 4.48: models/llama/modeling_llama.py).
+"""Causal masks as transformers made them before masking_utils: numbers, not booleans (transformers 4.48:
+models/llama/modeling_llama.py).
 
 Every function has the locals of the function in transformers that it stands for.
 """
@@ -12,7 +13,8 @@ from memsim.models.model import Settings
 
 
 def dense_mask(b: Builder, config: DecoderConfig, settings: Settings, dtype: str) -> Tensor | None:
-    """_update_causal_mask: [B, 1, S, S + 1] in `dtype`, one that is expanded over the batch (a view); with padding the batch's own, [B, 1, S, S].
+    """_update_causal_mask: [B, 1, S, S + 1] in `dtype`, one that is expanded over the batch (a view); with padding the
+    batch's own, [B, 1, S, S].
 
     Nothing for sdpa, which is told is_causal, unless the sequence reaches the window or is padded.
     """
@@ -53,7 +55,9 @@ def padded(b: Builder, config: DecoderConfig, settings: Settings, dtype: str, in
 
 
 def fill_padding(b: Builder, causal_mask: Tensor, others: list[Tensor]) -> None:
-    """Hides padding in the batch's own mask [B, 1, S, S]. `others` are the function's locals, which die before its padding_mask."""
+    """Hides padding in the batch's own mask [B, 1, S, S]. `others` are the function's locals, which die before its
+    padding_mask.
+    """
     whole, dtype = causal_mask.shape, causal_mask.dtype
     padding_mask = F.create(b, "padding_mask", whole, dtype)
     padding_mask, before = F.create(b, "padding_mask.eq", whole, "bool"), padding_mask
@@ -83,8 +87,14 @@ WINDOWED = ("mistral", "phi3")  # the families whose mask knows of windows
 
 
 def square(b: Builder, config: DecoderConfig, shape: tuple[int, int], dtype: str) -> list[Tensor]:
-    """_prepare_4d_causal_attention_mask_with_cache_position without a mask of the batch: [1, 1, *shape], and the function's other locals."""
-    return windowed(b, shape, dtype, config.sliding_window) if config.model_type in WINDOWED else [triangular(b, shape, dtype)]
+    """_prepare_4d_causal_attention_mask_with_cache_position without a mask of the batch: [1, 1, *shape], and the
+    function's other locals.
+    """
+    return (
+        windowed(b, shape, dtype, config.sliding_window)
+        if config.model_type in WINDOWED
+        else [triangular(b, shape, dtype)]
+    )
 
 
 def triangular(b: Builder, shape: tuple[int, int], dtype: str) -> Tensor:

@@ -1,5 +1,6 @@
-"""Rotary frequencies that depend on the length: LongRoPE (Ding et al. 2024, arXiv:2402.13753) and dynamic NTK scaling, as transformers does them
-(modeling_rope_utils.dynamic_rope_update, _compute_longrope_parameters)."""
+"""Rotary frequencies that depend on the length: LongRoPE (Ding et al. 2024, arXiv:2402.13753) and dynamic NTK scaling,
+as transformers does them (modeling_rope_utils.dynamic_rope_update, _compute_longrope_parameters).
+"""
 
 from __future__ import annotations
 
@@ -22,14 +23,19 @@ def rope_type(config: DecoderConfig) -> str:
 
 
 def update(b: Builder, config: DecoderConfig, settings: Settings, position_ids: Tensor, dim: int) -> None:
-    """What the forward of the rotary embedding does first, for heads of which `dim` elements turn. Raises Unsupported."""
+    """What the forward of the rotary embedding does first, for heads of which `dim` elements turn.
+    Raises Unsupported.
+    """
     kind = rope_type(config)
     if kind == "longrope":
         longrope_frequency_update(b, position_ids, dim)
     if kind == "dynamic":
         if settings.sequence > config.max_position_embeddings:
             beyond = f"beyond model.max_position_embeddings {config.max_position_embeddings}, where it grows"
-            raise Unsupported(f"batch.sequence: {settings.sequence} with rope_type dynamic {beyond}, is not supported yet; fewer tokens are")
+            raise Unsupported(
+                f"batch.sequence: {settings.sequence} with rope_type dynamic {beyond}, is not supported yet; fewer "
+                "tokens are"
+            )
         dynamic_frequency_update(b, position_ids)
 
 
@@ -46,7 +52,9 @@ def dynamic_frequency_update(b: Builder, position_ids: Tensor) -> None:
 
 @module_call
 def longrope_frequency_update(b: Builder, position_ids: Tensor, dim: int) -> None:
-    """Takes the long or the short frequencies, [D / 2], by the last position; the long ones are made when it first runs, and kept."""
+    """Takes the long or the short frequencies, [D / 2], by the last position; the long ones are made when it first
+    runs, and kept.
+    """
     with b.module("rotary_emb"), b.no_grad(), b.no_autocast():
         seq_len = b.op("add_scalar", b.op("reduce_all", position_ids, label="position_ids.max"))
         b.held.append(long_frequencies(b, dim))

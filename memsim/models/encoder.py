@@ -1,4 +1,6 @@
-"""What encoders share: attention that looks both ways, its mask, LayerNorm models' activations, and heads of classes."""
+"""What encoders share: attention that looks both ways, its mask, LayerNorm models' activations, and
+heads of classes.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def classes_of(fields: Mapping[str, object]) -> int:
     labels = fields.get("id2label")
     number = fields.get("num_labels") or (len(labels) if isinstance(labels, Mapping) else 2)
     if not isinstance(number, int) or isinstance(number, bool) or number < 2:
-        raise Unsupported(f"model.num_labels: {number!r} is not supported yet, as it asks for another loss; 2 and more are")
+        raise Unsupported(
+            f"model.num_labels: {number!r} is not supported yet, as it asks for another loss; 2 and more are"
+        )
     problem = fields.get("problem_type")
     if problem not in (None, "single_label_classification"):
         raise Unsupported(f"model.problem_type: {problem} is not supported yet; single_label_classification is")
@@ -40,9 +44,18 @@ def classes_of(fields: Mapping[str, object]) -> int:
 
 
 def attend(
-    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float, in_fp32: bool = False
+    b: Builder,
+    settings: Settings,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    p: float,
+    in_fp32: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """attention_interface of an encoder: [B, H, S, D] → [B, S, H, D], and the weights where they exist. p: of dropout."""
+    """attention_interface of an encoder: [B, H, S, D] → [B, S, H, D], and the weights where they exist.
+    p: of dropout.
+    """
     with b.core(query, key, value, mask):
         if settings.attention == "eager":
             return eager(b, query, key, value, mask, p, in_fp32)
@@ -51,12 +64,16 @@ def attend(
         return sdpa(b, settings, query, key, value, mask, 1, p, causal=False), None
 
 
-def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float, in_fp32: bool) -> tuple[Tensor, Tensor]:
+def eager(
+    b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float, in_fp32: bool
+) -> tuple[Tensor, Tensor]:
     """eager_attention_forward of BERT, and of ViT, whose softmax is in fp32."""
     attn_weights = b.op("mul_scalar", F.matmul(b, query, F.transpose(b, key, 2, 3)))
     if mask is not None:
         attn_weights = b.op("add", attn_weights, mask)
-    attn_weights = F.to(b, F.softmax(b, attn_weights, "fp32"), query.dtype) if in_fp32 else b.op("softmax", attn_weights)
+    attn_weights = (
+        F.to(b, F.softmax(b, attn_weights, "fp32"), query.dtype) if in_fp32 else b.op("softmax", attn_weights)
+    )
     attn_weights = dropout(b, attn_weights, p)
     attn_output = F.matmul(b, attn_weights, value)
     attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
@@ -64,7 +81,9 @@ def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
 
 
 def bidirectional_mask(b: Builder, settings: Settings, dtype: str, queries: int, keys: int) -> Tensor | None:
-    """masking_utils.create_bidirectional_mask: nothing where nothing is padded, else [B, 1, Q, K], bool, or of `dtype` for eager; [B, K] for FlashAttention."""
+    """masking_utils.create_bidirectional_mask: nothing where nothing is padded, else [B, 1, Q, K], bool, or of `dtype`
+    for eager; [B, K] for FlashAttention.
+    """
     if not settings.padded:
         return None
     with b.module("mask"), b.no_grad():

@@ -1,4 +1,5 @@
-"""Falcon (transformers/models/falcon/modeling_falcon.py): attention and MLP side by side, one projection for all heads, few keys and values.
+"""Falcon (transformers/models/falcon/modeling_falcon.py): attention and MLP side by side, one projection for all heads,
+few keys and values.
 
 7B has one key and one value head (multi_query), 40B a pair for each group, which it expands (new_decoder_architecture).
 """
@@ -35,7 +36,9 @@ class Falcon:
 
 
 def split_heads(b: Builder, falcon: Falcon, fused_qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """FalconAttention._split_heads: [B, S, H, D], and keys and values of as many heads, or of one. Lists as indices are tensors, made and copied."""
+    """FalconAttention._split_heads: [B, S, H, D], and keys and values of as many heads, or of one. Lists as indices are
+    tensors, made and copied.
+    """
     config = falcon.decoder
     batch, sequence, _ = fused_qkv.shape
     heads, d, groups = config.num_attention_heads, config.head_dim, config.num_key_value_heads
@@ -81,13 +84,16 @@ def self_attention(
         return attn_output, None
 
 
-def attend(b: Builder, falcon: Falcon, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+def attend(
+    b: Builder, falcon: Falcon, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor
+) -> Tensor:
     """F.scaled_dot_product_attention with a mask, which FlashAttention cannot read. Raises Unsupported."""
     dim = query.shape[-1]
     if chosen(settings, b.autocast or query.dtype, (dim, dim), masked=True, requires_grad=True) == "math":
         if not falcon.grouped:
             raise Unsupported(
-                f"model.multi_query: true with heads of {dim} in {query.dtype} on sm {settings.sm}, which no fused kernel takes, is not supported yet"
+                f"model.multi_query: true with heads of {dim} in {query.dtype} on sm {settings.sm}, which no fused "
+                "kernel takes, is not supported yet"
             )
         return math_attention(b, query, key, value, mask, causal=False, watched=settings.watched)
     return masked_efficient(b, query, key, value, mask, 0.0)
@@ -103,7 +109,9 @@ def mlp(b: Builder, config: DecoderConfig, settings: Settings, x: Tensor) -> Ten
 
 
 @module_call
-def layer(b: Builder, falcon: Falcon, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+def layer(
+    b: Builder, falcon: Falcon, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor
+) -> Tensor:
     """FalconDecoderLayer.forward."""
     residual = hidden_states
     if falcon.two_norms:
@@ -122,7 +130,9 @@ def layer(b: Builder, falcon: Falcon, settings: Settings, hidden_states: Tensor,
 def mask_of(b: Builder, settings: Settings) -> Tensor:
     """create_causal_mask that makes one in any case."""
     with b.module("causal_mask"), b.no_grad():
-        attention_mask = F.create(b, "attention_mask.bool", (settings.batch, settings.sequence), "bool") if settings.padded else None
+        attention_mask = (
+            F.create(b, "attention_mask.bool", (settings.batch, settings.sequence), "bool") if settings.padded else None
+        )
         return boolean_mask(b, settings, None, attention_mask)
 
 
@@ -151,7 +161,13 @@ def causal_lm(b: Builder, falcon: Falcon, settings: Settings, input_ids: Tensor,
     """FalconForCausalLM.forward with labels; returns the loss."""
     table = (falcon.decoder.vocab_size, falcon.decoder.hidden_size)
     return tied_head.causal_lm(
-        b, settings, lambda: model(b, falcon, settings, input_ids), labels, "word_embeddings.weight", table, falcon.decoder.tie_word_embeddings
+        b,
+        settings,
+        lambda: model(b, falcon, settings, input_ids),
+        labels,
+        "word_embeddings.weight",
+        table,
+        falcon.decoder.tie_word_embeddings,
     )
 
 
@@ -160,12 +176,17 @@ def layer_parameters(falcon: Falcon, dtype: str) -> tuple[Parameter, ...]:
     config = falcon.decoder
     hidden, inner = config.hidden_size, config.intermediate_size
     pairs = config.num_key_value_heads if falcon.grouped else 1
-    rows = linear_parameters("self_attention.query_key_value", (config.num_attention_heads + 2 * pairs) * config.head_dim, hidden, dtype)
+    rows = linear_parameters(
+        "self_attention.query_key_value", (config.num_attention_heads + 2 * pairs) * config.head_dim, hidden, dtype
+    )
     rows += linear_parameters("self_attention.dense", hidden, hidden, dtype)
     rows += linear_parameters("mlp.dense_h_to_4h", inner, hidden, dtype)
     rows += linear_parameters("mlp.dense_4h_to_h", hidden, inner, dtype)
     names = ("ln_attn", "ln_mlp") if falcon.two_norms else ("input_layernorm",)
-    return (*(replace(p, own_class=True) for p in rows), *(p for name in names for p in norm_parameters(name, hidden, dtype)))
+    return (
+        *(replace(p, own_class=True) for p in rows),
+        *(p for name in names for p in norm_parameters(name, hidden, dtype)),
+    )
 
 
 def read_config(fields: Mapping[str, object]) -> Falcon:
@@ -181,7 +202,9 @@ def read_config(fields: Mapping[str, object]) -> Falcon:
     for key, works in (("alibi", False), ("bias", False), ("parallel_attn", True), ("multi_query", True)):
         given = config.fields.get(key, works)
         if bool(given) != works and not (key == "multi_query" and grouped):
-            raise Unsupported(f"model.{key}: {str(given).lower()} is not supported yet for falcon; {str(works).lower()} is")
+            raise Unsupported(
+                f"model.{key}: {str(given).lower()} is not supported yet for falcon; {str(works).lower()} is"
+            )
     if config.head_dim * heads != hidden:
         raise InputError("model: the heads of falcon make up hidden_size")
     norms = integer(config.fields, "num_ln_in_parallel_attn", 2 if grouped else 1)
@@ -200,10 +223,21 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     call = next(op for op in outer.operators if op.kind == "layers")
     inner = Builder("layer", settings.technique)
     arguments = layer_inputs(inner, call, INPUTS)
-    hidden = layer(inner, falcon, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], arguments["attention_mask"])
+    hidden = layer(
+        inner,
+        falcon,
+        settings,
+        arguments["hidden_states"],
+        arguments["cos"],
+        arguments["sin"],
+        arguments["attention_mask"],
+    )
     table = (config.vocab_size, config.hidden_size)
     tail = [*norm_parameters("ln_f", config.hidden_size, dtype)]
-    tail += [Parameter(f"rotary_emb.{name}", (config.head_dim // 2,), "fp32", trainable=False, buffer=True) for name in ("inv_freq", "original_inv_freq")]
+    tail += [
+        Parameter(f"rotary_emb.{name}", (config.head_dim // 2,), "fp32", trainable=False, buffer=True)
+        for name in ("inv_freq", "original_inv_freq")
+    ]
     tail += head_parameters(table, dtype, config.tie_word_embeddings)
     return Model(
         before=(Parameter("word_embeddings.weight", table, dtype, module="embedding"),),

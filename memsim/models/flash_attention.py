@@ -1,4 +1,5 @@
-"""`flash_attention_2` as transformers calls it (integrations/flash_attention.py, modeling_flash_attention_utils.py), and flash-attn's own functions.
+"""`flash_attention_2` as transformers calls it (integrations/flash_attention.py, modeling_flash_attention_utils.py),
+and flash-attn's own functions.
 
 Every function has the locals of the function that it stands for.
 """
@@ -55,21 +56,35 @@ HELD = frozenset(
 
 
 def flash_attention_forward(
-    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, p: float = 0.0, told_positions: bool = True
+    b: Builder,
+    settings: Settings,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    p: float = 0.0,
+    told_positions: bool = True,
 ) -> Tensor:
-    """q [B, H, S, D], k [B, K, S, D], v [B, K, S, D'], a mask [B, S] where there is padding → [B, S, H, D']. p: probability of dropout; told_positions:
-    whether the layer hands on the positions, which might be of packed sequences."""
+    """q [B, H, S, D], k [B, K, S, D], v [B, K, S, D'], a mask [B, S] where there is padding → [B, S, H, D']. p:
+    probability of dropout; told_positions: whether the layer hands on the positions, which might be of packed
+    sequences.
+    """
     query = F.transpose(b, query, 1, 2)
     key = F.transpose(b, key, 1, 2)
     value = F.transpose(b, value, 1, 2)
     head_dim, v_head_dim = query.shape[-1], value.shape[-1]
     check_supported(settings, b.autocast or query.dtype, head_dim)
     if v_head_dim > head_dim:
-        raise InputError(f"attention: flash_attention_2 pads values of {v_head_dim} elements to the {head_dim} of keys, which cannot run; sdpa and eager do")
+        raise InputError(
+            f"attention: flash_attention_2 pads values of {v_head_dim} elements to the {head_dim} of keys, which "
+            "cannot run; sdpa and eager do"
+        )
     if v_head_dim < head_dim:
         value = b.op("pad", value, to=head_dim)
     target_dtype = b.autocast if query.dtype == "fp32" else None
-    attn_output = _flash_attention_forward(b, settings, query, key, value, attention_mask, p, target_dtype, told_positions)
+    attn_output = _flash_attention_forward(
+        b, settings, query, key, value, attention_mask, p, target_dtype, told_positions
+    )
     if v_head_dim < head_dim:
         attn_output = b.op("slice", attn_output, length=v_head_dim)
     return attn_output
@@ -78,14 +93,25 @@ def flash_attention_forward(
 def check_supported(settings: Settings, dtype: str, dim: int) -> None:
     """Raises InputError for what flash-attn refuses (flash_api.cpp, mha_fwd)."""
     if settings.sm < 80:
-        raise InputError(f"attention: flash_attention_2 does not run on sm {settings.sm} (FlashAttention only supports Ampere GPUs or newer); sdpa does")
+        raise InputError(
+            f"attention: flash_attention_2 does not run on sm {settings.sm} (FlashAttention only supports Ampere GPUs "
+            "or newer); sdpa does"
+        )
     if dtype not in HALF:
         reason = "FlashAttention only support fp16 and bf16 data type"
-        raise InputError(f"attention: flash_attention_2 does not run in {dtype} ({reason}); precision bf16, fp16, amp-bf16 and amp-fp16 do")
+        raise InputError(
+            f"attention: flash_attention_2 does not run in {dtype} ({reason}); precision bf16, fp16, amp-bf16 and "
+            "amp-fp16 do"
+        )
     if settings.padded and not settings.real_tokens:
-        raise InputError(f"batch.padding: {settings.padding} of {settings.sequence} tokens leaves none for flash_attention_2; a smaller share does")
+        raise InputError(
+            f"batch.padding: {settings.padding} of {settings.sequence} tokens leaves none for flash_attention_2; a "
+            "smaller share does"
+        )
     if dim > 256:
-        raise InputError(f"attention: flash_attention_2 takes heads of at most 256 elements, not {dim}; sdpa takes them")
+        raise InputError(
+            f"attention: flash_attention_2 takes heads of at most 256 elements, not {dim}; sdpa takes them"
+        )
 
 
 def _flash_attention_forward(
@@ -109,7 +135,9 @@ def _flash_attention_forward(
         del value_cast
     if attention_mask is not None:
         batch, sequence = attention_mask.shape
-        query, key, value, cu_seqlens, indices = _upad_input(b, settings, query_states, key_states, value_states, attention_mask)
+        query, key, value, cu_seqlens, indices = _upad_input(
+            b, settings, query_states, key_states, value_states, attention_mask
+        )
         out = flash_attn_varlen_func(b, settings, query, key, value, cu_seqlens, p)
         padded = b.op("put_rows", out, indices, rows=batch * sequence)
         result = b.op("view", padded, shape=(batch, sequence, *padded.shape[1:]))
@@ -185,7 +213,9 @@ def flash_attn_func(b: Builder, q: Tensor, k: Tensor, v: Tensor, p: float) -> Te
     return _apply(b, "flash_attn", (q, k, v), _padded_heads(b, q, k, v), p=p)
 
 
-def flash_attn_varlen_func(b: Builder, settings: Settings, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, p: float) -> Tensor:
+def flash_attn_varlen_func(
+    b: Builder, settings: Settings, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, p: float
+) -> Tensor:
     """FlashAttnVarlenFunc.apply: [T, H, D]."""
     attrs = {"p": p, "longest": settings.real_tokens, "sequences": settings.batch}
     return _apply(b, "flash_attn_varlen", (q, k, v, cu_seqlens), _padded_heads(b, q, k, v), **attrs)

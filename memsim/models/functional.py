@@ -26,7 +26,9 @@ def transpose(b: Builder, x: Tensor, i: int, j: int) -> Tensor:
 
 
 def index(b: Builder, settings: Settings, x: Tensor, *dims: int) -> Tensor:
-    """x[:, …] where these dimensions are indexed with `:`, which some stacks take for a slice and others for nothing."""
+    """x[:, …] where these dimensions are indexed with `:`, which some stacks take for a slice and others
+    for nothing.
+    """
     if settings.stack.index_slices_whole_dimensions:
         for dim in dims:
             x = b.op("slice", x, dim=dim, length=x.shape[dim])
@@ -43,14 +45,20 @@ def contiguous(b: Builder, x: Tensor) -> Tensor:
     return x
 
 
-def linear(b: Builder, x: Tensor, name: str, out_features: int, dtype: str, bias: bool = False, of_view: bool = False) -> Tensor:
+def linear(
+    b: Builder, x: Tensor, name: str, out_features: int, dtype: str, bias: bool = False, of_view: bool = False
+) -> Tensor:
     """self.NAME(x), an nn.Linear; of_view: one that multiplies by weight.T, a view of its own."""
     with b.module(name):
         path = ".".join(b.path)
         weights = [b.parameter(f"{path}.weight", (out_features, x.shape[-1]), dtype, True)]
         if bias:
             weights.append(b.parameter(f"{path}.bias", (out_features,), dtype, True))
-        return b.op("linear", x, *weights, module=path, of_view=True) if of_view else b.op("linear", x, *weights, module=path)
+        return (
+            b.op("linear", x, *weights, module=path, of_view=True)
+            if of_view
+            else b.op("linear", x, *weights, module=path)
+        )
 
 
 def create(b: Builder, label: str, shape: tuple[int, ...], dtype: str) -> Tensor:
@@ -66,7 +74,9 @@ def softmax(b: Builder, x: Tensor, dtype: str) -> Tensor:
 
 
 def matmul(b: Builder, x: Tensor, y: Tensor) -> Tensor:
-    """torch.matmul of [B, H, M, K] and [B, H, K, N]: a bmm over B·H, of copies where the operands' layouts do not fold."""
+    """torch.matmul of [B, H, M, K] and [B, H, K, N]: a bmm over B·H, of copies where the operands'
+    layouts do not fold.
+    """
     batch, heads, m, k = x.shape
     n = y.shape[-1]
     x, y = b.lower(x, y)

@@ -1,4 +1,6 @@
-"""Gemma 2 and Gemma 3 text decoders (transformers/models/{gemma2,gemma3}/modeling_*.py): sliding and full layers in turn, soft caps, norms of 1 + weight."""
+"""Gemma 2 and Gemma 3 text decoders (transformers/models/{gemma2,gemma3}/modeling_*.py): sliding and full layers in
+turn, soft caps, norms of 1 + weight.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,12 @@ from memsim.models.tied_head import head_parameters
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 DEFAULTS: dict[str, dict[str, object]] = {
-    "gemma2": {"head_dim": 256, "sliding_window": 4096, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
+    "gemma2": {
+        "head_dim": 256,
+        "sliding_window": 4096,
+        "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 50.0,
+    },
     "gemma3_text": {"head_dim": 256, "sliding_window": 4096},
 }
 PERIOD = {"gemma2": 2, "gemma3_text": 6}  # every so many layers one has full attention
@@ -60,19 +67,60 @@ def self_attention(
     """Gemma2Attention.forward, Gemma3Attention.forward."""
     config = gemma.decoder
     with b.module("self_attn"):
-        query_states = F.heads(b, hidden_states, "q_proj", config.num_attention_heads, config.head_dim, settings.dtype, config.attention_bias)
-        key_states = F.heads(b, hidden_states, "k_proj", config.num_key_value_heads, config.head_dim, settings.dtype, config.attention_bias)
-        value_states = F.heads(b, hidden_states, "v_proj", config.num_key_value_heads, config.head_dim, settings.dtype, config.attention_bias)
+        query_states = F.heads(
+            b,
+            hidden_states,
+            "q_proj",
+            config.num_attention_heads,
+            config.head_dim,
+            settings.dtype,
+            config.attention_bias,
+        )
+        key_states = F.heads(
+            b,
+            hidden_states,
+            "k_proj",
+            config.num_key_value_heads,
+            config.head_dim,
+            settings.dtype,
+            config.attention_bias,
+        )
+        value_states = F.heads(
+            b,
+            hidden_states,
+            "v_proj",
+            config.num_key_value_heads,
+            config.head_dim,
+            settings.dtype,
+            config.attention_bias,
+        )
         if gemma.rotary_by_type:
             query_states = rms_norm(b, query_states, "q_norm", settings.dtype)
             key_states = rms_norm(b, key_states, "k_norm", settings.dtype)
         query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
-        return attend(b, config, settings, query_states, key_states, value_states, mask, config.attention_bias, softcap=gemma.softcap)
+        return attend(
+            b,
+            config,
+            settings,
+            query_states,
+            key_states,
+            value_states,
+            mask,
+            config.attention_bias,
+            softcap=gemma.softcap,
+        )
 
 
 @module_call
 def decoder_layer(
-    b: Builder, gemma: Gemma, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, hides: bool = False
+    b: Builder,
+    gemma: Gemma,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
+    hides: bool = False,
 ) -> Tensor:
     """Gemma2DecoderLayer.forward. `hides`: the layer makes a mask of its own, that hides what is outside the window."""
     dtype = settings.dtype
@@ -114,14 +162,29 @@ def model(b: Builder, gemma: Gemma, settings: Settings, input_ids: Tensor) -> Te
     if gemma.rotary_by_type:
         # A Python set's order, which differs from process to process; the tables are alike.
         order = (("cos", FULL), ("sliding_cos", SLIDING))
-        tables = {name: f"rotary_emb.{kind}" for name, kind in (order[::-1] if settings.other_order else order) if kind in gemma.layer_types}
+        tables = {
+            name: f"rotary_emb.{kind}"
+            for name, kind in (order[::-1] if settings.other_order else order)
+            if kind in gemma.layer_types
+        }
     position_embeddings: dict[str, Tensor] = {}
     for name, module in tables.items():
-        cos, sin = rotary_embedding(b, settings, hidden_states.dtype, position_ids, config.head_dim, f"{module}_inv_freq" if "." in module else "")
+        cos, sin = rotary_embedding(
+            b,
+            settings,
+            hidden_states.dtype,
+            position_ids,
+            config.head_dim,
+            f"{module}_inv_freq" if "." in module else "",
+        )
         position_embeddings |= {name: cos, name.replace("cos", "sin"): sin}
         del cos
         del sin
-    given = {**position_embeddings, "position_ids": position_ids, **{name: mask for name, mask in masks.items() if mask is not None}}
+    given = {
+        **position_embeddings,
+        "position_ids": position_ids,
+        **{name: mask for name, mask in masks.items() if mask is not None},
+    }
     hidden_states = b.op("layers", hidden_states, *given.values(), names=("hidden_states", *given), trains=True)
     del given
     hidden_states = rms_norm(b, hidden_states, "norm", settings.dtype)
@@ -160,7 +223,12 @@ def layer_parameters(gemma: Gemma, dtype: str) -> tuple[Parameter, ...]:
     hidden, inner, d = config.hidden_size, config.intermediate_size, config.head_dim
     q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
     rows: list[Parameter] = []
-    for name, out, inputs in (("q_proj", q, hidden), ("k_proj", kv, hidden), ("v_proj", kv, hidden), ("o_proj", hidden, q)):
+    for name, out, inputs in (
+        ("q_proj", q, hidden),
+        ("k_proj", kv, hidden),
+        ("v_proj", kv, hidden),
+        ("o_proj", hidden, q),
+    ):
         rows.append(Parameter(f"self_attn.{name}.weight", (out, inputs), dtype, module="linear"))
         if config.attention_bias:
             rows.append(Parameter(f"self_attn.{name}.bias", (out,), dtype, module="linear"))
@@ -175,7 +243,11 @@ def layer_parameters(gemma: Gemma, dtype: str) -> tuple[Parameter, ...]:
 def read_config(fields: Mapping[str, object]) -> Gemma:
     """The fields with their family's defaults. Raises InputError and Unsupported."""
     kind = str(fields["model_type"])
-    defaults = {"tie_word_embeddings": True, "hidden_act": fields.get("hidden_activation") or "gelu_pytorch_tanh", **DEFAULTS[kind]}
+    defaults = {
+        "tie_word_embeddings": True,
+        "hidden_act": fields.get("hidden_activation") or "gelu_pytorch_tanh",
+        **DEFAULTS[kind],
+    }
     config = decoder_config(fields, **defaults)
     check_supported(config, dropout=True)
     if config.fields.get("use_bidirectional_attention"):
@@ -184,13 +256,23 @@ def read_config(fields: Mapping[str, object]) -> Gemma:
     if types is None:
         period = PERIOD[kind] if kind == "gemma2" else integer(config.fields, "sliding_window_pattern", PERIOD[kind])
         types = [SLIDING if (layer + 1) % period else FULL for layer in range(config.num_hidden_layers)]
-    if not isinstance(types, (list, tuple)) or len(types) != config.num_hidden_layers or not set(types) <= {SLIDING, FULL}:
+    if (
+        not isinstance(types, (list, tuple))
+        or len(types) != config.num_hidden_layers
+        or not set(types) <= {SLIDING, FULL}
+    ):
         raise InputError(f"model.layer_types: needs {config.num_hidden_layers} entries, each {SLIDING} or {FULL}")
 
     def capped(key: str) -> bool:
         return bool(fields.get(key, DEFAULTS[kind].get(key)))
 
-    return Gemma(config, tuple(types), kind != "gemma2", kind == "gemma2" and capped("attn_logit_softcapping"), capped("final_logit_softcapping"))
+    return Gemma(
+        config,
+        tuple(types),
+        kind != "gemma2",
+        kind == "gemma2" and capped("attn_logit_softcapping"),
+        capped("final_logit_softcapping"),
+    )
 
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
@@ -201,7 +283,9 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     if not old:
         check_heads_divide(config, "Gemma2Config" if config.model_type == "gemma2" else "Gemma3TextConfig")
     if config.model_type == "gemma2" and settings.attention == "sdpa" and not old:
-        raise InputError("attention: sdpa does not run with gemma2, whose logits are soft-capped; eager and flash_attention_2 do")
+        raise InputError(
+            "attention: sdpa does not run with gemma2, whose logits are soft-capped; eager and flash_attention_2 do"
+        )
     b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     outer = b.finish(causal_lm(b, gemma, settings, ids, ids))
@@ -215,17 +299,32 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         inner = Builder("decoder layer", settings.technique)
         wanted = ("hidden_states", f"{prefix}cos", f"{prefix}sin", "position_ids", mask)
         arguments = layer_inputs(inner, call, given, wanted)
-        of_layer = (arguments["hidden_states"], arguments[f"{prefix}cos"], arguments[f"{prefix}sin"], arguments.get(mask))
+        of_layer = (
+            arguments["hidden_states"],
+            arguments[f"{prefix}cos"],
+            arguments[f"{prefix}sin"],
+            arguments.get(mask),
+        )
         hidden = decoder_layer(inner, gemma, settings, *of_layer, hides=old and kind == SLIDING)
         del of_layer
         pattern[kind] = len(graphs)
         graphs.append(inner.finish(hidden))
         del arguments
         del hidden
-    alike = len({tuple((op.kind, tuple(spec.shape for spec in op.inputs)) for op in graph.operators) for graph in graphs}) == 1
-    rows = [f"rotary_emb.{name}" for name in (("inv_freq",) if settings.stack.inv_freq_once else ("inv_freq", "original_inv_freq"))]
+    alike = (
+        len({tuple((op.kind, tuple(spec.shape for spec in op.inputs)) for op in graph.operators) for graph in graphs})
+        == 1
+    )
+    rows = [
+        f"rotary_emb.{name}"
+        for name in (("inv_freq",) if settings.stack.inv_freq_once else ("inv_freq", "original_inv_freq"))
+    ]
     if gemma.rotary_by_type:
-        rows = [f"rotary_emb.{kind}_{name}" for kind in sorted(set(gemma.layer_types)) for name in ("inv_freq", "original_inv_freq")]
+        rows = [
+            f"rotary_emb.{kind}_{name}"
+            for kind in sorted(set(gemma.layer_types))
+            for name in ("inv_freq", "original_inv_freq")
+        ]
     tail = [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
     tail += [Parameter(name, (config.head_dim // 2,), "fp32", trainable=False, buffer=True) for name in rows]
     table = (config.vocab_size, config.hidden_size)
@@ -234,7 +333,11 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     return Model(
         before=(
             Parameter("embed_tokens.weight", table, dtype, module="embedding"),
-            *(() if old else (Parameter("embed_tokens.embed_scale", (), settings.created, trainable=False, buffer=True),)),
+            *(
+                ()
+                if old
+                else (Parameter("embed_tokens.embed_scale", (), settings.created, trainable=False, buffer=True),)
+            ),
         ),
         layers=(parameters,) * len(graphs),
         after=tuple(tail),

@@ -18,10 +18,17 @@ decoder_layer = pre_norm(self_attention, mlp, rms_norm)
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields. Raises Unsupported."""
-    defaults = {"num_key_value_heads": 16, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}
+    defaults = {
+        "num_key_value_heads": 16,
+        "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh",
+        "tie_word_embeddings": True,
+    }
     config = decoder_config(fields, **defaults)
     check_supported(config, dropout=True)
     if config.fields.get("use_bidirectional_attention"):
         raise Unsupported("model.use_bidirectional_attention: true is not supported yet; false is")
     parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), embed=embed, embed_scale=True)
-    return assemble(config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype), HOLD_POSITIONS_FIRST)
+    return assemble(
+        config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype), HOLD_POSITIONS_FIRST
+    )

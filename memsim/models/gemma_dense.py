@@ -1,4 +1,5 @@
-"""Gemma 2 before masking_utils (transformers 4.48): embeddings scaled in the model's forward, one mask, of numbers, in which sliding layers hide more.
+"""Gemma 2 before masking_utils (transformers 4.48): embeddings scaled in the model's forward, one mask, of numbers, in
+which sliding layers hide more.
 
 Every function has the locals of the function in transformers that it stands for.
 """
@@ -30,7 +31,9 @@ def before_layers(b: Builder, config: DecoderConfig, settings: Settings, input_i
 
 
 @module_call
-def last_hidden_state(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, final_norm: Norm) -> Tensor:
+def last_hidden_state(
+    b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, final_norm: Norm
+) -> Tensor:
     """Gemma2Model.forward."""
     inputs_embeds, position_ids, causal_mask, hidden_states, cos, sin = before_layers(b, config, settings, input_ids)
     hidden_states = b.op("layers", hidden_states, cos, sin, position_ids, causal_mask, names=NAMES, trains=True)
@@ -45,7 +48,9 @@ def last_hidden_state(b: Builder, config: DecoderConfig, settings: Settings, inp
 
 
 def sliding_mask(b: Builder, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """What a sliding layer makes of the mask [B, 1, S, S]: torch.where(sliding_window_mask, min_dtype, attention_mask); and sliding_window_mask."""
+    """What a sliding layer makes of the mask [B, 1, S, S]: torch.where(sliding_window_mask, min_dtype, attention_mask);
+    and sliding_window_mask.
+    """
     shape = attention_mask.shape
     with b.no_grad():
         sliding_window_mask = b.op("tril", F.create(b, "ones", shape, "bool"))

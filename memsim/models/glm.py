@@ -1,4 +1,6 @@
-"""GLM and GLM-4 (transformers/models/{glm,glm4}/modeling_*.py): rotary tables interleaved over a part of each head, fused gate and up, more norms."""
+"""GLM and GLM-4 (transformers/models/{glm,glm4}/modeling_*.py): rotary tables interleaved over a part of each head,
+fused gate and up, more norms.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +28,57 @@ NORMS = {
 
 @module_call
 def self_attention(
-    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """GlmAttention.forward, Glm4Attention.forward."""
     with b.module("self_attn"):
-        query_states = F.heads(b, hidden_states, "q_proj", config.num_attention_heads, config.head_dim, settings.dtype, config.attention_bias)
-        key_states = F.heads(b, hidden_states, "k_proj", config.num_key_value_heads, config.head_dim, settings.dtype, config.attention_bias)
-        value_states = F.heads(b, hidden_states, "v_proj", config.num_key_value_heads, config.head_dim, settings.dtype, config.attention_bias)
+        query_states = F.heads(
+            b,
+            hidden_states,
+            "q_proj",
+            config.num_attention_heads,
+            config.head_dim,
+            settings.dtype,
+            config.attention_bias,
+        )
+        key_states = F.heads(
+            b,
+            hidden_states,
+            "k_proj",
+            config.num_key_value_heads,
+            config.head_dim,
+            settings.dtype,
+            config.attention_bias,
+        )
+        value_states = F.heads(
+            b,
+            hidden_states,
+            "v_proj",
+            config.num_key_value_heads,
+            config.head_dim,
+            settings.dtype,
+            config.attention_bias,
+        )
         query_states, key_states = apply_partial_rotary_pos_emb(b, query_states, key_states, cos, sin, neighbours=True)
         return attend(b, config, settings, query_states, key_states, value_states, mask, False)
 
 
 @module_call
-def glm4_layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+def glm4_layer(
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
     """Glm4DecoderLayer.forward."""
     dtype = settings.dtype
     residual = hidden_states
@@ -67,7 +107,9 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
     rows += linear_parameters("self_attn.o_proj", hidden, q, dtype)
     rows += linear_parameters("mlp.gate_up_proj", 2 * inner, hidden, dtype)
     rows += linear_parameters("mlp.down_proj", hidden, inner, dtype)
-    return tuple(rows + [Parameter(f"{name}.weight", (hidden,), dtype, module="norm") for name in NORMS[config.model_type]])
+    return tuple(
+        rows + [Parameter(f"{name}.weight", (hidden,), dtype, module="norm") for name in NORMS[config.model_type]]
+    )
 
 
 def rotary_dim(config: DecoderConfig, default: float, key: str = "partial_rotary_factor") -> int:
@@ -79,7 +121,10 @@ def rotary_dim(config: DecoderConfig, default: float, key: str = "partial_rotary
         raise InputError(f"model.{key}: {share!r} is not a share from above 0 to 1")
     rotary = int(config.head_dim * share)
     if rotary < 2 or rotary % 2:
-        raise InputError(f"model.{key}: {share} of a head of {config.head_dim} is {rotary}, which is no number of pairs, and these turn together")
+        raise InputError(
+            f"model.{key}: {share} of a head of {config.head_dim} is {rotary}, which is no number of pairs, and these "
+            "turn together"
+        )
     return rotary
 
 

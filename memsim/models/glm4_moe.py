@@ -1,4 +1,6 @@
-"""GLM-4.5 (transformers/models/glm4_moe/modeling_glm4_moe.py): heads of which a part turns, and DeepSeek-V3's experts."""
+"""GLM-4.5 (transformers/models/glm4_moe/modeling_glm4_moe.py): heads of which a part turns, and
+DeepSeek-V3's experts.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,13 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
 
 @module_call
 def self_attention(
-    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Glm4MoeAttention.forward."""
     with b.module("self_attn"):

@@ -17,8 +17,16 @@ from memsim.models.model import Model, Parameter, Settings
 from memsim.models.tied_head import head_parameters
 
 NAMES = ("hidden_states", "position_ids", "attention_mask")
-HOLD = ("position_ids", "attention_mask", "hidden_states")  # keyword arguments first, then positional ones from their end
-ACTIVATIONS = {"gelu_new": "gelu_new", "gelu": "gelu", "gelu_pytorch_tanh": "gelu", "silu": "silu", "relu": "relu", "tanh": "tanh"}
+# keyword arguments first, then positional ones from their end
+HOLD = ("position_ids", "attention_mask", "hidden_states")
+ACTIVATIONS = {
+    "gelu_new": "gelu_new",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "silu": "silu",
+    "relu": "relu",
+    "tanh": "tanh",
+}
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,9 @@ def new_gelu(b: Builder, x: Tensor) -> Tensor:
     )
 
 
-def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float) -> tuple[Tensor, Tensor]:
+def eager(
+    b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float
+) -> tuple[Tensor, Tensor]:
     """eager_attention_forward: the softmax in the model's dtype, the result not contiguous."""
     attn_weights = b.op("mul_scalar", F.matmul(b, query, F.transpose(b, key, 2, 3)))
     if mask is not None:
@@ -95,7 +105,9 @@ def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
     return attn_output, attn_weights
 
 
-def eager_by_buffer(b: Builder, query: Tensor, key: Tensor, value: Tensor, positions: int, p: float) -> tuple[Tensor, Tensor]:
+def eager_by_buffer(
+    b: Builder, query: Tensor, key: Tensor, value: Tensor, positions: int, p: float
+) -> tuple[Tensor, Tensor]:
     """eager_attention_forward where the causal mask is a buffer of the layer."""
     attn_weights = F.matmul(b, query, F.transpose(b, key, 2, 3))
     attn_weights = b.op("div", attn_weights, F.create(b, "scale", (), attn_weights.dtype))
@@ -114,12 +126,16 @@ def eager_by_buffer(b: Builder, query: Tensor, key: Tensor, value: Tensor, posit
 
 
 @module_call
-def self_attention(b: Builder, config: Gpt2, settings: Settings, hidden_states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def self_attention(
+    b: Builder, config: Gpt2, settings: Settings, hidden_states: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """GPT2Attention.forward."""
     with b.module("attn"):
         batch, sequence, hidden = hidden_states.shape
         heads = (batch, sequence, config.heads, hidden // config.heads)
-        query_states, key_states, value_states = b.run("chunk", conv1d(b, hidden_states, "c_attn", 3 * hidden, settings.dtype), parts=3)
+        query_states, key_states, value_states = b.run(
+            "chunk", conv1d(b, hidden_states, "c_attn", 3 * hidden, settings.dtype), parts=3
+        )
         first = settings.stack.dense_causal_mask  # whether queries come first
         query_states = F.transpose(b, b.op("view", query_states, shape=heads), 1, 2) if first else query_states
         key_states = F.transpose(b, b.op("view", key_states, shape=heads), 1, 2)
@@ -128,11 +144,15 @@ def self_attention(b: Builder, config: Gpt2, settings: Settings, hidden_states: 
         attn_weights = None
         with b.core(query_states, key_states, value_states, mask):
             if settings.attention == "eager" and settings.stack.attention_has_buffers:
-                attn_output, attn_weights = eager_by_buffer(b, query_states, key_states, value_states, config.positions, config.attention_p)
+                attn_output, attn_weights = eager_by_buffer(
+                    b, query_states, key_states, value_states, config.positions, config.attention_p
+                )
             elif settings.attention == "eager":
                 attn_output, attn_weights = eager(b, query_states, key_states, value_states, mask, config.attention_p)
             elif settings.attention == "flash_attention_2":
-                attn_output = flash_attention_forward(b, settings, query_states, key_states, value_states, mask, config.attention_p)
+                attn_output = flash_attention_forward(
+                    b, settings, query_states, key_states, value_states, mask, config.attention_p
+                )
             else:
                 attn_output = sdpa(b, settings, query_states, key_states, value_states, mask, 1, config.attention_p)
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, hidden))
@@ -146,7 +166,9 @@ def mlp(b: Builder, config: Gpt2, settings: Settings, hidden_states: Tensor) -> 
     """GPT2MLP.forward."""
     with b.module("mlp"):
         hidden_states = conv1d(b, hidden_states, "c_fc", config.inner, settings.dtype)
-        hidden_states = new_gelu(b, hidden_states) if config.activation == "gelu_new" else b.op(config.activation, hidden_states)
+        hidden_states = (
+            new_gelu(b, hidden_states) if config.activation == "gelu_new" else b.op(config.activation, hidden_states)
+        )
         hidden_states = conv1d(b, hidden_states, "c_proj", config.hidden, settings.dtype)
         hidden_states = dropout(b, hidden_states, config.residual_p)
         return hidden_states
@@ -200,12 +222,18 @@ def model(b: Builder, config: Gpt2, settings: Settings, input_ids: Tensor) -> Te
 def causal_lm(b: Builder, config: Gpt2, settings: Settings, input_ids: Tensor, labels: Tensor) -> Tensor:
     """GPT2LMHeadModel.forward with labels; returns the loss."""
     hidden_states = model(b, config, settings, input_ids)
-    weight = b.parameter("wte.weight" if config.tied else "lm_head.weight", (config.vocabulary, config.hidden), settings.dtype, True)
+    weight = b.parameter(
+        "wte.weight" if config.tied else "lm_head.weight", (config.vocabulary, config.hidden), settings.dtype, True
+    )
     logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")
     if settings.stack.loss_slices_logits:  # here, and in the dtype that they have
         shift_logits, shift_labels = shifted(b, settings, logits, labels)
         tokens = shift_logits.shape[0] * shift_logits.shape[1]
-        loss = cross_entropy(b, b.op("view", shift_logits, shape=(tokens, config.vocabulary)), b.op("view", shift_labels, shape=(tokens,)))
+        loss = cross_entropy(
+            b,
+            b.op("view", shift_logits, shape=(tokens, config.vocabulary)),
+            b.op("view", shift_labels, shape=(tokens,)),
+        )
         del hidden_states
         del shift_logits
         del shift_labels
@@ -216,7 +244,9 @@ def causal_lm(b: Builder, config: Gpt2, settings: Settings, input_ids: Tensor, l
 
 def norm_parameters(name: str, size: int, dtype: str) -> tuple[Parameter, Parameter]:
     """Of an nn.LayerNorm."""
-    return Parameter(f"{name}.weight", (size,), dtype, module="norm"), Parameter(f"{name}.bias", (size,), dtype, module="norm")
+    return Parameter(f"{name}.weight", (size,), dtype, module="norm"), Parameter(
+        f"{name}.bias", (size,), dtype, module="norm"
+    )
 
 
 def layer_parameters(config: Gpt2, settings: Settings, quantizes: bool) -> tuple[Parameter, ...]:
@@ -229,7 +259,9 @@ def layer_parameters(config: Gpt2, settings: Settings, quantizes: bool) -> tuple
 
     def conv(name: str, inputs: int, out: int) -> tuple[Parameter, Parameter]:
         shape = (out, inputs) if quantizes else (inputs, out)
-        return Parameter(f"{name}.weight", shape, dtype, module=kind), Parameter(f"{name}.bias", (out,), dtype, module=kind)
+        return Parameter(f"{name}.weight", shape, dtype, module=kind), Parameter(
+            f"{name}.bias", (out,), dtype, module=kind
+        )
 
     return (
         *norm_parameters("ln_1", h, dtype),
@@ -244,7 +276,12 @@ def layer_parameters(config: Gpt2, settings: Settings, quantizes: bool) -> tuple
 
 def read_config(fields: Mapping[str, object]) -> Gpt2:
     """The fields, by GPT-2's own names or by the usual ones. Raises InputError and Unsupported."""
-    both = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_positions": "max_position_embeddings"}
+    both = {
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_positions": "max_position_embeddings",
+    }
     given = {**fields, **{own: fields[usual] for own, usual in both.items() if usual in fields and own not in fields}}
     hidden, heads = integer(given, "n_embd", 768), integer(given, "n_head", 12)
     if hidden % heads:
@@ -275,9 +312,13 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config, dtype = read_config(fields), settings.dtype
     if settings.sequence > config.positions:
-        raise InputError(f"batch.sequence: {settings.sequence} tokens are more than the {config.positions} positions that gpt2 has")
+        raise InputError(
+            f"batch.sequence: {settings.sequence} tokens are more than the {config.positions} positions that gpt2 has"
+        )
     if settings.padded and settings.stack.dense_causal_mask:
-        raise Unsupported(f"batch.padding: {settings.padding} of gpt2 with stack {settings.stack.name} is not supported yet; 0 is")
+        raise Unsupported(
+            f"batch.padding: {settings.padding} of gpt2 with stack {settings.stack.name} is not supported yet; 0 is"
+        )
     b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     outer = b.finish(causal_lm(b, config, settings, ids, ids))

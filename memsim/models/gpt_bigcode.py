@@ -1,4 +1,6 @@
-"""GPTBigCode, of StarCoder and SantaCoder (transformers/models/gpt_bigcode/modeling_gpt_bigcode.py): GPT-2 with linear modules, one key-value head."""
+"""GPTBigCode, of StarCoder and SantaCoder (transformers/models/gpt_bigcode/modeling_gpt_bigcode.py): GPT-2 with linear
+modules, one key-value head.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ HOLD = ("attention_mask", "hidden_states")
 
 
 @module_call
-def self_attention(b: Builder, config: Gpt2, settings: Settings, hidden_states: Tensor, mask: Tensor | None, multi_query: bool) -> tuple[Tensor, Tensor | None]:
+def self_attention(
+    b: Builder, config: Gpt2, settings: Settings, hidden_states: Tensor, mask: Tensor | None, multi_query: bool
+) -> tuple[Tensor, Tensor | None]:
     """GPTBigCodeAttention.forward."""
     with b.module("attn"):
         batch, sequence, hidden = hidden_states.shape
@@ -29,18 +33,26 @@ def self_attention(b: Builder, config: Gpt2, settings: Settings, hidden_states: 
         kv = d if multi_query else hidden
         fused = F.linear(b, hidden_states, "c_attn", hidden + 2 * kv, settings.dtype, True)
         if multi_query:
-            query, key, value = b.run("chunk", b.op("view", fused, shape=(batch, 1, sequence, hidden + 2 * d)), sizes=(hidden, d, d))
+            query, key, value = b.run(
+                "chunk", b.op("view", fused, shape=(batch, 1, sequence, hidden + 2 * d)), sizes=(hidden, d, d)
+            )
             del fused
             query = F.transpose(b, b.op("view", query, shape=(batch, sequence, heads, d)), 1, 2)
         else:
-            query, key, value = b.run("chunk", F.transpose(b, b.op("view", fused, shape=(batch, sequence, heads, 3 * d)), 1, 2), parts=3)
+            query, key, value = b.run(
+                "chunk", F.transpose(b, b.op("view", fused, shape=(batch, sequence, heads, 3 * d)), 1, 2), parts=3
+            )
             del fused
         attn_weights = None
         if settings.attention == "flash_attention_2":
             with b.core(query, key, value, mask):
-                attn_output = flash_attention_forward(b, settings, query, key, value, mask, config.attention_p, told_positions=False)
+                attn_output = flash_attention_forward(
+                    b, settings, query, key, value, mask, config.attention_p, told_positions=False
+                )
         else:
-            attn_output, attn_weights = attention(b, settings, query, key, value, mask, heads if multi_query else 1, p=config.attention_p)
+            attn_output, attn_weights = attention(
+                b, settings, query, key, value, mask, heads if multi_query else 1, p=config.attention_p
+            )
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, hidden))
         attn_output = F.linear(b, attn_output, "c_proj", hidden, settings.dtype, True)
         attn_output = dropout(b, attn_output, config.residual_p)
@@ -52,14 +64,18 @@ def mlp(b: Builder, config: Gpt2, settings: Settings, hidden_states: Tensor) -> 
     """GPTBigCodeMLP.forward."""
     with b.module("mlp"):
         hidden_states = F.linear(b, hidden_states, "c_fc", config.inner, settings.dtype, True)
-        hidden_states = new_gelu(b, hidden_states) if config.activation == "gelu_new" else b.op(config.activation, hidden_states)
+        hidden_states = (
+            new_gelu(b, hidden_states) if config.activation == "gelu_new" else b.op(config.activation, hidden_states)
+        )
         hidden_states = F.linear(b, hidden_states, "c_proj", config.hidden, settings.dtype, True)
         hidden_states = dropout(b, hidden_states, config.residual_p)
         return hidden_states
 
 
 @module_call
-def block(b: Builder, config: Gpt2, settings: Settings, hidden_states: Tensor, mask: Tensor | None, multi_query: bool) -> Tensor:
+def block(
+    b: Builder, config: Gpt2, settings: Settings, hidden_states: Tensor, mask: Tensor | None, multi_query: bool
+) -> Tensor:
     """GPTBigCodeBlock.forward."""
     residual = hidden_states
     hidden_states = layer_norm(b, hidden_states, "ln_1", settings.dtype)
@@ -97,7 +113,9 @@ def model(b: Builder, config: Gpt2, settings: Settings, input_ids: Tensor) -> Te
 def causal_lm(b: Builder, config: Gpt2, settings: Settings, input_ids: Tensor, labels: Tensor) -> Tensor:
     """GPTBigCodeForCausalLM.forward with labels; returns the loss."""
     table = (config.vocabulary, config.hidden)
-    return tied_head.causal_lm(b, settings, lambda: model(b, config, settings, input_ids), labels, "wte.weight", table, config.tied)
+    return tied_head.causal_lm(
+        b, settings, lambda: model(b, config, settings, input_ids), labels, "wte.weight", table, config.tied
+    )
 
 
 def layer_parameters(config: Gpt2, dtype: str, multi_query: bool) -> tuple[Parameter, ...]:
@@ -119,18 +137,24 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     config, dtype = read_config({"activation_function": "gelu_pytorch_tanh", **fields}), settings.dtype
     multi_query = fields.get("multi_query") is not False
     if settings.sequence > config.positions:
-        raise InputError(f"batch.sequence: {settings.sequence} tokens are more than the {config.positions} positions that gpt_bigcode has")
+        raise InputError(
+            f"batch.sequence: {settings.sequence} tokens are more than the {config.positions} positions that "
+            "gpt_bigcode has"
+        )
     b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     outer = b.finish(causal_lm(b, config, settings, ids, ids))
     call = next(op for op in outer.operators if op.kind == "layers")
     inner = Builder("block", settings.technique)
     arguments = layer_inputs(inner, call, NAMES)
-    graph = inner.finish(block(inner, config, settings, arguments["hidden_states"], arguments.get("attention_mask"), multi_query))
+    graph = inner.finish(
+        block(inner, config, settings, arguments["hidden_states"], arguments.get("attention_mask"), multi_query)
+    )
     table = (config.vocabulary, config.hidden)
     return Model(
         before=(
-            Parameter("bias", (config.positions, config.positions), "bool", trainable=False, buffer=True),  # a triangle that nothing reads
+            # a triangle that nothing reads
+            Parameter("bias", (config.positions, config.positions), "bool", trainable=False, buffer=True),
             Parameter("wte.weight", table, dtype, module="embedding"),
             Parameter("wpe.weight", (config.positions, config.hidden), dtype, module="embedding"),
         ),

@@ -1,4 +1,6 @@
-"""GPT-NeoX, Pythia (transformers/models/gpt_neox/modeling_gpt_neox.py): one projection for q, k and v, partial rotary, parallel residual, LayerNorm."""
+"""GPT-NeoX, Pythia (transformers/models/gpt_neox/modeling_gpt_neox.py): one projection for q, k and v, partial rotary,
+parallel residual, LayerNorm.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,15 @@ def self_attention(
     with b.module("attention"):
         batch, sequence, hidden = hidden_states.shape
         fused = F.linear(b, hidden_states, "query_key_value", 3 * hidden, settings.dtype, config.attention_bias)
-        qkv = F.transpose(b, b.op("view", fused, shape=(batch, sequence, config.num_attention_heads, 3 * config.head_dim)), 1, 2)
+        qkv = F.transpose(
+            b, b.op("view", fused, shape=(batch, sequence, config.num_attention_heads, 3 * config.head_dim)), 1, 2
+        )
         del fused
         query_states, key_states, value_states = b.run("chunk", qkv, parts=3)
         query_states, key_states = apply_partial_rotary_pos_emb(b, query_states, key_states, cos, sin)
-        attn_output, attn_weights = attention(b, settings, query_states, key_states, value_states, mask, 1, p=config.attention_dropout)
+        attn_output, attn_weights = attention(
+            b, settings, query_states, key_states, value_states, mask, 1, p=config.attention_dropout
+        )
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, hidden))
         attn_output = F.linear(b, attn_output, "dense", hidden, settings.dtype, config.attention_bias)
         return attn_output, attn_weights
@@ -59,10 +65,14 @@ def mlp(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Te
 
 
 @module_call
-def layer(b: Builder, neox: NeoX, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+def layer(
+    b: Builder, neox: NeoX, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+) -> Tensor:
     """GPTNeoXLayer.forward."""
     config, dtype = neox.decoder, settings.dtype
-    attn_output, _ = self_attention(b, neox, settings, layer_norm(b, hidden_states, "input_layernorm", dtype), cos, sin, mask)
+    attn_output, _ = self_attention(
+        b, neox, settings, layer_norm(b, hidden_states, "input_layernorm", dtype), cos, sin, mask
+    )
     attn_output = dropout(b, attn_output, neox.dropout)
     if neox.parallel:
         mlp_output = mlp(b, config, settings, layer_norm(b, hidden_states, "post_attention_layernorm", dtype))
@@ -86,7 +96,9 @@ def model(b: Builder, neox: NeoX, settings: Settings, input_ids: Tensor) -> Tens
     mask = causal_mask(b, settings, inputs_embeds.dtype, position_ids)
     hidden_states = dropout(b, inputs_embeds, neox.dropout)
     position_embeddings = rotary_embedding(b, settings, hidden_states.dtype, position_ids, neox.rotary)
-    hidden_states = b.op("layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True)
+    hidden_states = b.op(
+        "layers", hidden_states, *position_embeddings, position_ids, *([mask] if mask else []), trains=True
+    )
     hidden_states = layer_norm(b, hidden_states, "final_layer_norm", settings.dtype)
     del position_ids  # arguments of forward die before its other locals
     del inputs_embeds
@@ -97,7 +109,15 @@ def model(b: Builder, neox: NeoX, settings: Settings, input_ids: Tensor) -> Tens
 def causal_lm(b: Builder, neox: NeoX, settings: Settings, input_ids: Tensor, labels: Tensor) -> Tensor:
     """GPTNeoXForCausalLM.forward with labels; returns the loss."""
     table = (neox.decoder.vocab_size, neox.decoder.hidden_size)
-    return tied_head.causal_lm(b, settings, lambda: model(b, neox, settings, input_ids), labels, "embed_in.weight", table, neox.decoder.tie_word_embeddings)
+    return tied_head.causal_lm(
+        b,
+        settings,
+        lambda: model(b, neox, settings, input_ids),
+        labels,
+        "embed_in.weight",
+        table,
+        neox.decoder.tie_word_embeddings,
+    )
 
 
 def layer_parameters(neox: NeoX, dtype: str) -> tuple[Parameter, ...]:
@@ -123,7 +143,10 @@ def read_config(fields: Mapping[str, object]) -> NeoX:
     """The fields with their family's defaults. Raises InputError and Unsupported."""
     config = decoder_config(fields, attention_bias=True, hidden_act="gelu")
     check_supported(config)
-    if config.num_key_value_heads != config.num_attention_heads or config.head_dim * config.num_attention_heads != config.hidden_size:
+    if (
+        config.num_key_value_heads != config.num_attention_heads
+        or config.head_dim * config.num_attention_heads != config.hidden_size
+    ):
         raise InputError("model: gpt_neox has as many key-value heads as heads, and its heads make up hidden_size")
     rope = config.fields.get("rope_parameters")
     part = rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None
@@ -133,8 +156,16 @@ def read_config(fields: Mapping[str, object]) -> NeoX:
     rotary = int(config.head_dim * share)
     rotary += rotary % 2  # a frequency turns two dimensions
     if not 2 <= rotary <= config.head_dim:
-        raise InputError(f"model.rotary_pct: {share} of a head of {config.head_dim} is no pair of dimensions within it, and these turn together")
-    return NeoX(config, rotary, bool(config.fields.get("use_parallel_residual", True)), probability(config.fields, "hidden_dropout", 0.0))
+        raise InputError(
+            f"model.rotary_pct: {share} of a head of {config.head_dim} is no pair of dimensions within it, and these "
+            "turn together"
+        )
+    return NeoX(
+        config,
+        rotary,
+        bool(config.fields.get("use_parallel_residual", True)),
+        probability(config.fields, "hidden_dropout", 0.0),
+    )
 
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
@@ -147,10 +178,21 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     call = next(op for op in outer.operators if op.kind == "layers")
     inner = Builder("layer", settings.technique)
     arguments = layer_inputs(inner, call, INPUTS)
-    hidden = layer(inner, neox, settings, arguments["hidden_states"], arguments["cos"], arguments["sin"], arguments.get("attention_mask"))
+    hidden = layer(
+        inner,
+        neox,
+        settings,
+        arguments["hidden_states"],
+        arguments["cos"],
+        arguments["sin"],
+        arguments.get("attention_mask"),
+    )
     table = (config.vocab_size, config.hidden_size)
     tail = [*norm_parameters("final_layer_norm", config.hidden_size, dtype)]
-    tail += [Parameter(f"rotary_emb.{name}", (neox.rotary // 2,), "fp32", trainable=False, buffer=True) for name in ("inv_freq", "original_inv_freq")]
+    tail += [
+        Parameter(f"rotary_emb.{name}", (neox.rotary // 2,), "fp32", trainable=False, buffer=True)
+        for name in ("inv_freq", "original_inv_freq")
+    ]
     tail += head_parameters(table, dtype, config.tie_word_embeddings)
     return Model(
         before=(Parameter("embed_in.weight", table, dtype, module="embedding"),),

@@ -1,4 +1,6 @@
-"""gpt-oss (transformers/models/gpt_oss/modeling_gpt_oss.py): attention with sinks, sliding and full layers in turn, experts with biases and a clamped gate."""
+"""gpt-oss (transformers/models/gpt_oss/modeling_gpt_oss.py): attention with sinks, sliding and full layers in turn,
+experts with biases and a clamped gate.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,19 @@ def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Ten
 
 
 def eager_attention(
-    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, mask: Tensor, groups: int, p: float
+    b: Builder,
+    settings: Settings,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sinks: Tensor,
+    mask: Tensor,
+    groups: int,
+    p: float,
 ) -> tuple[Tensor, Tensor]:
-    """eager_attention_forward: the softmax runs over the keys and one logit more, a sink for each head, in the logits' dtype."""
+    """eager_attention_forward: the softmax runs over the keys and one logit more, a sink for each head, in the logits'
+    dtype.
+    """
     batch, heads, sequence, _ = query.shape
     key_states = repeat_kv(b, settings, key, groups)
     value_states = repeat_kv(b, settings, value, groups)
@@ -82,7 +94,15 @@ def self_attention(
         query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
         with b.core(query_states, key_states, value_states, mask):
             attn_output, attn_weights = eager_attention(
-                b, settings, query_states, key_states, value_states, sinks, mask, config.groups, config.attention_dropout
+                b,
+                settings,
+                query_states,
+                key_states,
+                value_states,
+                sinks,
+                mask,
+                config.groups,
+                config.attention_dropout,
             )
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, count * config.head_dim))
         attn_output = F.linear(b, attn_output, "o_proj", config.hidden_size, dtype, bias)
@@ -113,7 +133,9 @@ def router(b: Builder, hidden_states: Tensor, experts: int, top_k: int, dtype: s
 
 
 @module_call
-def router_forward(b: Builder, hidden_states: Tensor, weight: Tensor, bias: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+def router_forward(
+    b: Builder, hidden_states: Tensor, weight: Tensor, bias: Tensor, top_k: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """GptOssTopKRouter.forward."""
     router_logits = b.op("linear", hidden_states, weight, bias)
     router_top_value, router_indices = b.run("topk", router_logits, k=top_k)
@@ -129,13 +151,23 @@ def mlp(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Te
         batch, sequence, hidden_dim = hidden_states.shape
         hidden_states = F.reshape(b, hidden_states, batch * sequence, hidden_dim)
         _, router_scores, router_indices = router(b, hidden_states, experts, top_k, settings.dtype)
-        hidden_states = experts_of(b, settings, hidden_states, router_indices, router_scores, experts, config.intermediate_size, LAYOUT)
+        hidden_states = experts_of(
+            b, settings, hidden_states, router_indices, router_scores, experts, config.intermediate_size, LAYOUT
+        )
         hidden_states = F.reshape(b, hidden_states, batch, sequence, hidden_dim)
         return hidden_states, router_scores
 
 
 @module_call
-def decoder_layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+def decoder_layer(
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
     """GptOssDecoderLayer.forward."""
     assert mask is not None
     residual = hidden_states
@@ -165,7 +197,12 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
     q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
     experts, _ = expert_numbers(config)
     rows = [Parameter("self_attn.sinks", (config.num_attention_heads,), dtype)]
-    for name, out, inputs in (("q_proj", q, hidden), ("k_proj", kv, hidden), ("v_proj", kv, hidden), ("o_proj", hidden, q)):
+    for name, out, inputs in (
+        ("q_proj", q, hidden),
+        ("k_proj", kv, hidden),
+        ("v_proj", kv, hidden),
+        ("o_proj", hidden, q),
+    ):
         rows += linear_parameters(f"self_attn.{name}", out, inputs, dtype, bias)
     shapes = {
         "router.weight": (experts, hidden),
@@ -176,7 +213,13 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
         "experts.down_proj_bias": (experts, hidden),
     }
     rows += [Parameter(f"mlp.{name}", shape, dtype, in_first=len(shape) == 3) for name, shape in shapes.items()]
-    return tuple(rows + [Parameter(f"{name}.weight", (hidden,), dtype, module="norm") for name in ("input_layernorm", "post_attention_layernorm")])
+    return tuple(
+        rows
+        + [
+            Parameter(f"{name}.weight", (hidden,), dtype, module="norm")
+            for name in ("input_layernorm", "post_attention_layernorm")
+        ]
+    )
 
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
@@ -188,7 +231,12 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     check_supported(config, dropout=True)
     check_experts(config)
     if settings.attention != "eager":
-        raise InputError(f"attention: {settings.attention} does not run with gpt_oss, whose softmax has a sink for each head; eager does")
+        raise InputError(
+            f"attention: {settings.attention} does not run with gpt_oss, whose softmax has a sink for each head; "
+            "eager does"
+        )
     parts = Parts(lambda b, x, name: rms_norm(b, settings, x, name), told_positions=False, spread="once")
     types = layer_types(config, lambda layer: layer % 2 == 0)
-    return assemble_types(config, settings, parts, types, [decoder_layer] * len(types), layer_parameters(config, settings.dtype))
+    return assemble_types(
+        config, settings, parts, types, [decoder_layer] * len(types), layer_parameters(config, settings.dtype)
+    )

@@ -1,4 +1,6 @@
-"""Granite (transformers/models/granite/modeling_granite.py): a Llama whose embeddings, residuals and logits are multiplied."""
+"""Granite (transformers/models/granite/modeling_granite.py): a Llama whose embeddings, residuals and logits are
+multiplied.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from memsim.models.model import Model, Settings
 
 
 @module_call
-def decoder_layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+def decoder_layer(
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
     """GraniteDecoderLayer.forward."""
     residual = hidden_states
     hidden_states = rms_norm(b, hidden_states, "input_layernorm", settings.dtype)
@@ -31,4 +41,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     config = decoder_config(fields)
     check_supported(config, dropout=True)
     parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), scaled=True)
-    return assemble(config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype), HOLD_POSITIONS_FIRST)
+    return assemble(
+        config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype), HOLD_POSITIONS_FIRST
+    )

@@ -1,7 +1,8 @@
-"""Routers that choose groups of experts before experts: DeepseekV3TopkRouter, which Glm4MoeTopkRouter is too, and DeepseekV2TopkRouter.
+"""Routers that choose groups of experts before experts: DeepseekV3TopkRouter, which Glm4MoeTopkRouter is too, and
+DeepseekV2TopkRouter.
 
-What chooses is no function of the loss, so its autograd graph dies with its tensors: those operators are `dead`, and what their nodes hold until
-then is held by names here.
+What chooses is no function of the loss, so its autograd graph dies with its tensors: those operators are `dead`, and
+what their nodes hold until then is held by names here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from memsim.models.model import Settings
 
 @dataclass(frozen=True)
 class Routing:
-    """How many experts and groups there are, how many of each a token takes, and whether the weights are divided by their sum."""
+    """How many experts and groups there are, how many of each a token takes, and whether the weights are divided by
+    their sum.
+    """
 
     experts: int
     top_k: int
@@ -25,8 +28,12 @@ class Routing:
     limited: bool = True  # to groups
 
 
-def gate(b: Builder, settings: Settings, hidden_states: Tensor, routing: Routing, bias_dtype: str | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [T, E], weights and indices of the chosen experts [T, k]. bias_dtype: of the buffer that corrects the choice; None is DeepSeek-V2's router."""
+def gate(
+    b: Builder, settings: Settings, hidden_states: Tensor, routing: Routing, bias_dtype: str | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [T, E], weights and indices of the chosen experts [T, k]. bias_dtype: of the buffer that corrects the
+    choice; None is DeepSeek-V2's router.
+    """
     name = ".".join([*b.path, "gate.weight"])
     b.parameter(name, (routing.experts, hidden_states.shape[-1]), settings.dtype, True)
     with b.module("gate"), b.wrapped(name):
@@ -38,12 +45,16 @@ def gate(b: Builder, settings: Settings, hidden_states: Tensor, routing: Routing
 
 def logits_of(b: Builder, hidden_states: Tensor, name: str) -> Tensor:
     """F.linear(hidden_states.type(torch.float32), self.weight.type(torch.float32))."""
-    hidden_states = b.op("view", hidden_states, shape=(hidden_states.spec.elements // hidden_states.shape[-1], hidden_states.shape[-1]))
+    hidden_states = b.op(
+        "view", hidden_states, shape=(hidden_states.spec.elements // hidden_states.shape[-1], hidden_states.shape[-1])
+    )
     return b.op("linear", F.to(b, hidden_states, "fp32"), F.to(b, b.read(name), "fp32"))
 
 
 @module_call
-def sigmoid_router(b: Builder, hidden_states: Tensor, name: str, bias: Tensor, routing: Routing) -> tuple[Tensor, Tensor, Tensor]:
+def sigmoid_router(
+    b: Builder, hidden_states: Tensor, name: str, bias: Tensor, routing: Routing
+) -> tuple[Tensor, Tensor, Tensor]:
     """DeepseekV3TopkRouter.forward."""
     router_logits = logits_of(b, hidden_states, name)
     scores = b.op("sigmoid", router_logits)
@@ -104,7 +115,9 @@ def grouped(b: Builder, scores: Tensor, routing: Routing) -> Tensor:
 
 
 def mask_of_groups(b: Builder, group_scores: Tensor, routing: Routing) -> tuple[Tensor, Tensor, Tensor]:
-    """The chosen groups [T, k], a mask of groups [T, G], and that of their experts [T, E], in the dtype of the scores."""
+    """The chosen groups [T, k], a mask of groups [T, G], and that of their experts [T, E], in the dtype
+    of the scores.
+    """
     tokens, groups = group_scores.shape
     group_idx = indices(b, group_scores, routing.top_groups)
     group_mask = F.create(b, "zeros_like", (tokens, groups), group_scores.dtype)

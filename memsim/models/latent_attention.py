@@ -1,7 +1,8 @@
-"""Multi-head latent attention of DeepSeek-V2 and V3 (transformers/models/{deepseek_v2,deepseek_v3}/modeling_*.py, DeepseekV3Attention).
+"""Multi-head latent attention of DeepSeek-V2 and V3 (transformers/models/{deepseek_v2,deepseek_v3}/modeling_*.py,
+DeepseekV3Attention).
 
-Keys and values come out of one small latent a token, and keys end in a part that turns and that all heads share. Keys are wider than values, so
-that few of torch's kernels take them.
+Keys and values come out of one small latent a token, and keys end in a part that turns and that all heads share. Keys
+are wider than values, so that few of torch's kernels take them.
 """
 
 from __future__ import annotations
@@ -53,12 +54,25 @@ def queries(b: Builder, config: DecoderConfig, settings: Settings, hidden_states
     if sizes.q_rank is None:
         return F.linear(b, hidden_states, "q_proj", width, dtype)
     return F.linear(
-        b, rms_norm(b, F.linear(b, hidden_states, "q_a_proj", sizes.q_rank, dtype, config.attention_bias), "q_a_layernorm", dtype), "q_b_proj", width, dtype
+        b,
+        rms_norm(
+            b,
+            F.linear(b, hidden_states, "q_a_proj", sizes.q_rank, dtype, config.attention_bias),
+            "q_a_layernorm",
+            dtype,
+        ),
+        "q_b_proj",
+        width,
+        dtype,
     )
 
 
-def expand_kv(b: Builder, config: DecoderConfig, settings: Settings, kv_nope: Tensor, k_rot: Tensor) -> tuple[Tensor, Tensor]:
-    """DeepseekV3Attention.expand_kv: the latent [B, 1, S, rank] and the shared part of the keys [B, 1, S, R] → keys and values, [B, H, S, D]."""
+def expand_kv(
+    b: Builder, config: DecoderConfig, settings: Settings, kv_nope: Tensor, k_rot: Tensor
+) -> tuple[Tensor, Tensor]:
+    """DeepseekV3Attention.expand_kv: the latent [B, 1, S, rank] and the shared part of the keys [B, 1, S, R] → keys and
+    values, [B, H, S, D].
+    """
     sizes, heads = latent_of(config), config.num_attention_heads
     batch_size, _, seq_length, _ = kv_nope.shape
     kv_nope = F.transpose(
@@ -79,7 +93,9 @@ def expand_kv(b: Builder, config: DecoderConfig, settings: Settings, kv_nope: Te
     return key_states, value_states
 
 
-def apply_rotary_pos_emb_interleave(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def apply_rotary_pos_emb_interleave(
+    b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
     """The turn of neighbouring pairs: q [B, H, S, R], k [B, 1, S, R], cos and sin [1, S, R]."""
     half = cos.shape[-1] // 2
     cos = b.op("view", b.op("slice", cos, length=half), shape=(cos.shape[0], 1, *cos.shape[1:-1], half))
@@ -122,7 +138,13 @@ def apply_rotary_emb(b: Builder, xq: Tensor, xk: Tensor, freqs_cis: Tensor) -> t
 
 @module_call
 def self_attention(
-    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """DeepseekV3Attention.forward; the weights that it returns live in the layer's `_`."""
     with b.module("self_attn"):
@@ -131,7 +153,9 @@ def self_attention(
         q_states = queries(b, config, settings, hidden_states)
         q_states = F.transpose(b, b.op("view", q_states, shape=(batch, sequence, heads, sizes.qk)), 1, 2)
         q_pass, q_rot = b.run("split", q_states, sizes=(sizes.nope, sizes.rope))
-        compressed_kv = F.linear(b, hidden_states, "kv_a_proj_with_mqa", sizes.kv_rank + sizes.rope, settings.dtype, config.attention_bias)
+        compressed_kv = F.linear(
+            b, hidden_states, "kv_a_proj_with_mqa", sizes.kv_rank + sizes.rope, settings.dtype, config.attention_bias
+        )
         kv_nope, k_rot = b.run("split", compressed_kv, sizes=(sizes.kv_rank, sizes.rope))
         kv_nope = rms_norm(b, kv_nope, "kv_a_layernorm", settings.dtype)
         kv_nope = b.op("view", kv_nope, shape=(batch, 1, sequence, sizes.kv_rank))
@@ -140,12 +164,20 @@ def self_attention(
         q_rot, k_rot = turn(b, q_rot, k_rot, cos, sin)
         query_states = b.op("cat", q_pass, q_rot)
         key_states, value_states = expand_kv(b, config, settings, kv_nope, k_rot)
-        return attend(b, config, settings, query_states, key_states, value_states, mask, config.attention_bias, offset=sizes.nope)
+        return attend(
+            b, config, settings, query_states, key_states, value_states, mask, config.attention_bias, offset=sizes.nope
+        )
 
 
 @module_call
 def complex_self_attention(
-    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, freqs_cis: Tensor, _: Tensor, mask: Tensor | None
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    freqs_cis: Tensor,
+    _: Tensor,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """DeepseekV2Attention.forward: the same, turned by complex numbers."""
     with b.module("self_attn"):
@@ -154,14 +186,20 @@ def complex_self_attention(
         q = queries(b, config, settings, hidden_states)
         q = F.transpose(b, b.op("view", q, shape=(batch, sequence, heads, sizes.qk)), 1, 2)
         q_nope, q_pe = b.run("split", q, sizes=(sizes.nope, sizes.rope))
-        compressed_kv = F.linear(b, hidden_states, "kv_a_proj_with_mqa", sizes.kv_rank + sizes.rope, settings.dtype, config.attention_bias)
+        compressed_kv = F.linear(
+            b, hidden_states, "kv_a_proj_with_mqa", sizes.kv_rank + sizes.rope, settings.dtype, config.attention_bias
+        )
         kv_nope, k_pe = b.run("split", compressed_kv, sizes=(sizes.kv_rank, sizes.rope))
-        k_nope = b.op("view", rms_norm(b, kv_nope, "kv_a_layernorm", settings.dtype), shape=(batch, 1, sequence, sizes.kv_rank))
+        k_nope = b.op(
+            "view", rms_norm(b, kv_nope, "kv_a_layernorm", settings.dtype), shape=(batch, 1, sequence, sizes.kv_rank)
+        )
         k_pe = b.op("view", k_pe, shape=(batch, 1, sequence, sizes.rope))
         q_pe, k_pe = apply_rotary_emb(b, q_pe, k_pe, freqs_cis)
         query_states = b.op("cat", q_nope, q_pe)
         key_states, value_states = expand_kv(b, config, settings, k_nope, k_pe)
-        return attend(b, config, settings, query_states, key_states, value_states, mask, config.attention_bias, offset=sizes.nope)
+        return attend(
+            b, config, settings, query_states, key_states, value_states, mask, config.attention_bias, offset=sizes.nope
+        )
 
 
 def attention_parameters(config: DecoderConfig, dtype: str) -> list[Parameter]:

@@ -10,7 +10,9 @@ from memsim.models.config import DecoderConfig
 from memsim.models.model import Settings
 
 Layer = Callable[[Builder, DecoderConfig, Settings, Tensor, Tensor, Tensor, Tensor | None], Tensor]
-SelfAttention = Callable[[Builder, DecoderConfig, Settings, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+SelfAttention = Callable[
+    [Builder, DecoderConfig, Settings, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]
+]
 Norm = Callable[[Builder, Tensor, str, str], Tensor]  # of a tensor, with its name and the weights' dtype
 Mlp = Callable[[Builder, DecoderConfig, Settings, Tensor], Tensor]
 
@@ -19,7 +21,15 @@ def pre_norm(self_attention: SelfAttention, mlp: Mlp, norm: Norm = rms_norm) -> 
     """A layer with a norm ahead of attention and ahead of the MLP, as LlamaDecoderLayer and Phi3DecoderLayer."""
 
     @module_call
-    def layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def layer(
+        b: Builder,
+        config: DecoderConfig,
+        settings: Settings,
+        hidden_states: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
         residual = hidden_states
         hidden_states = norm(b, hidden_states, "input_layernorm", settings.dtype)
         hidden_states, _ = self_attention(b, config, settings, hidden_states, cos, sin, mask)

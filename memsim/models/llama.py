@@ -38,13 +38,20 @@ def read_config(fields: Mapping[str, object], ropes: Collection[str] = ()) -> De
             return replace(config, sliding_window=None)
         return config
     if config.model_type in ("qwen2", "qwen3") and config.fields.get("use_sliding_window"):
-        return replace(config, sliding_window=integer(config.fields, "sliding_window", 4096)) if config.fields.get("sliding_window", 4096) else config
+        return (
+            replace(config, sliding_window=integer(config.fields, "sliding_window", 4096))
+            if config.fields.get("sliding_window", 4096)
+            else config
+        )
     return replace(config, sliding_window=None)
 
 
-def check_supported(config: DecoderConfig, acts: Collection[str] | None = None, dropout: bool = False, ropes: Collection[str] = ()) -> None:
-    """Raises Unsupported for config fields that change what executes in ways that are not modelled; `dropout` of attention may be, and these
-    `ropes` beside those that never change."""
+def check_supported(
+    config: DecoderConfig, acts: Collection[str] | None = None, dropout: bool = False, ropes: Collection[str] = ()
+) -> None:
+    """Raises Unsupported for config fields that change what executes in ways that are not modelled; `dropout` of
+    attention may be, and these `ropes` beside those that never change.
+    """
     acts = ACTIVATIONS if acts is None else acts
     if config.hidden_act not in acts:
         raise Unsupported(f"model.hidden_act: {config.hidden_act} is not supported yet; {', '.join(acts)} are")
@@ -52,7 +59,10 @@ def check_supported(config: DecoderConfig, acts: Collection[str] | None = None, 
         raise Unsupported(f"model.attention_dropout: {config.fields['attention_dropout']} is not supported yet; 0.0 is")
     if rope_type(config) in ("dynamic", "longrope") and rope_type(config) not in ropes:
         known = ", ".join(("default", "linear", "llama3", "yarn", *ropes))
-        raise Unsupported(f"model.rope_scaling: rope_type {rope_type(config)} is not supported yet with {config.model_type} and this stack; {known} are")
+        raise Unsupported(
+            f"model.rope_scaling: rope_type {rope_type(config)} is not supported yet with {config.model_type} and "
+            f"this stack; {known} are"
+        )
 
 
 def biases(config: DecoderConfig) -> tuple[bool, bool]:
@@ -71,7 +81,13 @@ def norms_heads(config: DecoderConfig) -> bool:
 
 @module_call
 def self_attention(
-    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """LlamaAttention.forward; the weights that it returns live in the layer's `_`."""
     with b.module("self_attn"):
@@ -95,7 +111,15 @@ def self_attention(
 @module_call
 def mlp(b: Builder, config: DecoderConfig, settings: Settings, x: Tensor) -> Tensor:
     """LlamaMLP.forward, a layer's own."""
-    return mlp_forward(b, x, "mlp", config.intermediate_size, settings.dtype, activation(config), config.mlp_bias and config.model_type in ("llama", "granite"))
+    return mlp_forward(
+        b,
+        x,
+        "mlp",
+        config.intermediate_size,
+        settings.dtype,
+        activation(config),
+        config.mlp_bias and config.model_type in ("llama", "granite"),
+    )
 
 
 @module_call
@@ -107,12 +131,17 @@ def mlp_of(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: str, b
 def mlp_forward(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: str, bias: bool) -> Tensor:
     """The forward of both."""
     with b.module(name):
-        product = b.op("mul", b.op(act, F.linear(b, x, "gate_proj", inner, dtype, bias)), F.linear(b, x, "up_proj", inner, dtype, bias))
+        product = b.op(
+            "mul",
+            b.op(act, F.linear(b, x, "gate_proj", inner, dtype, bias)),
+            F.linear(b, x, "up_proj", inner, dtype, bias),
+        )
         with b.locals(product):
             return F.linear(b, product, "down_proj", x.shape[-1], dtype, bias)
 
 
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}  # hidden_act → operator, where it is one kernel
+# hidden_act → operator, where it is one kernel
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
 
 
 def activation(config: DecoderConfig) -> str:
@@ -145,7 +174,10 @@ def attention_parameters(config: DecoderConfig, dtype: str) -> list[Parameter]:
 
 def norm_parameters(config: DecoderConfig, dtype: str) -> list[Parameter]:
     """Of a layer's two norms."""
-    return [Parameter(f"{name}.weight", (config.hidden_size,), dtype, module="norm") for name in ("input_layernorm", "post_attention_layernorm")]
+    return [
+        Parameter(f"{name}.weight", (config.hidden_size,), dtype, module="norm")
+        for name in ("input_layernorm", "post_attention_layernorm")
+    ]
 
 
 def mlp_parameters(name: str, hidden: int, inner: int, dtype: str, bias: bool = False) -> list[Parameter]:
@@ -167,10 +199,14 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     golden = settings.stack is GOLDEN
     config = read_config(fields, ("dynamic",) if golden else ())
     rows = layer_parameters(config, settings.dtype)
-    parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), mask_arguments=config.model_type in ("qwen2", "qwen3"))
+    parts = Parts(
+        lambda b, x, name: rms_norm(b, x, name, settings.dtype), mask_arguments=config.model_type in ("qwen2", "qwen3")
+    )
     if config.model_type in ("qwen2", "qwen3") and config.sliding_window is not None:
         if not golden:
-            raise Unsupported(f"model.use_sliding_window: true with stack {settings.stack.name} is not supported yet; false is")
+            raise Unsupported(
+                f"model.use_sliding_window: true with stack {settings.stack.name} is not supported yet; false is"
+            )
         full = integer(config.fields, "max_window_layers", 28) if config.fields.get("max_window_layers", 28) else 0
         types = layer_types(config, lambda layer: layer >= full)
         if SLIDING in types:

@@ -1,5 +1,7 @@
-"""Attention where no fused kernel will do: PyTorch composes it of operators (aten/src/ATen/native/transformers/attention.cpp,
-_scaled_dot_product_attention_math), in fp32, with the scores and their softmax whole in memory."""
+"""Attention where no fused kernel will do: PyTorch composes it of operators
+(aten/src/ATen/native/transformers/attention.cpp, _scaled_dot_product_attention_math), in fp32, with the scores and
+their softmax whole in memory.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,21 @@ from memsim.builder import Builder, Tensor
 from memsim.models import functional as F
 
 
-def math_attention(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, p: float = 0.0, watched: bool = False) -> Tensor:
-    """q [B, H, S, D], k and v [B, K, S, D], mask [B or 1, 1, S, S], bool or of the dtype of q → [B, H, S, D]. p: probability of dropout.
+def math_attention(
+    b: Builder,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    p: float = 0.0,
+    watched: bool = False,
+) -> Tensor:
+    """q [B, H, S, D], k and v [B, K, S, D], mask [B or 1, 1, S, S], bool or of the dtype of q → [B, H, S, D]. p:
+    probability of dropout.
 
-    watched: a TorchDispatchMode is on, as in a selective checkpoint, under which it adds the mask into a new tensor (areAnyTensorSubclassLike).
+    watched: a TorchDispatchMode is on, as in a selective checkpoint, under which it adds the mask into a new tensor
+    (areAnyTensorSubclassLike).
 
     Autocast casts the arguments and then stays out. Locals die in C++'s order, the last declared first.
     """
@@ -36,7 +49,8 @@ def math_attention(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: 
         attn = b.op("safe_softmax", attn)
         if p:
             attn = b.op("dropout", attn, p=p)
-        weights = attn if attn.dtype == origin else b.op("cast", attn, dtype=origin, dead=True)  # which sdpa does not return
+        # which sdpa does not return
+        weights = attn if attn.dtype == origin else b.op("cast", attn, dtype=origin, dead=True)
         result = F.to(b, F.matmul(b, attn, value_expanded), origin)
         del attn
         del key_expanded  # the two are a std::tuple, which goes from its first on

@@ -14,10 +14,23 @@ from memsim.models.typed import HOLD_POSITIONS_FIRST, assemble_types, layer_type
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields. Raises InputError."""
-    config = decoder_config(fields, num_key_value_heads=8, **({} if "sliding_window" in fields else {"sliding_window": 4096}))
+    config = decoder_config(
+        fields, num_key_value_heads=8, **({} if "sliding_window" in fields else {"sliding_window": 4096})
+    )
     check_supported(config, dropout=True)
     types = layer_types(config, lambda layer: config.sliding_window is not None)
     if config.sliding_window is None:
-        raise InputError("model.sliding_window: null does not run with ministral, which makes a mask of it in any case; a number of tokens does")
+        raise InputError(
+            "model.sliding_window: null does not run with ministral, which makes a mask of it in any case; a number "
+            "of tokens does"
+        )
     parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype))
-    return assemble_types(config, settings, parts, types, [decoder_layer] * len(types), layer_parameters(config, settings.dtype), HOLD_POSITIONS_FIRST)
+    return assemble_types(
+        config,
+        settings,
+        parts,
+        types,
+        [decoder_layer] * len(types),
+        layer_parameters(config, settings.dtype),
+        HOLD_POSITIONS_FIRST,
+    )

@@ -1,4 +1,6 @@
-"""Mixtral, Qwen2-MoE and Qwen3-MoE (transformers/models/{mixtral,qwen2_moe,qwen3_moe}/modeling_*.py): known decoders with experts for an MLP."""
+"""Mixtral, Qwen2-MoE and Qwen3-MoE (transformers/models/{mixtral,qwen2_moe,qwen3_moe}/modeling_*.py): known decoders
+with experts for an MLP.
+"""
 
 from __future__ import annotations
 
@@ -60,9 +62,13 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
 def check_experts(config: DecoderConfig) -> None:
     """Raises Unsupported for fields that change what the experts execute."""
     if config.fields.get("output_router_logits"):
-        raise Unsupported("model.output_router_logits: true is not supported yet; false is (the auxiliary loss is not modelled)")
+        raise Unsupported(
+            "model.output_router_logits: true is not supported yet; false is (the auxiliary loss is not modelled)"
+        )
     if config.fields.get("router_jitter_noise"):
-        raise Unsupported(f"model.router_jitter_noise: {config.fields['router_jitter_noise']} is not supported yet; 0.0 is")
+        raise Unsupported(
+            f"model.router_jitter_noise: {config.fields['router_jitter_noise']} is not supported yet; 0.0 is"
+        )
 
 
 def expert_sizes(config: DecoderConfig) -> tuple[int, int, int]:
@@ -84,8 +90,12 @@ def mixtral_block(b: Builder, config: DecoderConfig, settings: Settings, hidden_
         experts, top_k, inner = expert_sizes(config)
         batch, sequence, hidden_dim = hidden_states.shape
         hidden_states = b.op("view", hidden_states, shape=(batch * sequence, hidden_dim))
-        _, top_k_weights, top_k_index = router(b, settings, hidden_states, experts, top_k, normalized=True, lowered=False)
-        hidden_states = experts_call(b, settings, hidden_states, top_k_index, top_k_weights, experts, inner, activation(config))
+        _, top_k_weights, top_k_index = router(
+            b, settings, hidden_states, experts, top_k, normalized=True, lowered=False
+        )
+        hidden_states = experts_call(
+            b, settings, hidden_states, top_k_index, top_k_weights, experts, inner, activation(config)
+        )
         hidden_states = F.reshape(b, hidden_states, batch, sequence, hidden_dim)
         return hidden_states
 
@@ -98,9 +108,13 @@ def qwen3_moe_block(b: Builder, config: DecoderConfig, settings: Settings, hidde
         batch, sequence, hidden_dim = hidden_states.shape
         hidden_states_reshaped = b.op("view", hidden_states, shape=(batch * sequence, hidden_dim))
         normalized = bool(config.fields.get("norm_topk_prob", False))
-        _, routing_weights, selected_experts = router(b, settings, hidden_states_reshaped, experts, top_k, normalized, lowered=True)
+        _, routing_weights, selected_experts = router(
+            b, settings, hidden_states_reshaped, experts, top_k, normalized, lowered=True
+        )
         act = activation(config)
-        final_hidden_states = experts_call(b, settings, hidden_states_reshaped, selected_experts, routing_weights, experts, inner, act)
+        final_hidden_states = experts_call(
+            b, settings, hidden_states_reshaped, selected_experts, routing_weights, experts, inner, act
+        )
         return F.reshape(b, final_hidden_states, batch, sequence, hidden_dim)
 
 
@@ -111,13 +125,21 @@ def qwen2_moe_block(b: Builder, config: DecoderConfig, settings: Settings, hidde
         experts, top_k, inner = expert_sizes(config)
         batch, sequence, hidden_dim = hidden_states.shape
         hidden_states_reshaped = b.op("view", hidden_states, shape=(batch * sequence, hidden_dim))
-        shared_expert_output = mlp_of(b, hidden_states_reshaped, "shared_expert", shared_size(config), settings.dtype, activation(config))
+        shared_expert_output = mlp_of(
+            b, hidden_states_reshaped, "shared_expert", shared_size(config), settings.dtype, activation(config)
+        )
         normalized = bool(config.fields.get("norm_topk_prob", False))
-        _, routing_weights, selected_experts = router(b, settings, hidden_states_reshaped, experts, top_k, normalized, lowered=True)
-        expert_output = experts_call(b, settings, hidden_states_reshaped, selected_experts, routing_weights, experts, inner, activation(config))
+        _, routing_weights, selected_experts = router(
+            b, settings, hidden_states_reshaped, experts, top_k, normalized, lowered=True
+        )
+        expert_output = experts_call(
+            b, settings, hidden_states_reshaped, selected_experts, routing_weights, experts, inner, activation(config)
+        )
         with b.locals(shared_expert_output, _, routing_weights, selected_experts, expert_output):
             shared_expert_output = b.op(
-                "mul", b.op("sigmoid", F.linear(b, hidden_states_reshaped, "shared_expert_gate", 1, settings.dtype)), shared_expert_output
+                "mul",
+                b.op("sigmoid", F.linear(b, hidden_states_reshaped, "shared_expert_gate", 1, settings.dtype)),
+                shared_expert_output,
             )
         expert_output = b.op("add", expert_output, shared_expert_output)
         expert_output = F.reshape(b, expert_output, batch, sequence, hidden_dim)

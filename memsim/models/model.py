@@ -14,7 +14,9 @@ from memsim.stacks import GOLDEN, Software
 
 @dataclass(frozen=True)
 class Parameter:
-    """A weight or buffer; `name` is its path within its block ("self_attn.q_proj.weight"), `module` the kind of module it belongs to."""
+    """A weight or buffer; `name` is its path within its block ("self_attn.q_proj.weight"), `module` the kind of module
+    it belongs to.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -24,9 +26,12 @@ class Parameter:
     adapter: bool = False
     module: str = ""  # "linear", "embedding", "norm", "adapter"
     quantized: str = (
-        ""  # "nf4", "nf4-double" with quantized scales, "int8", "gptq:128" in groups: what is stored is packed, and this dtype that of the computation
+        # "nf4", "nf4-double" with quantized scales, "int8", "gptq:128" in groups: what is stored is packed, and this
+        # dtype that of the computation
+        ""
     )
-    cast_twice: str = ""  # the dtype to which it was cast first, before adapters were made, where it was cast back after
+    # the dtype to which it was cast first, before adapters were made, where it was cast back after
+    cast_twice: str = ""
     own_class: bool = False  # of a linear module that is no nn.Linear itself, but of a class that inherits
     in_first: bool = False  # of stacked experts: [E, in, out]
     created_dtype: str = ""  # where it was made in another dtype and cast after the model was wrapped
@@ -59,7 +64,8 @@ class Settings:
     stack: Software = GOLDEN
     technique: Technique = PLAIN
     target: int = 0  # tokens that a decoder beside an encoder gets; 0: as many as sequence
-    padding: float = 0.0  # share of each sequence that is padding; the batch then comes with an attention mask, and labels of its own
+    # share of each sequence that is padding; the batch then comes with an attention mask, and labels of its own
+    padding: float = 0.0
     loaded: str = ""  # dtype in which the model is made, where it is cast afterwards
     watched: bool = False  # layers run under a TorchDispatchMode, that of selective checkpointing
     routing: str | float = "balanced"  # of tokens to experts: see models/moe.py
@@ -97,7 +103,9 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Tower:
-    """Consecutive layers that one operator "layers" runs, where a model has several such: T5's encoder and its decoder."""
+    """Consecutive layers that one operator "layers" runs, where a model has several such: T5's encoder
+    and its decoder.
+    """
 
     name: str
     layers: int
@@ -106,7 +114,9 @@ class Tower:
 
 @dataclass(frozen=True)
 class Model:
-    """`outer` is everything but the layers, which stand in it as an operator of kind "layers", or as one for each tower."""
+    """`outer` is everything but the layers, which stand in it as an operator of kind "layers", or as one for each
+    tower.
+    """
 
     before: tuple[Parameter, ...]  # in module order: ahead of the layers,
     layers: tuple[tuple[Parameter, ...], ...]  # of each distinct kind of layer,
@@ -116,16 +126,20 @@ class Model:
     layer_graphs: tuple[LayerGraph, ...]
     settings: Settings
     towers: tuple[Tower, ...] = ()  # in the order of `pattern`; empty: all layers are one
-    alike: bool = False  # the kinds of layers make the same requests, and differ only in which of their inputs they read
+    # the kinds of layers make the same requests, and differ only in which of their inputs they read
+    alike: bool = False
     checkpoints: tuple[Checkpoint, ...] = ()  # of all layers, in order; empty: none
     inputs_require_grad: bool = False
-    hold_inputs: tuple[str, ...] = ()  # inputs of a layer that a checkpoint keeps, in the order in which it lets go of them
+    # inputs of a layer that a checkpoint keeps, in the order in which it lets go of them
+    hold_inputs: tuple[str, ...] = ()
     head: str = "lm_head"  # the module of the output embeddings; empty where there is none
     approximate: str = ""  # what of it is not held against recordings, in words
     positional: int = 1  # of those at the end of hold_inputs that are no keyword arguments
 
     def by_reference(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Of hold_inputs those that a reentrant checkpoint's node holds until the graph goes, and those that it saves, tensors among its arguments."""
+        """Of hold_inputs those that a reentrant checkpoint's node holds until the graph goes, and those that it saves,
+        tensors among its arguments.
+        """
         names = self.hold_inputs
         if self.settings.stack.checkpoints_positional_arguments:  # a tuple of two stands last
             at = names.index("sin") if "sin" in names else len(names)
@@ -135,7 +149,9 @@ class Model:
     @property
     def checkpointed(self) -> bool:
         """Whether every layer is checkpointed by itself and keeps its inputs only."""
-        return bool(self.checkpoints) and all(c.layers == 1 and c.how in ("full", "reentrant") for c in self.checkpoints)
+        return bool(self.checkpoints) and all(
+            c.layers == 1 and c.how in ("full", "reentrant") for c in self.checkpoints
+        )
 
     def by_layer(self) -> list[tuple[Checkpoint, int]]:
         """The checkpoint that each layer is in, and its place there."""
@@ -153,7 +169,9 @@ class Model:
     def frozen_towers(self) -> frozenset[int]:
         """Towers of whose layers nothing trains."""
         trains = [any(p.trainable and not p.buffer for p in kind) for kind in self.layers]
-        return frozenset(number for number, span in enumerate(self.spans()) if not any(trains[self.pattern[i]] for i in span))
+        return frozenset(
+            number for number, span in enumerate(self.spans()) if not any(trains[self.pattern[i]] for i in span)
+        )
 
     def only(self, kept: Sequence[int]) -> Model:
         """The model with only these layers, those that are checkpointed as one whole."""
@@ -162,7 +180,10 @@ class Model:
             self,
             pattern=tuple(self.pattern[i] for i in kept),
             checkpoints=tuple(by_layer[i][0] for i in kept if by_layer[i][1] == 0),
-            towers=tuple(replace(tower, layers=sum(i in span for i in kept)) for tower, span in zip(self.towers, self.spans(), strict=False)),
+            towers=tuple(
+                replace(tower, layers=sum(i in span for i in kept))
+                for tower, span in zip(self.towers, self.spans(), strict=False)
+            ),
         )
 
     def outside(self) -> tuple[Parameter, ...]:
@@ -170,8 +191,9 @@ class Model:
         return (*self.before, *(p for tower in self.towers for p in tower.after), *self.after)
 
     def batch_bytes(self) -> dict[str, int]:
-        """The tensors of a batch in the order in which they are made: tokens or pixels, where there is padding a mask that tells it, and labels where
-        these are not the tokens themselves."""
+        """The tensors of a batch in the order in which they are made: tokens or pixels, where there is padding a mask
+        that tells it, and labels where these are not the tokens themselves.
+        """
         sizes = {name: spec.nbytes for name, spec in self.outer.inputs.items()}
         if self.settings.padded:
             first, *rest = sizes
@@ -201,7 +223,9 @@ class Model:
         return rows + [(-1, p) for p in self.after]
 
     def count(self, trainable: bool = False) -> int:
-        """Number of (trainable) parameters as PyTorch counts them: tied ones once, 4-bit ones packed, two in one element."""
+        """Number of (trainable) parameters as PyTorch counts them: tied ones once, 4-bit ones packed, two in one
+        element.
+        """
         kinds = [sum(p.numel for p in kind if not p.buffer and (p.trainable or not trainable)) for kind in self.layers]
         outer = sum(p.numel for p in self.outside() if not p.buffer and (p.trainable or not trainable))
         return outer + sum(kinds[kind] for kind in self.pattern)

@@ -1,4 +1,6 @@
-"""Mixtures of experts as transformers executes them: `grouped_mm` of integrations/moe.py, which is what it takes where nothing else is asked for."""
+"""Mixtures of experts as transformers executes them: `grouped_mm` of integrations/moe.py, which is what it takes where
+nothing else is asked for.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,11 @@ class Layout:
     bias: bool = False
 
 
-def router(b: Builder, settings: Settings, hidden_states: Tensor, experts: int, top_k: int, normalized: bool, lowered: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """MixtralTopKRouter, and Qwen3MoeTopKRouter with `lowered`: logits [T, E], weights and indices of the chosen experts [T, k].
+def router(
+    b: Builder, settings: Settings, hidden_states: Tensor, experts: int, top_k: int, normalized: bool, lowered: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """MixtralTopKRouter, and Qwen3MoeTopKRouter with `lowered`: logits [T, E], weights and indices of the chosen
+    experts [T, k].
 
     `normalized`: the weights are divided by their sum. `lowered`: they are cast to the dtype of the logits.
     """
@@ -34,7 +39,9 @@ def router(b: Builder, settings: Settings, hidden_states: Tensor, experts: int, 
 
 
 @module_call
-def router_forward(b: Builder, hidden_states: Tensor, weight: Tensor, top_k: int, normalized: bool, lowered: bool) -> tuple[Tensor, Tensor, Tensor]:
+def router_forward(
+    b: Builder, hidden_states: Tensor, weight: Tensor, top_k: int, normalized: bool, lowered: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """The forward of both; `weight` is read first."""
     hidden_states = b.op("view", hidden_states, shape=hidden_states.shape)
     router_logits = b.op("linear", hidden_states, weight)
@@ -48,14 +55,39 @@ def router_forward(b: Builder, hidden_states: Tensor, weight: Tensor, top_k: int
 
 
 def experts_call(
-    b: Builder, settings: Settings, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, experts: int, inner: int, act: str
+    b: Builder,
+    settings: Settings,
+    hidden_states: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+    experts: int,
+    inner: int,
+    act: str,
 ) -> Tensor:
-    """MixtralExperts and its like, with weights gate_up_proj [E, 2·I, H] and down_proj [E, H, I]: hidden_states [T, H] → [T, H]."""
-    return experts_of(b, settings, hidden_states, top_k_index, top_k_weights, experts, inner, Layout(lambda b, x: apply_gate(b, x, act)))
+    """MixtralExperts and its like, with weights gate_up_proj [E, 2·I, H] and down_proj [E, H, I]: hidden_states [T, H]
+    → [T, H].
+    """
+    return experts_of(
+        b,
+        settings,
+        hidden_states,
+        top_k_index,
+        top_k_weights,
+        experts,
+        inner,
+        Layout(lambda b, x: apply_gate(b, x, act)),
+    )
 
 
 def experts_of(
-    b: Builder, settings: Settings, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, experts: int, inner: int, layout: Layout
+    b: Builder,
+    settings: Settings,
+    hidden_states: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+    experts: int,
+    inner: int,
+    layout: Layout,
 ) -> Tensor:
     """An experts' module with any layout of its weights."""
     hidden, dtype = hidden_states.shape[-1], settings.dtype
@@ -68,12 +100,20 @@ def experts_of(
         if layout.bias:
             b.parameter(f"{name}_bias", (experts, out), dtype, True)
     with b.module("experts"), b.wrapped(down_proj, gate_up_proj):
-        return grouped_mm_experts_forward(b, settings, hidden_states, top_k_index, top_k_weights, (gate_up_proj, down_proj), layout)
+        return grouped_mm_experts_forward(
+            b, settings, hidden_states, top_k_index, top_k_weights, (gate_up_proj, down_proj), layout
+        )
 
 
 @module_call
 def grouped_mm_experts_forward(
-    b: Builder, settings: Settings, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, names: tuple[str, str], layout: Layout
+    b: Builder,
+    settings: Settings,
+    hidden_states: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+    names: tuple[str, str],
+    layout: Layout,
 ) -> Tensor:
     """grouped_mm_experts_forward; `names` are the paths of the two weights."""
     tokens, hidden_dim = hidden_states.shape
@@ -89,11 +129,15 @@ def grouped_mm_experts_forward(
     offsets = b.op("scan", tokens_per_expert, label="cumsum")
     selected_weights = b.read(names[0])
     selected_biases = b.op("index", b.weights[f"{names[0]}_bias"], expert_ids_g) if layout.bias else None
-    proj_out = grouped_linear(b, settings, selected_hidden_states_g, selected_weights, offsets, selected_biases, num_top_k, layout.transposed)
+    proj_out = grouped_linear(
+        b, settings, selected_hidden_states_g, selected_weights, offsets, selected_biases, num_top_k, layout.transposed
+    )
     proj_out = layout.gate(b, proj_out)
     selected_weights = b.read(names[1])
     selected_biases = b.op("index", b.weights[f"{names[1]}_bias"], expert_ids_g) if layout.bias else None
-    proj_out = grouped_linear(b, settings, proj_out, selected_weights, offsets, selected_biases, num_top_k, layout.transposed)
+    proj_out = grouped_linear(
+        b, settings, proj_out, selected_weights, offsets, selected_biases, num_top_k, layout.transposed
+    )
     weighted_out = b.op("mul", proj_out, b.op("view", sample_weights_g, shape=(rows, 1)))
     inv_perm = F.create(b, "empty_like", (rows,), "int64")
     arange = F.create(b, "arange", (rows,), "int64")
@@ -114,10 +158,23 @@ def apply_gate(b: Builder, gate_up_out: Tensor, act: str) -> Tensor:
     return b.op("mul", b.op(act, gate), up)
 
 
-def grouped_linear(b: Builder, settings: Settings, x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, top_k: int, transposed: bool) -> Tensor:
+def grouped_linear(
+    b: Builder,
+    settings: Settings,
+    x: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    top_k: int,
+    transposed: bool,
+) -> Tensor:
     """_grouped_linear: x in the weights' dtype, whatever autocast says."""
     experts_hit = hit(settings.routing, weight.shape[0], top_k, x.shape[0])
-    attrs = {"experts_hit": experts_hit, "fallback": settings.sm < 80, **({"stacked_in_first": True} if transposed else {})}
+    attrs = {
+        "experts_hit": experts_hit,
+        "fallback": settings.sm < 80,
+        **({"stacked_in_first": True} if transposed else {}),
+    }
     out = b.op("grouped_linear", F.to(b, x, weight.dtype), weight, offsets, **attrs)
     return out if bias is None else b.op("add_", out, bias)
 
@@ -125,8 +182,8 @@ def grouped_linear(b: Builder, settings: Settings, x: Tensor, weight: Tensor, of
 def hit(routing: str | float, experts: int, top_k: int, rows: int) -> int:
     """How many experts have a row, of so many rows in all.
 
-    `balanced`: every one, as long as there are rows; a number: so, but that the busiest has that many times its share; `worst`: all tokens choose
-    the same top_k; `zeros`: none, which is what a device whose memory reads as zero counts.
+    `balanced`: every one, as long as there are rows; a number: so, but that the busiest has that many times its share;
+    `worst`: all tokens choose the same top_k; `zeros`: none, which is what a device whose memory reads as zero counts.
     """
     if routing == "zeros":
         return 0
@@ -137,8 +194,13 @@ def hit(routing: str | float, experts: int, top_k: int, rows: int) -> int:
 
 
 def check_alignment(settings: Settings, *sizes: int) -> None:
-    """Raises Unsupported where torch's grouped product refuses the weights: rows of them that are no multiple of 16 bytes."""
+    """Raises Unsupported where torch's grouped product refuses the weights: rows of them that are no multiple of 16
+    bytes.
+    """
     multiple = 4 if settings.dtype == "fp32" else 8
     for size in sizes:
         if settings.sm >= 80 and size % multiple:
-            raise Unsupported(f"model: experts with {size} columns cannot run: torch's grouped_mm takes multiples of {multiple} in {settings.dtype}")
+            raise Unsupported(
+                f"model: experts with {size} columns cannot run: torch's grouped_mm takes multiples of {multiple} in "
+                f"{settings.dtype}"
+            )

@@ -1,4 +1,6 @@
-"""Llamas that differ in a detail: ERNIE 4.5, Seed-OSS and EXAONE 4 (transformers/models/{ernie4_5,seed_oss,exaone4}/modeling_*.py)."""
+"""Llamas that differ in a detail: ERNIE 4.5, Seed-OSS and EXAONE 4
+(transformers/models/{ernie4_5,seed_oss,exaone4}/modeling_*.py).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,14 @@ from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config, integer, probability
 from memsim.models.gpt2 import dropout
 from memsim.models.layers import Layer, pre_norm
-from memsim.models.llama import activation, check_supported, linear_parameters, mlp_forward, mlp_parameters, norm_parameters
+from memsim.models.llama import (
+    activation,
+    check_supported,
+    linear_parameters,
+    mlp_forward,
+    mlp_parameters,
+    norm_parameters,
+)
 from memsim.models.model import Model, Parameter, Settings
 from memsim.models.rotary import apply_rotary_pos_emb, rotate_neighbours
 from memsim.models.typed import FULL, HOLD_POSITIONS_FIRST, SLIDING, assemble_types, layer_types, typed_model
@@ -42,26 +51,45 @@ def rotate_in_fp32(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -
     sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
     cos = F.repeat_interleave(b, b.op("slice", cos, length=cos.shape[-1] // 2), 2, -1)
     sin = F.repeat_interleave(b, b.op("slice", sin, length=sin.shape[-1] // 2), 2, -1)
-    q_embed = b.op("add", b.op("mul", F.to(b, q, "fp32"), cos), b.op("mul", F.to(b, rotate_neighbours(b, q), "fp32"), sin))
-    k_embed = b.op("add", b.op("mul", F.to(b, k, "fp32"), cos), b.op("mul", F.to(b, rotate_neighbours(b, k), "fp32"), sin))
+    q_embed = b.op(
+        "add", b.op("mul", F.to(b, q, "fp32"), cos), b.op("mul", F.to(b, rotate_neighbours(b, q), "fp32"), sin)
+    )
+    k_embed = b.op(
+        "add", b.op("mul", F.to(b, k, "fp32"), cos), b.op("mul", F.to(b, rotate_neighbours(b, k), "fp32"), sin)
+    )
     return F.to(b, q_embed, original_dtype), F.to(b, k_embed, original_dtype)
 
 
 @module_call
 def self_attention(
-    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, detail: Detail
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
+    detail: Detail,
 ) -> tuple[Tensor, Tensor | None]:
     """Ernie4_5Attention.forward, SeedOssAttention.forward, Exaone4Attention.forward."""
     with b.module("self_attn"):
-        query_states = F.heads(b, hidden_states, "q_proj", config.num_attention_heads, config.head_dim, settings.dtype, detail.bias)
-        key_states = F.heads(b, hidden_states, "k_proj", config.num_key_value_heads, config.head_dim, settings.dtype, detail.bias)
-        value_states = F.heads(b, hidden_states, "v_proj", config.num_key_value_heads, config.head_dim, settings.dtype, detail.bias)
+        query_states = F.heads(
+            b, hidden_states, "q_proj", config.num_attention_heads, config.head_dim, settings.dtype, detail.bias
+        )
+        key_states = F.heads(
+            b, hidden_states, "k_proj", config.num_key_value_heads, config.head_dim, settings.dtype, detail.bias
+        )
+        value_states = F.heads(
+            b, hidden_states, "v_proj", config.num_key_value_heads, config.head_dim, settings.dtype, detail.bias
+        )
         if detail.normed:
             query_states = rms_norm(b, query_states, "q_norm", settings.dtype)
             key_states = rms_norm(b, key_states, "k_norm", settings.dtype)
         if detail.rotate is not None:
             query_states, key_states = detail.rotate(b, query_states, key_states, cos, sin)
-        attn_output, attn_weights = attend(b, config, settings, query_states, key_states, value_states, mask, detail.bias_out)
+        attn_output, attn_weights = attend(
+            b, config, settings, query_states, key_states, value_states, mask, detail.bias_out
+        )
         attn_output = dropout(b, attn_output, detail.dropout)
         return attn_output, attn_weights
 
@@ -83,7 +111,15 @@ def post_norm_layer(detail: Detail) -> Layer:
     """Exaone4DecoderLayer.forward."""
 
     @module_call
-    def layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def layer(
+        b: Builder,
+        config: DecoderConfig,
+        settings: Settings,
+        hidden_states: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
         residual = hidden_states
         hidden_states, _ = self_attention(b, config, settings, hidden_states, cos, sin, mask, detail)
         hidden_states = rms_norm(b, hidden_states, "post_attention_layernorm", settings.dtype)
@@ -134,15 +170,29 @@ def seed(fields: Mapping[str, object], settings: Settings) -> Model:
 
 def exaone(fields: Mapping[str, object], settings: Settings) -> Model:
     """EXAONE 4 of these Hugging Face config fields. Raises InputError."""
-    config, dtype = decoder_config(fields, **({} if "sliding_window" in fields else {"sliding_window": 4096})), settings.dtype
+    config, dtype = (
+        decoder_config(fields, **({} if "sliding_window" in fields else {"sliding_window": 4096})),
+        settings.dtype,
+    )
     check_supported(config, dropout=True)
     period = integer(config.fields, "sliding_window_pattern", 4) if config.sliding_window is not None else 1
     types = layer_types(config, lambda layer: (layer + 1) % period != 0)
     if SLIDING in types and config.sliding_window is None:
         raise InputError(f"model.layer_types: {SLIDING} needs model.sliding_window, a number of tokens")
     turned = Detail(normed=True)
-    layers = {SLIDING: post_norm_layer(turned), FULL: post_norm_layer(turned if config.sliding_window is None else replace(turned, rotate=None))}
-    norms = [Parameter(f"{name}.weight", (config.hidden_size,), dtype, module="norm") for name in ("post_attention_layernorm", "post_feedforward_layernorm")]
-    parts = Parts(lambda b, x, name: rms_norm(b, x, name, dtype), model=typed_model((FULL, SLIDING) if SLIDING in types else (FULL,)))
+    layers = {
+        SLIDING: post_norm_layer(turned),
+        FULL: post_norm_layer(turned if config.sliding_window is None else replace(turned, rotate=None)),
+    }
+    norms = [
+        Parameter(f"{name}.weight", (config.hidden_size,), dtype, module="norm")
+        for name in ("post_attention_layernorm", "post_feedforward_layernorm")
+    ]
+    parts = Parts(
+        lambda b, x, name: rms_norm(b, x, name, dtype),
+        model=typed_model((FULL, SLIDING) if SLIDING in types else (FULL,)),
+    )
     parameters = (*projections(config, turned, dtype), *norms)
-    return assemble_types(config, settings, parts, types, [layers[kind] for kind in types], parameters, HOLD_POSITIONS_FIRST)
+    return assemble_types(
+        config, settings, parts, types, [layers[kind] for kind in types], parameters, HOLD_POSITIONS_FIRST
+    )

@@ -1,4 +1,6 @@
-"""OLMo (transformers/models/olmo/modeling_olmo.py): a Llama whose norms have no weights, with fp32 rotary tables and clipped queries, keys and values."""
+"""OLMo (transformers/models/olmo/modeling_olmo.py): a Llama whose norms have no weights, with fp32 rotary tables and
+clipped queries, keys and values.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,13 @@ def layer_norm(b: Builder, hidden_states: Tensor, name: str, dtype: str) -> Tens
 
 @module_call
 def self_attention(
-    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """OlmoAttention.forward."""
     with b.module("self_attn"):
@@ -55,8 +63,14 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     config = decoder_config(fields)
     check_supported(config, dropout=True)
     if config.fields.get("clip_qkv") is not None and config.attention_bias:
-        raise Unsupported(f"model.clip_qkv: {config.fields['clip_qkv']} with model.attention_bias is not supported; null is, or attention_bias: false")
+        raise Unsupported(
+            f"model.clip_qkv: {config.fields['clip_qkv']} with model.attention_bias is not supported; null is, or "
+            "attention_bias: false"
+        )
     dtype = settings.dtype
-    parameters = (*attention_parameters(config, dtype), *mlp_parameters("mlp", config.hidden_size, config.intermediate_size, dtype))
+    parameters = (
+        *attention_parameters(config, dtype),
+        *mlp_parameters("mlp", config.hidden_size, config.intermediate_size, dtype),
+    )
     parts = Parts(lambda b, x, name: layer_norm(b, x, name, dtype), unweighted=True, rotary_in_fp32=True)
     return assemble(config, settings, parts, decoder_layer, parameters)

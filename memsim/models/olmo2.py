@@ -1,4 +1,6 @@
-"""OLMo-2 (transformers/models/olmo2/modeling_olmo2.py): norms after attention and MLP, norms of whole queries and keys, fp32 rotary tables."""
+"""OLMo-2 (transformers/models/olmo2/modeling_olmo2.py): norms after attention and MLP, norms of whole queries and keys,
+fp32 rotary tables.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,13 @@ def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Ten
 
 @module_call
 def self_attention(
-    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Olmo2Attention.forward."""
     with b.module("self_attn"):
@@ -60,7 +68,15 @@ def self_attention(
 
 
 @module_call
-def decoder_layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+def decoder_layer(
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
     """Olmo2DecoderLayer.forward."""
     residual = hidden_states
     hidden_states, _ = self_attention(b, config, settings, hidden_states, cos, sin, mask)
@@ -78,14 +94,25 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
     hidden, inner, d = config.hidden_size, config.intermediate_size, config.head_dim
     q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
     rows: list[Parameter] = []
-    for name, out, inputs in (("q_proj", q, hidden), ("k_proj", kv, hidden), ("v_proj", kv, hidden), ("o_proj", hidden, q)):
+    for name, out, inputs in (
+        ("q_proj", q, hidden),
+        ("k_proj", kv, hidden),
+        ("v_proj", kv, hidden),
+        ("o_proj", hidden, q),
+    ):
         rows.append(Parameter(f"self_attn.{name}.weight", (out, inputs), dtype, module="linear"))
         if config.attention_bias:
             rows.append(Parameter(f"self_attn.{name}.bias", (out,), dtype, module="linear"))
-    rows += [Parameter(f"self_attn.{name}.weight", (size,), dtype, module="norm") for name, size in (("q_norm", q), ("k_norm", kv))]
+    rows += [
+        Parameter(f"self_attn.{name}.weight", (size,), dtype, module="norm")
+        for name, size in (("q_norm", q), ("k_norm", kv))
+    ]
     shapes = (("gate_proj", (inner, hidden)), ("up_proj", (inner, hidden)), ("down_proj", (hidden, inner)))
     rows += [Parameter(f"mlp.{name}.weight", shape, dtype, module="linear") for name, shape in shapes]
-    rows += [Parameter(f"{name}.weight", (hidden,), dtype, module="norm") for name in ("post_attention_layernorm", "post_feedforward_layernorm")]
+    rows += [
+        Parameter(f"{name}.weight", (hidden,), dtype, module="norm")
+        for name in ("post_attention_layernorm", "post_feedforward_layernorm")
+    ]
     return tuple(rows)
 
 

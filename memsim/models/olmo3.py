@@ -1,4 +1,6 @@
-"""OLMo-3 (transformers/models/olmo3/modeling_olmo3.py): OLMo-2 with sliding and full layers, whose rotary tables are their own."""
+"""OLMo-3 (transformers/models/olmo3/modeling_olmo3.py): OLMo-2 with sliding and full layers, whose rotary tables are
+their own.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,22 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     config = decoder_config(fields, **({} if "sliding_window" in fields else {"sliding_window": 4096}))
     check_supported(config, dropout=True)
     if config.sliding_window is None:
-        raise InputError("model.sliding_window: null does not run with olmo3, which makes a mask of it in any case; a number of tokens does")
+        raise InputError(
+            "model.sliding_window: null does not run with olmo3, which makes a mask of it in any case; a number of "
+            "tokens does"
+        )
     types = layer_types(config, lambda layer: (layer + 1) % 4 != 0)
-    parts = Parts(lambda b, x, name: rms_norm(b, settings, x, name), rotary_in_fp32=True, rotary_by_type=tuple(dict.fromkeys(types)))
-    return assemble_types(config, settings, parts, types, [decoder_layer] * len(types), layer_parameters(config, settings.dtype), HOLD_POSITIONS_FIRST)
+    parts = Parts(
+        lambda b, x, name: rms_norm(b, settings, x, name),
+        rotary_in_fp32=True,
+        rotary_by_type=tuple(dict.fromkeys(types)),
+    )
+    return assemble_types(
+        config,
+        settings,
+        parts,
+        types,
+        [decoder_layer] * len(types),
+        layer_parameters(config, settings.dtype),
+        HOLD_POSITIONS_FIRST,
+    )

@@ -1,4 +1,6 @@
-"""OLMoE (transformers/models/olmoe/modeling_olmoe.py): a Llama with norms of whole queries and keys, and experts for every MLP."""
+"""OLMoE (transformers/models/olmoe/modeling_olmoe.py): a Llama with norms of whole queries and keys, and experts for
+every MLP.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,15 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     check_supported(config, dropout=True)
     check_experts(config)
     if config.fields.get("clip_qkv") is not None and config.attention_bias:
-        raise Unsupported(f"model.clip_qkv: {config.fields['clip_qkv']} with model.attention_bias is not supported; null is, or attention_bias: false")
+        raise Unsupported(
+            f"model.clip_qkv: {config.fields['clip_qkv']} with model.attention_bias is not supported; null is, or "
+            "attention_bias: false"
+        )
     if config.head_dim * config.num_attention_heads != config.hidden_size:
-        raise InputError(f"model.head_dim: {config.num_attention_heads} heads of {config.head_dim} are not the {config.hidden_size} that q_norm is for")
+        raise InputError(
+            f"model.head_dim: {config.num_attention_heads} heads of {config.head_dim} are not the "
+            f"{config.hidden_size} that q_norm is for"
+        )
     experts, top_k = expert_counts(config)
     if experts == 1:
         raise Unsupported("model: one expert is not supported yet; two and more are")
@@ -49,7 +57,13 @@ def expert_counts(config: DecoderConfig) -> tuple[int, int]:
 
 @module_call
 def self_attention(
-    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """OlmoeAttention.forward."""
     with b.module("self_attn"):
@@ -79,7 +93,16 @@ def moe(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Te
         hidden_states = b.op("view", hidden_states, shape=(batch * sequence, hidden_dim))
         normalized = bool(config.fields.get("norm_topk_prob", False))
         _, top_k_weights, top_k_index = router(b, settings, hidden_states, experts, top_k, normalized, lowered=True)
-        final_hidden_states = experts_call(b, settings, hidden_states, top_k_index, top_k_weights, experts, config.intermediate_size, activation(config))
+        final_hidden_states = experts_call(
+            b,
+            settings,
+            hidden_states,
+            top_k_index,
+            top_k_weights,
+            experts,
+            config.intermediate_size,
+            activation(config),
+        )
         final_hidden_states = F.reshape(b, final_hidden_states, batch, sequence, hidden_dim)
         return final_hidden_states
 

@@ -1,4 +1,6 @@
-"""OPT (transformers/models/opt/modeling_opt.py): learned positions counted over the mask, LayerNorm before or after, an MLP of flattened rows."""
+"""OPT (transformers/models/opt/modeling_opt.py): learned positions counted over the mask, LayerNorm before or after, an
+MLP of flattened rows.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +42,18 @@ def layer_norm(b: Builder, opt: Opt, x: Tensor, name: str, dtype: str) -> Tensor
     """nn.LayerNorm(x), with elementwise_affine or without."""
     with b.module(name):
         path = ".".join(b.path)
-        weights = [b.parameter(f"{path}.{kind}", (x.shape[-1],), dtype, True) for kind in ("weight", "bias")] if opt.affine else []
+        weights = (
+            [b.parameter(f"{path}.{kind}", (x.shape[-1],), dtype, True) for kind in ("weight", "bias")]
+            if opt.affine
+            else []
+        )
         return b.op("layer_norm", x, *weights)
 
 
 @module_call
-def self_attention(b: Builder, opt: Opt, settings: Settings, hidden_states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def self_attention(
+    b: Builder, opt: Opt, settings: Settings, hidden_states: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """OPTAttention.forward."""
     config = opt.decoder
     with b.module("self_attn"):
@@ -89,7 +97,9 @@ def decoder_layer(b: Builder, opt: Opt, settings: Settings, hidden_states: Tenso
 
 @module_call
 def positions(b: Builder, settings: Settings, input_ids: Tensor) -> tuple[Tensor | None, Tensor]:
-    """OPTDecoder.forward's position_attention_mask, where the batch has no mask, and position_ids [B, S]: how many tokens that are no padding came before."""
+    """OPTDecoder.forward's position_attention_mask, where the batch has no mask, and position_ids [B, S]: how many
+    tokens that are no padding came before.
+    """
     with b.module("positions"), b.no_grad():
         if settings.padded:
             position_ids = b.op("cumsum", input_ids)  # of the mask, which is like them
@@ -97,7 +107,9 @@ def positions(b: Builder, settings: Settings, input_ids: Tensor) -> tuple[Tensor
             return None, position_ids
         position_attention_mask = F.create(b, "ones", (settings.batch, settings.sequence), "fp32")
         position_ids = b.op("cumsum", position_attention_mask)
-        position_ids = b.op("cast", b.op("add_scalar", b.op("mul", position_ids, position_attention_mask)), dtype="int64")
+        position_ids = b.op(
+            "cast", b.op("add_scalar", b.op("mul", position_ids, position_attention_mask)), dtype="int64"
+        )
         return position_attention_mask, position_ids
 
 
@@ -114,7 +126,11 @@ def model(b: Builder, opt: Opt, settings: Settings, input_ids: Tensor) -> Tensor
     if opt.width != config.hidden_size:
         inputs_embeds = F.linear(b, inputs_embeds, "project_in", config.hidden_size, dtype)
     hidden_states = b.op("add", inputs_embeds, pos_embeds)
-    given = {"hidden_states": hidden_states, "position_ids": position_ids, **({} if mask is None else {"attention_mask": mask})}
+    given = {
+        "hidden_states": hidden_states,
+        "position_ids": position_ids,
+        **({} if mask is None else {"attention_mask": mask}),
+    }
     del hidden_states
     hidden_states = F.layers(b, given)
     if opt.final_norm:
@@ -131,12 +147,24 @@ def model(b: Builder, opt: Opt, settings: Settings, input_ids: Tensor) -> Tensor
 def causal_lm(b: Builder, opt: Opt, settings: Settings, input_ids: Tensor, labels: Tensor) -> Tensor:
     """OPTForCausalLM.forward with labels; returns the loss."""
     table = (opt.decoder.vocab_size, opt.width)
-    return tied_head.causal_lm(b, settings, lambda: model(b, opt, settings, input_ids), labels, "embed_tokens.weight", table, opt.decoder.tie_word_embeddings)
+    return tied_head.causal_lm(
+        b,
+        settings,
+        lambda: model(b, opt, settings, input_ids),
+        labels,
+        "embed_tokens.weight",
+        table,
+        opt.decoder.tie_word_embeddings,
+    )
 
 
 def norm_parameters(opt: Opt, name: str, dtype: str) -> list[Parameter]:
     """Of an nn.LayerNorm."""
-    return [Parameter(f"{name}.{kind}", (opt.decoder.hidden_size,), dtype, module="norm") for kind in ("weight", "bias")] if opt.affine else []
+    return (
+        [Parameter(f"{name}.{kind}", (opt.decoder.hidden_size,), dtype, module="norm") for kind in ("weight", "bias")]
+        if opt.affine
+        else []
+    )
 
 
 def layer_parameters(opt: Opt, dtype: str) -> tuple[Parameter, ...]:
@@ -159,7 +187,10 @@ def read_config(fields: Mapping[str, object]) -> Opt:
     config = decoder_config(named, tie_word_embeddings=True)
     check_supported(config, ACTIVATIONS, dropout=True)
     if config.fields.get("layerdrop"):
-        raise Unsupported(f"model.layerdrop: {config.fields['layerdrop']}, which leaves out layers by chance, is not supported; 0.0 is")
+        raise Unsupported(
+            f"model.layerdrop: {config.fields['layerdrop']}, which leaves out layers by chance, is not supported; "
+            "0.0 is"
+        )
     if config.head_dim * config.num_attention_heads != config.hidden_size or config.groups != 1:
         raise InputError("model: opt has as many key-value heads as heads, and its heads make up hidden_size")
     before = config.fields.get("do_layer_norm_before") is not False
@@ -179,21 +210,34 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     opt, dtype = read_config(fields), settings.dtype
     config = opt.decoder
     if settings.sequence > config.max_position_embeddings:
-        raise InputError(f"batch.sequence: {settings.sequence} tokens are more than the {config.max_position_embeddings} positions that opt has")
+        raise InputError(
+            f"batch.sequence: {settings.sequence} tokens are more than the {config.max_position_embeddings} positions "
+            "that opt has"
+        )
     projected = opt.width != config.hidden_size
     if projected and settings.technique.rule is not None:
-        raise Unsupported(f"model.word_embed_proj_dim: {opt.width}, which is not hidden_size, with adapters is not supported yet; method.kind: full is")
+        raise Unsupported(
+            f"model.word_embed_proj_dim: {opt.width}, which is not hidden_size, with adapters is not supported yet; "
+            "method.kind: full is"
+        )
     b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
     outer = b.finish(causal_lm(b, opt, settings, ids, ids))
     call = next(op for op in outer.operators if op.kind == "layers")
     inner = Builder("decoder layer", settings.technique)
     arguments = layer_inputs(inner, call, NAMES)
-    graph = inner.finish(decoder_layer(inner, opt, settings, arguments["hidden_states"], arguments.get("attention_mask")))
+    graph = inner.finish(
+        decoder_layer(inner, opt, settings, arguments["hidden_states"], arguments.get("attention_mask"))
+    )
     table = (config.vocab_size, opt.width)
     before = [
         Parameter("embed_tokens.weight", table, dtype, module="embedding"),
-        Parameter("embed_positions.weight", (config.max_position_embeddings + 2, config.hidden_size), dtype, module="embedding"),
+        Parameter(
+            "embed_positions.weight",
+            (config.max_position_embeddings + 2, config.hidden_size),
+            dtype,
+            module="embedding",
+        ),
     ]
     if projected:
         before += linear_parameters("project_out", opt.width, config.hidden_size, dtype)

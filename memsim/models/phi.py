@@ -1,4 +1,6 @@
-"""Phi-1, Phi-1.5 and Phi-2 (transformers/models/phi/modeling_phi.py): attention and MLP side by side after one LayerNorm, partial rotary, biases everywhere."""
+"""Phi-1, Phi-1.5 and Phi-2 (transformers/models/phi/modeling_phi.py): attention and MLP side by side after one
+LayerNorm, partial rotary, biases everywhere.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,13 @@ def act(b: Builder, config: DecoderConfig, x: Tensor) -> Tensor:
 
 @module_call
 def self_attention(
-    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """PhiAttention.forward."""
     with b.module("self_attn"):
@@ -60,7 +68,15 @@ def layer_with(p: float) -> Layer:
     """A decoder layer whose dropouts have this probability."""
 
     @module_call
-    def layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def layer(
+        b: Builder,
+        config: DecoderConfig,
+        settings: Settings,
+        hidden_states: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
         """PhiDecoderLayer.forward."""
         residual = hidden_states
         hidden_states = layer_norm(b, hidden_states, "input_layernorm", settings.dtype)
@@ -78,7 +94,12 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
     hidden, inner, d = config.hidden_size, config.intermediate_size, config.head_dim
     q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
     rows: list[Parameter] = []
-    for name, out, inputs in (("q_proj", q, hidden), ("k_proj", kv, hidden), ("v_proj", kv, hidden), ("dense", hidden, q)):
+    for name, out, inputs in (
+        ("q_proj", q, hidden),
+        ("k_proj", kv, hidden),
+        ("v_proj", kv, hidden),
+        ("dense", hidden, q),
+    ):
         rows += linear_parameters(f"self_attn.{name}", out, inputs, dtype, True)
     if config.fields.get("qk_layernorm"):
         rows += [p for name in ("q_layernorm", "k_layernorm") for p in norm_parameters(f"self_attn.{name}", d, dtype)]

@@ -1,4 +1,6 @@
-"""Phi-3 and Phi-4 (transformers/models/phi3/modeling_phi3.py): fused projections, cut and chunked; rotary tables over a part of each head."""
+"""Phi-3 and Phi-4 (transformers/models/phi3/modeling_phi3.py): fused projections, cut and chunked; rotary tables over a
+part of each head.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,13 @@ def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Ten
 
 @module_call
 def self_attention(
-    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Phi3Attention.forward."""
     with b.module("self_attn"):
@@ -74,7 +82,13 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
         "mlp.down_proj": (hidden, inner),
     }
     rows = [Parameter(f"{name}.weight", shape, dtype, module="linear") for name, shape in shapes.items()]
-    return tuple(rows + [Parameter(f"{name}.weight", (hidden,), dtype, module="norm") for name in ("input_layernorm", "post_attention_layernorm")])
+    return tuple(
+        rows
+        + [
+            Parameter(f"{name}.weight", (hidden,), dtype, module="norm")
+            for name in ("input_layernorm", "post_attention_layernorm")
+        ]
+    )
 
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
@@ -86,4 +100,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
             raise Unsupported(f"model.{key}: {config.fields[key]} is not supported yet; {none} is")
     turning = int(config.head_dim * float(config.fields.get("partial_rotary_factor", 1.0)))  # type: ignore[arg-type]
     parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), rotary_dim=turning)
-    return assemble(config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype), HOLD_POSITIONS_FIRST)
+    return assemble(
+        config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype), HOLD_POSITIONS_FIRST
+    )

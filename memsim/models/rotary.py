@@ -1,4 +1,6 @@
-"""Rotary position embeddings as transformers' files apply them: whole heads or the first part of each, halves or neighbours turning together."""
+"""Rotary position embeddings as transformers' files apply them: whole heads or the first part of each, halves or
+neighbours turning together.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,12 @@ def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Ten
     return q_embed, k_embed
 
 
-def apply_partial_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, neighbours: bool = False) -> tuple[Tensor, Tensor]:
-    """q [B, H, S, D], k [B, K, S, D], cos and sin [1, S, R]: the first R of a head's dimensions turn, by halves or, as GLM's, by neighbours."""
+def apply_partial_rotary_pos_emb(
+    b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, neighbours: bool = False
+) -> tuple[Tensor, Tensor]:
+    """q [B, H, S, D], k [B, K, S, D], cos and sin [1, S, R]: the first R of a head's dimensions turn, by halves or, as
+    GLM's, by neighbours.
+    """
     cos = b.op("view", cos, shape=(cos.shape[0], 1, *cos.shape[1:]))
     sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
     if neighbours:

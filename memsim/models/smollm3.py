@@ -1,4 +1,6 @@
-"""SmolLM3 (transformers/models/smollm3/modeling_smollm3.py): a Llama of which some layers do not turn queries and keys."""
+"""SmolLM3 (transformers/models/smollm3/modeling_smollm3.py): a Llama of which some layers do not turn
+queries and keys.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,58 @@ from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config, integer
 from memsim.models.layers import pre_norm
-from memsim.models.llama import activation, attention_parameters, check_supported, mlp_of, mlp_parameters, norm_parameters, self_attention
+from memsim.models.llama import (
+    activation,
+    attention_parameters,
+    check_supported,
+    mlp_of,
+    mlp_parameters,
+    norm_parameters,
+    self_attention,
+)
 from memsim.models.model import Model, Settings
 from memsim.models.typed import FULL, SLIDING, assemble_types, layer_types, typed_model
 
 
 @module_call
 def unturned_attention(
-    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """SmolLM3Attention.forward without use_rope."""
     with b.module("self_attn"):
-        query_states = F.heads(b, hidden_states, "q_proj", config.num_attention_heads, config.head_dim, settings.dtype, config.attention_bias)
-        key_states = F.heads(b, hidden_states, "k_proj", config.num_key_value_heads, config.head_dim, settings.dtype, config.attention_bias)
-        value_states = F.heads(b, hidden_states, "v_proj", config.num_key_value_heads, config.head_dim, settings.dtype, config.attention_bias)
+        query_states = F.heads(
+            b,
+            hidden_states,
+            "q_proj",
+            config.num_attention_heads,
+            config.head_dim,
+            settings.dtype,
+            config.attention_bias,
+        )
+        key_states = F.heads(
+            b,
+            hidden_states,
+            "k_proj",
+            config.num_key_value_heads,
+            config.head_dim,
+            settings.dtype,
+            config.attention_bias,
+        )
+        value_states = F.heads(
+            b,
+            hidden_states,
+            "v_proj",
+            config.num_key_value_heads,
+            config.head_dim,
+            settings.dtype,
+            config.attention_bias,
+        )
         return attend(b, config, settings, query_states, key_states, value_states, mask, config.attention_bias)
 
 
@@ -45,7 +85,9 @@ def turned(config: DecoderConfig) -> tuple[bool, ...]:
         interval = integer(config.fields, "no_rope_layer_interval", 4)
         return tuple((layer + 1) % interval != 0 for layer in range(layers))
     if not isinstance(given, (list, tuple)) or len(given) < layers or not all(flag in (0, 1) for flag in given):
-        raise InputError(f"model.no_rope_layers: needs {layers} entries, each 1, where a layer turns queries and keys, or 0")
+        raise InputError(
+            f"model.no_rope_layers: needs {layers} entries, each 1, where a layer turns queries and keys, or 0"
+        )
     return tuple(bool(flag) for flag in given[:layers])
 
 
@@ -58,7 +100,10 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     types = layer_types(config, lambda layer: slides and not rope[layer])
     if SLIDING in types and config.sliding_window is None:
         raise InputError(f"model.layer_types: {SLIDING} needs model.sliding_window, a number of tokens")
-    parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), model=typed_model((FULL, SLIDING) if SLIDING in types else (FULL,)))
+    parts = Parts(
+        lambda b, x, name: rms_norm(b, x, name, settings.dtype),
+        model=typed_model((FULL, SLIDING) if SLIDING in types else (FULL,)),
+    )
     dtype = settings.dtype
     mlp_rows = mlp_parameters("mlp", config.hidden_size, config.intermediate_size, dtype, config.mlp_bias)
     parameters = (*attention_parameters(config, dtype), *mlp_rows, *norm_parameters(config, dtype))

@@ -1,4 +1,6 @@
-"""StableLM (transformers/models/stablelm/modeling_stablelm.py): Llama's MLP, LayerNorm, partial rotary, in parallel or one after the other."""
+"""StableLM (transformers/models/stablelm/modeling_stablelm.py): Llama's MLP, LayerNorm, partial rotary, in parallel or
+one after the other.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,13 @@ def is_parallel(config: DecoderConfig) -> bool:
 
 @module_call
 def self_attention(
-    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """StableLmAttention.forward."""
     with b.module("self_attn"):
@@ -52,7 +60,15 @@ def self_attention(
 
 
 @module_call
-def decoder_layer(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+def decoder_layer(
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
     """StableLmDecoderLayer.forward."""
     p = probability(config.fields, "hidden_dropout", 0.0)
     residual = hidden_states
@@ -76,7 +92,12 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
     """A decoder layer's parameters in module order."""
     hidden, kv, bias = config.hidden_size, config.num_key_value_heads * config.head_dim, has_bias(config)
     rows: list[Parameter] = []
-    for name, out, biased in (("q_proj", hidden, bias), ("k_proj", kv, bias), ("v_proj", kv, bias), ("o_proj", hidden, False)):
+    for name, out, biased in (
+        ("q_proj", hidden, bias),
+        ("k_proj", kv, bias),
+        ("v_proj", kv, bias),
+        ("o_proj", hidden, False),
+    ):
         rows += linear_parameters(f"self_attn.{name}", out, hidden, dtype, biased)
     rows += mlp_parameters("mlp", hidden, config.intermediate_size, dtype)
     rows += norm_parameters("input_layernorm", hidden, dtype)
@@ -88,7 +109,10 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     config, dtype = decoder_config({key: value for key, value in fields.items() if key != "head_dim"}), settings.dtype
     check_supported(config, dropout=True)
     if config.fields.get("qk_layernorm"):
-        raise Unsupported("model.qk_layernorm: true is not supported yet for stablelm, which norms each head with a module of its own; false is")
+        raise Unsupported(
+            "model.qk_layernorm: true is not supported yet for stablelm, which norms each head with a module of its "
+            "own; false is"
+        )
     parts = Parts(
         lambda b, x, name: layer_norm(b, x, name, dtype),
         final=norm_parameters("norm", config.hidden_size, dtype),

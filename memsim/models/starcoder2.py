@@ -1,4 +1,6 @@
-"""StarCoder2 (transformers/models/starcoder2/modeling_starcoder2.py): Llama's layers with LayerNorm, an MLP of two projections, and dropouts."""
+"""StarCoder2 (transformers/models/starcoder2/modeling_starcoder2.py): Llama's layers with LayerNorm, an MLP of two
+projections, and dropouts.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +32,29 @@ def residual_dropout(config: DecoderConfig) -> float:
 
 @module_call
 def self_attention(
-    b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+    b: Builder,
+    config: DecoderConfig,
+    settings: Settings,
+    hidden_states: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Starcoder2Attention.forward."""
     with b.module("self_attn"):
-        query_states = F.heads(b, hidden_states, "q_proj", config.num_attention_heads, config.head_dim, settings.dtype, has_bias(config))
-        key_states = F.heads(b, hidden_states, "k_proj", config.num_key_value_heads, config.head_dim, settings.dtype, has_bias(config))
-        value_states = F.heads(b, hidden_states, "v_proj", config.num_key_value_heads, config.head_dim, settings.dtype, has_bias(config))
+        query_states = F.heads(
+            b, hidden_states, "q_proj", config.num_attention_heads, config.head_dim, settings.dtype, has_bias(config)
+        )
+        key_states = F.heads(
+            b, hidden_states, "k_proj", config.num_key_value_heads, config.head_dim, settings.dtype, has_bias(config)
+        )
+        value_states = F.heads(
+            b, hidden_states, "v_proj", config.num_key_value_heads, config.head_dim, settings.dtype, has_bias(config)
+        )
         query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
-        attn_output, attn_weights = attend(b, config, settings, query_states, key_states, value_states, mask, has_bias(config))
+        attn_output, attn_weights = attend(
+            b, config, settings, query_states, key_states, value_states, mask, has_bias(config)
+        )
         attn_output = dropout(b, attn_output, residual_dropout(config))
         return attn_output, attn_weights
 
@@ -62,11 +78,20 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
     hidden, inner, d, bias = config.hidden_size, config.intermediate_size, config.head_dim, has_bias(config)
     q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
     rows: list[Parameter] = []
-    for name, out, inputs in (("q_proj", q, hidden), ("k_proj", kv, hidden), ("v_proj", kv, hidden), ("o_proj", hidden, q)):
+    for name, out, inputs in (
+        ("q_proj", q, hidden),
+        ("k_proj", kv, hidden),
+        ("v_proj", kv, hidden),
+        ("o_proj", hidden, q),
+    ):
         rows += linear_parameters(f"self_attn.{name}", out, inputs, dtype, bias)
     rows += linear_parameters("mlp.c_fc", inner, hidden, dtype, bias)
     rows += linear_parameters("mlp.c_proj", hidden, inner, dtype, bias)
-    return (*rows, *norm_parameters("input_layernorm", hidden, dtype), *norm_parameters("post_attention_layernorm", hidden, dtype))
+    return (
+        *rows,
+        *norm_parameters("input_layernorm", hidden, dtype),
+        *norm_parameters("post_attention_layernorm", hidden, dtype),
+    )
 
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:

@@ -1,4 +1,6 @@
-"""T5 and Flan-T5 (transformers/models/t5/modeling_t5.py): the model around its layers (t5_layers.py), which are an encoder's and a decoder's."""
+"""T5 and Flan-T5 (transformers/models/t5/modeling_t5.py): the model around its layers (t5_layers.py), which are an
+encoder's and a decoder's.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from memsim.models.gpt2 import dropout
 from memsim.models.model import Model, Parameter, Settings, Tower
 from memsim.models.t5_layers import BIAS, CROSS_BIAS, ENCODED, ENCODED_MASK, T5, block, layer_norm, layer_parameters
 
-HOLD = (CROSS_BIAS, ENCODED_MASK, ENCODED, BIAS, "attention_mask", "hidden_states")  # positional arguments, which a checkpoint lets go of from their end
+# positional arguments, which a checkpoint lets go of from their end
+HOLD = (CROSS_BIAS, ENCODED_MASK, ENCODED, BIAS, "attention_mask", "hidden_states")
 TABLE = "shared.weight"
 
 
@@ -35,14 +38,18 @@ def shift_right(b: Builder, settings: Settings, labels: Tensor) -> Tensor:
 def carried(config: T5, settings: Settings, decodes: bool) -> dict[str, TensorSpec]:
     """What a stack's first layer hands to the others: position biases [1, H, Q, K]. Only shapes and dtypes matter."""
     queries = settings.targets if decodes else settings.sequence
-    spec = TensorSpec(0, 0, (1, config.heads, queries, queries), (0, 1, queries * config.heads, config.heads), settings.dtype, True)
+    spec = TensorSpec(
+        0, 0, (1, config.heads, queries, queries), (0, 1, queries * config.heads, config.heads), settings.dtype, True
+    )
     if not decodes:
         return {BIAS: spec}
     return {BIAS: spec, CROSS_BIAS: replace(spec, shape=(1, config.heads, queries, settings.sequence))}
 
 
 @module_call
-def stack(b: Builder, config: T5, settings: Settings, input_ids: Tensor, encoder_hidden_states: Tensor | None = None) -> Tensor:
+def stack(
+    b: Builder, config: T5, settings: Settings, input_ids: Tensor, encoder_hidden_states: Tensor | None = None
+) -> Tensor:
     """T5Stack.forward: [B, S] → [B, S, H]."""
     decodes = encoder_hidden_states is not None
     with b.module("decoder" if decodes else "encoder"):
@@ -53,18 +60,30 @@ def stack(b: Builder, config: T5, settings: Settings, input_ids: Tensor, encoder
             mask = bidirectional_mask(b, settings, inputs_embeds.dtype, length, length)
         else:
             mask = causal_mask(b, settings, inputs_embeds.dtype)
-        encoded_mask = bidirectional_mask(b, settings, inputs_embeds.dtype, length, settings.sequence) if decodes else None
+        encoded_mask = (
+            bidirectional_mask(b, settings, inputs_embeds.dtype, length, settings.sequence) if decodes else None
+        )
         hidden_states = dropout(b, inputs_embeds, config.p)
         others = {"attention_mask": mask, ENCODED: encoder_hidden_states, ENCODED_MASK: encoded_mask}
         given = {name: tensor for name, tensor in others.items() if tensor is not None}
         names, carries = ("hidden_states", *given), carried(config, settings, decodes)
-        dtype = "fp32" if settings.dtype == "fp16" else hidden_states.dtype  # `wo` stays in fp32 then, and what it is added to follows
+        # `wo` stays in fp32 then, and what it is added to follows
+        dtype = "fp32" if settings.dtype == "fp16" else hidden_states.dtype
         hidden_states, position_bias, *cross = b.run(
-            "layers", hidden_states, *given.values(), names=names, tower=int(decodes), carries=carries, dtype=dtype, trains=True
+            "layers",
+            hidden_states,
+            *given.values(),
+            names=names,
+            tower=int(decodes),
+            carries=carries,
+            dtype=dtype,
+            trains=True,
         )
         del others
         del given
-        hidden_states = layer_norm(b, hidden_states, f"{'decoder' if decodes else 'encoder'}.final_layer_norm", settings.dtype)
+        hidden_states = layer_norm(
+            b, hidden_states, f"{'decoder' if decodes else 'encoder'}.final_layer_norm", settings.dtype
+        )
         hidden_states = dropout(b, hidden_states, config.p)
         del mask  # arguments of forward die before its other locals
         del inputs_embeds
@@ -75,7 +94,9 @@ def stack(b: Builder, config: T5, settings: Settings, input_ids: Tensor, encoder
 
 
 def causal_mask(b: Builder, settings: Settings, dtype: str) -> Tensor | None:
-    """masking_utils.create_causal_mask without a mask of the batch: nothing for sdpa, which makes it with the position bias."""
+    """masking_utils.create_causal_mask without a mask of the batch: nothing for sdpa, which makes it with the position
+    bias.
+    """
     if settings.attention != "eager":
         return None
     with b.module("causal_mask"), b.no_grad():
@@ -94,7 +115,9 @@ def conditional_generation(b: Builder, config: T5, settings: Settings, input_ids
     weight = b.parameter(TABLE, (config.vocabulary, config.hidden), settings.dtype, True)
     lm_logits = b.op("linear", sequence_output, weight, label="lm_head", module="lm_head")
     rows = settings.batch * settings.targets
-    loss = cross_entropy(b, b.op("view", lm_logits, shape=(rows, config.vocabulary)), b.op("view", labels, shape=(rows,)))
+    loss = cross_entropy(
+        b, b.op("view", lm_logits, shape=(rows, config.vocabulary)), b.op("view", labels, shape=(rows,))
+    )
     del decoder_input_ids  # an argument of forward, then its other locals
     del decoder_outputs
     del sequence_output
@@ -124,7 +147,9 @@ def read_config(fields: Mapping[str, object], settings: Settings) -> T5:
         decoder_layers=integer(given, "num_decoder_layers", layers),
         vocabulary=integer(given, "vocab_size", 32128),
         buckets=integer(given, "relative_attention_num_buckets", 32),
-        activation=activation_of({"feed_forward_proj": "gelu_new" if projection == "gated-gelu" else act}, "feed_forward_proj", "relu"),
+        activation=activation_of(
+            {"feed_forward_proj": "gelu_new" if projection == "gated-gelu" else act}, "feed_forward_proj", "relu"
+        ),
         gated=gate == "gated",
         p=probability(given, "dropout_rate", 0.1),
         scaled=given.get("tie_word_embeddings") is not False,
@@ -132,7 +157,9 @@ def read_config(fields: Mapping[str, object], settings: Settings) -> T5:
     )
 
 
-def layer_graph(config: T5, settings: Settings, call: Operator, decodes: bool, first: LayerGraph | None = None) -> LayerGraph:
+def layer_graph(
+    config: T5, settings: Settings, call: Operator, decodes: bool, first: LayerGraph | None = None
+) -> LayerGraph:
     """The graph of a stack's first layer, or, with that, of the others, which get what it hands on."""
     b = Builder(f"{'first ' if first is None else ''}{'decoder' if decodes else 'encoder'} layer", settings.technique)
     names: tuple[str, ...] = call.attrs["names"]  # type: ignore[assignment]
@@ -141,7 +168,11 @@ def layer_graph(config: T5, settings: Settings, call: Operator, decodes: bool, f
     if first is not None:
         specs["hidden_states"] = replace(specs["hidden_states"], dtype=first.outputs[0].dtype)
         specs |= dict(zip(first.results[1:], first.outputs[1:], strict=True))
-    given = {name: b.input(name, specs[name]) for name in ("hidden_states", "attention_mask", BIAS, ENCODED, ENCODED_MASK, CROSS_BIAS) if name in specs}
+    given = {
+        name: b.input(name, specs[name])
+        for name in ("hidden_states", "attention_mask", BIAS, ENCODED, ENCODED_MASK, CROSS_BIAS)
+        if name in specs
+    }
     hidden, bias, cross = block(b, config, settings, decodes, given)
     made = {BIAS: bias, CROSS_BIAS: cross} if first is None else {}
     results = {name: tensor for name, tensor in made.items() if tensor is not None}
@@ -154,10 +185,17 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config, dtype = read_config(fields, settings), settings.dtype
     if settings.attention == "flash_attention_2":
-        raise InputError("attention: flash_attention_2 does not run with t5, whose positions are a bias that it cannot take; sdpa and eager do")
+        raise InputError(
+            "attention: flash_attention_2 does not run with t5, whose positions are a bias that it cannot take; sdpa "
+            "and eager do"
+        )
     b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
-    outer = b.finish(conditional_generation(b, config, settings, ids, b.input_tensor("labels", (settings.batch, settings.targets), "int64")))
+    outer = b.finish(
+        conditional_generation(
+            b, config, settings, ids, b.input_tensor("labels", (settings.batch, settings.targets), "int64")
+        )
+    )
     calls = [op for op in outer.operators if op.kind == "layers"]
     graphs: list[LayerGraph] = []
     parameters: list[tuple[Parameter, ...]] = []
@@ -171,7 +209,10 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
             graphs.append(layer_graph(config, settings, call, decodes, first))
             parameters.append(layer_parameters(config, settings, decodes, first=False))
             pattern += [len(graphs) - 1] * (count - 1)
-    norms = [Parameter(f"{name}.final_layer_norm.weight", (config.hidden,), dtype, module="norm") for name in ("encoder", "decoder")]
+    norms = [
+        Parameter(f"{name}.final_layer_norm.weight", (config.hidden,), dtype, module="norm")
+        for name in ("encoder", "decoder")
+    ]
     return Model(
         before=(Parameter(TABLE, (config.vocabulary, config.hidden), dtype, module="embedding"),),
         layers=tuple(parameters),

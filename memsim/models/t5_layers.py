@@ -1,4 +1,6 @@
-"""A layer of T5 (transformers/models/t5/modeling_t5.py): relative positions that the first layer of a stack turns into a bias for all, cross-attention."""
+"""A layer of T5 (transformers/models/t5/modeling_t5.py): relative positions that the first layer of a stack turns into
+a bias for all, cross-attention.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ def relative_position_bucket(b: Builder, relative_position: Tensor, bidirectiona
 
 
 @module_call
-def compute_bias(b: Builder, config: T5, settings: Settings, query_length: int, key_length: int, bidirectional: bool) -> Tensor:
+def compute_bias(
+    b: Builder, config: T5, settings: Settings, query_length: int, key_length: int, bidirectional: bool
+) -> Tensor:
     """T5Attention.compute_bias: [1, heads, Q, K], laid out as the embedding gave it."""
     with b.no_grad():
         positions = F.create(b, "arange", (query_length,), "int64")
@@ -105,7 +109,9 @@ def compute_bias(b: Builder, config: T5, settings: Settings, query_length: int, 
     name = ".".join([*b.path, "relative_attention_bias.weight"])
     weight = b.parameter(name, (config.buckets, config.heads), settings.dtype, True)
     values = b.op("embedding", bucket, weight, label="relative_attention_bias")
-    values = b.op("view", F.transpose(b, F.transpose(b, values, 0, 2), 1, 2), shape=(1, config.heads, query_length, key_length))
+    values = b.op(
+        "view", F.transpose(b, F.transpose(b, values, 0, 2), 1, 2), shape=(1, config.heads, query_length, key_length)
+    )
     del context_position
     del memory_position
     del relative_position
@@ -113,7 +119,9 @@ def compute_bias(b: Builder, config: T5, settings: Settings, query_length: int, 
     return values
 
 
-def position_mask(b: Builder, position_bias: Tensor, mask: Tensor | None, causal: bool, queries: int, keys: int) -> Tensor:
+def position_mask(
+    b: Builder, position_bias: Tensor, mask: Tensor | None, causal: bool, queries: int, keys: int
+) -> Tensor:
     """sdpa_attention.create_position_bias_mask."""
     causal_mask = None
     if mask is None and causal:
@@ -134,7 +142,9 @@ def position_mask(b: Builder, position_bias: Tensor, mask: Tensor | None, causal
     return result
 
 
-def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor, p: float) -> tuple[Tensor, Tensor]:
+def eager(
+    b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor, p: float
+) -> tuple[Tensor, Tensor]:
     """eager_attention_forward of T5."""
     attn_weights = b.op("mul_scalar", F.matmul(b, query, F.transpose(b, key, 2, 3)))
     attn_weights = b.op("add", attn_weights, bias)
@@ -149,7 +159,15 @@ def eager(b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
 
 @module_call
 def sdpa_with_bias(
-    b: Builder, settings: Settings, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor, p: float, causal: bool
+    b: Builder,
+    settings: Settings,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    bias: Tensor,
+    p: float,
+    causal: bool,
 ) -> Tensor:
     """sdpa_attention_forward with a position bias."""
     queries, keys = query.shape[2], key.shape[2]
@@ -181,14 +199,26 @@ def attention(
         queries, keys = query_states.shape[2], key_states.shape[2]
         if position_bias is None and crosses:
             shape = (1, config.heads, queries, keys)
-            position_bias = b.op("create", shape=shape, dtype=query_states.dtype, label="position_bias", input_embeddings=True)
+            position_bias = b.op(
+                "create", shape=shape, dtype=query_states.dtype, label="position_bias", input_embeddings=True
+            )
         elif position_bias is None:
             position_bias = compute_bias(b, config, settings, queries, keys, not decodes)
         attn_weights = None
         if settings.attention == "eager":
             attn_output, attn_weights = eager(b, query_states, key_states, value_states, mask, position_bias, config.p)
         else:
-            attn_output = sdpa_with_bias(b, settings, query_states, key_states, value_states, mask, position_bias, config.p, decodes and not crosses)
+            attn_output = sdpa_with_bias(
+                b,
+                settings,
+                query_states,
+                key_states,
+                value_states,
+                mask,
+                position_bias,
+                config.p,
+                decodes and not crosses,
+            )
         attn_output = F.contiguous(b, F.reshape(b, attn_output, *hidden_states.shape[:2], inner))
         attn_output = F.linear(b, attn_output, "o", config.hidden, dtype)
         return attn_output, position_bias, attn_weights
@@ -208,7 +238,9 @@ def attention_layer(
     """T5LayerSelfAttention.forward, T5LayerCrossAttention.forward."""
     with b.module(f"layer.{0 if key_value_states is None else 1}"):
         normed_hidden_states = layer_norm(b, hidden_states, ".".join([*b.path, "layer_norm"]), settings.dtype)
-        attention_output, position_bias, attn_weights = attention(b, config, settings, normed_hidden_states, mask, key_value_states, position_bias, decodes)
+        attention_output, position_bias, attn_weights = attention(
+            b, config, settings, normed_hidden_states, mask, key_value_states, position_bias, decodes
+        )
         layer_output = b.op("add", hidden_states, dropout(b, attention_output, config.p), label="residual")
         if key_value_states is None:  # there the sum takes the name of what attention gave
             del attention_output
@@ -262,10 +294,14 @@ def clamp(b: Builder, hidden_states: Tensor, clamp_value: Tensor) -> Tensor:
 
 
 @module_call
-def block(b: Builder, config: T5, settings: Settings, decodes: bool, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+def block(
+    b: Builder, config: T5, settings: Settings, decodes: bool, given: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """T5Block.forward: hidden states, and the position biases of both attentions."""
     hidden_states = given["hidden_states"]
-    hidden_states, self_attn_position_bias, _ = attention_layer(b, config, settings, hidden_states, given.get("attention_mask"), None, given.get(BIAS), decodes)
+    hidden_states, self_attn_position_bias, _ = attention_layer(
+        b, config, settings, hidden_states, given.get("attention_mask"), None, given.get(BIAS), decodes
+    )
     if hidden_states.dtype == "fp16":
         clamp_value = bound(b, hidden_states)
         hidden_states = clamp(b, hidden_states, clamp_value)
@@ -277,7 +313,9 @@ def block(b: Builder, config: T5, settings: Settings, decodes: bool, given: Mapp
         if hidden_states.dtype == "fp16":
             clamp_value = bound(b, hidden_states)
             hidden_states = clamp(b, hidden_states, clamp_value)
-    with b.callers(*(tensor for tensor in (self_attn_position_bias, _, cross_attn_position_bias) if tensor is not None)):
+    with b.callers(
+        *(tensor for tensor in (self_attn_position_bias, _, cross_attn_position_bias) if tensor is not None)
+    ):
         hidden_states = feed_forward(b, config, settings, hidden_states, decodes)
     if hidden_states.dtype == "fp16":
         clamp_value = bound(b, hidden_states)
@@ -290,16 +328,32 @@ def layer_parameters(config: T5, settings: Settings, decodes: bool, first: bool)
     dtype, h, inner = settings.dtype, config.hidden, config.heads * config.head
 
     def attention_rows(at: int, name: str) -> list[Parameter]:
-        rows = [p for one in ("q", "k", "v") for p in linear_parameters(f"layer.{at}.{name}.{one}", inner, h, dtype, bias=False)]
+        rows = [
+            p
+            for one in ("q", "k", "v")
+            for p in linear_parameters(f"layer.{at}.{name}.{one}", inner, h, dtype, bias=False)
+        ]
         rows += linear_parameters(f"layer.{at}.{name}.o", h, inner, dtype, bias=False)
         if first and at == 0:
-            rows.append(Parameter(f"layer.0.{name}.relative_attention_bias.weight", (config.buckets, config.heads), dtype, module="embedding"))
+            rows.append(
+                Parameter(
+                    f"layer.0.{name}.relative_attention_bias.weight",
+                    (config.buckets, config.heads),
+                    dtype,
+                    module="embedding",
+                )
+            )
         return [*rows, Parameter(f"layer.{at}.layer_norm.weight", (h,), dtype, module="norm")]
 
     rows = attention_rows(0, "SelfAttention") + (attention_rows(1, "EncDecAttention") if decodes else [])
     last = f"layer.{2 if decodes else 1}"
     for name in ("wi_0", "wi_1") if config.gated else ("wi",):
         rows += linear_parameters(f"{last}.DenseReluDense.{name}", config.inner, h, dtype, bias=False)
-    made = "fp32" if settings.created == "fp16" and config.wo_dtype == dtype else ""  # from_pretrained leaves it in fp32
-    rows.append(Parameter(f"{last}.DenseReluDense.wo.weight", (h, config.inner), config.wo_dtype, module="linear", created_dtype=made))
+    # from_pretrained leaves it in fp32
+    made = "fp32" if settings.created == "fp16" and config.wo_dtype == dtype else ""
+    rows.append(
+        Parameter(
+            f"{last}.DenseReluDense.wo.weight", (h, config.inner), config.wo_dtype, module="linear", created_dtype=made
+        )
+    )
     return (*rows, Parameter(f"{last}.layer_norm.weight", (h,), dtype, module="norm"))

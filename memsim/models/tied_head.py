@@ -10,8 +10,18 @@ from memsim.models.model import Parameter, Settings
 
 
 @module_call
-def causal_lm(b: Builder, settings: Settings, model: Callable[[], Tensor], labels: Tensor, embedding: str, table: tuple[int, int], tied: bool) -> Tensor:
-    """ForCausalLM.forward with labels; returns the loss. `model` is the body's call, which gives last_hidden_state [B, S, W]; `table` is [V, W]."""
+def causal_lm(
+    b: Builder,
+    settings: Settings,
+    model: Callable[[], Tensor],
+    labels: Tensor,
+    embedding: str,
+    table: tuple[int, int],
+    tied: bool,
+) -> Tensor:
+    """ForCausalLM.forward with labels; returns the loss. `model` is the body's call, which gives last_hidden_state [B,
+    S, W]; `table` is [V, W].
+    """
     hidden_states = model()
     weight = b.parameter(embedding if tied else "lm_head.weight", table, settings.dtype, True)
     logits = b.op("linear", hidden_states, weight, label="lm_head", module="lm_head")

@@ -1,4 +1,6 @@
-"""Decoders whose layers are of two types, with sliding-window or with full attention, and a mask for each (layer_types in transformers)."""
+"""Decoders whose layers are of two types, with sliding-window or with full attention, and a mask for each (layer_types
+in transformers).
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,19 @@ from memsim.models.model import Model, Parameter, Settings
 SLIDING, FULL = "sliding_attention", "full_attention"
 PREFIX = {SLIDING: "sliding_", FULL: ""}  # of the names of the tables of a type
 MASKS = {SLIDING: "sliding_mask", FULL: "full_mask"}
-# What a checkpoint holds of a layer's arguments, in the order in which it lets go of them: those by name in the order of the call, a tuple from its end.
+# What a checkpoint holds of a layer's arguments, in the order in which it lets go of them: those by name in the order
+# of the call, a tuple from its end.
 HOLD = ("full_mask", "sliding_mask", "sin", "cos", "position_ids", "hidden_states")
-HOLD_POSITIONS_FIRST = ("full_mask", "sliding_mask", "position_ids", "sin", "sliding_sin", "cos", "sliding_cos", "hidden_states")
+HOLD_POSITIONS_FIRST = (
+    "full_mask",
+    "sliding_mask",
+    "position_ids",
+    "sin",
+    "sliding_sin",
+    "cos",
+    "sliding_cos",
+    "hidden_states",
+)
 
 
 def layer_types(config: DecoderConfig, is_sliding: Callable[[int], bool]) -> tuple[str, ...]:
@@ -27,15 +39,25 @@ def layer_types(config: DecoderConfig, is_sliding: Callable[[int], bool]) -> tup
     types = config.fields.get("layer_types")
     if types is None:
         return tuple(SLIDING if is_sliding(layer) else FULL for layer in range(config.num_hidden_layers))
-    if not isinstance(types, (list, tuple)) or len(types) != config.num_hidden_layers or not set(types) <= {SLIDING, FULL}:
+    if (
+        not isinstance(types, (list, tuple))
+        or len(types) != config.num_hidden_layers
+        or not set(types) <= {SLIDING, FULL}
+    ):
         raise InputError(f"model.layer_types: needs {config.num_hidden_layers} entries, each {SLIDING} or {FULL}")
     return tuple(types)
 
 
-def rotary_tables(b: Builder, config: DecoderConfig, settings: Settings, dtype: str, position_ids: Tensor, parts: Parts) -> dict[str, Tensor]:
-    """cos and sin, by the names that layers know them by; tables by type are made in the order of a Python set, which differs from process to process."""
+def rotary_tables(
+    b: Builder, config: DecoderConfig, settings: Settings, dtype: str, position_ids: Tensor, parts: Parts
+) -> dict[str, Tensor]:
+    """cos and sin, by the names that layers know them by; tables by type are made in the order of a Python set, which
+    differs from process to process.
+    """
     dtype, dim = "fp32" if parts.rotary_in_fp32 else dtype, parts.rotary_dim or config.head_dim
-    kinds = [kind for kind in ((SLIDING, FULL) if settings.other_order else (FULL, SLIDING)) if kind in parts.rotary_by_type]
+    kinds = [
+        kind for kind in ((SLIDING, FULL) if settings.other_order else (FULL, SLIDING)) if kind in parts.rotary_by_type
+    ]
     made: dict[str, Tensor] = {}
     for kind in kinds or [""]:
         buffer, prefix = (f"rotary_emb.{kind}_inv_freq", PREFIX[kind]) if kind else ("", "")
@@ -46,7 +68,9 @@ def rotary_tables(b: Builder, config: DecoderConfig, settings: Settings, dtype: 
     return made
 
 
-def typed_model(masks: tuple[str, ...] = (FULL, SLIDING)) -> Callable[[Builder, DecoderConfig, Settings, Tensor, Parts], Tensor]:
+def typed_model(
+    masks: tuple[str, ...] = (FULL, SLIDING),
+) -> Callable[[Builder, DecoderConfig, Settings, Tensor, Parts], Tensor]:
     """The forward of a model that makes masks for these types, in this order."""
 
     @module_call
@@ -56,7 +80,9 @@ def typed_model(masks: tuple[str, ...] = (FULL, SLIDING)) -> Callable[[Builder, 
         causal_mask_mapping: dict[str, Tensor] = {}
         for kind in masks:
             told = position_ids if parts.told_positions else None
-            mask = causal_mask(b, settings, inputs_embeds.dtype, told, config.sliding_window if kind == SLIDING else None)
+            mask = causal_mask(
+                b, settings, inputs_embeds.dtype, told, config.sliding_window if kind == SLIDING else None
+            )
             if mask is not None:
                 causal_mask_mapping[MASKS[kind]] = mask
             del told
@@ -103,6 +129,22 @@ def assemble_types(
     kinds = tuple(dict.fromkeys(rows))
     parts = parts if parts.model else replace(parts, model=typed_model())
     made = tuple((layer, layer_parameters) for _, layer in kinds)
-    model = assemble_kinds(config, settings, parts, made, tuple(map(kinds.index, rows)), hold, tuple(reads_of(kind, parts) for kind, _ in kinds))
-    alike = len({tuple((op.kind, tuple(spec.shape for spec in op.inputs)) for op in graph.operators) for graph in model.layer_graphs}) == 1
+    model = assemble_kinds(
+        config,
+        settings,
+        parts,
+        made,
+        tuple(map(kinds.index, rows)),
+        hold,
+        tuple(reads_of(kind, parts) for kind, _ in kinds),
+    )
+    alike = (
+        len(
+            {
+                tuple((op.kind, tuple(spec.shape for spec in op.inputs)) for op in graph.operators)
+                for graph in model.layer_graphs
+            }
+        )
+        == 1
+    )
     return replace(model, alike=alike)

@@ -1,7 +1,8 @@
 """ViT, trained to tell classes of images apart (transformers/models/vit/modeling_vit.py).
 
-The tokens of an image follow from image_size and patch_size: batch.sequence says nothing. Its patches are embedded by a convolution, which on a real
-GPU is cuDNN's, with a workspace that no recording here shows: that part is approximate (operators/convolution.py).
+The tokens of an image follow from image_size and patch_size: batch.sequence says nothing. Its patches are embedded by a
+convolution, which on a real GPU is cuDNN's, with a workspace that no recording here shows: that part is approximate
+(operators/convolution.py).
 """
 
 from __future__ import annotations
@@ -77,10 +78,18 @@ def attention(b: Builder, config: Vit, settings: Settings, hidden_states: Tensor
     with b.module("attention"):
         batch, sequence, hidden = hidden_states.shape
 
-        query_states = F.heads(b, hidden_states, "q_proj", config.heads, hidden // config.heads, settings.dtype, config.qkv_bias)
-        key_states = F.heads(b, hidden_states, "k_proj", config.heads, hidden // config.heads, settings.dtype, config.qkv_bias)
-        value_states = F.heads(b, hidden_states, "v_proj", config.heads, hidden // config.heads, settings.dtype, config.qkv_bias)
-        attn_output, attn_weights = attend(b, settings, query_states, key_states, value_states, None, config.attention_p, in_fp32=True)
+        query_states = F.heads(
+            b, hidden_states, "q_proj", config.heads, hidden // config.heads, settings.dtype, config.qkv_bias
+        )
+        key_states = F.heads(
+            b, hidden_states, "k_proj", config.heads, hidden // config.heads, settings.dtype, config.qkv_bias
+        )
+        value_states = F.heads(
+            b, hidden_states, "v_proj", config.heads, hidden // config.heads, settings.dtype, config.qkv_bias
+        )
+        attn_output, attn_weights = attend(
+            b, settings, query_states, key_states, value_states, None, config.attention_p, in_fp32=True
+        )
         attn_output = F.contiguous(b, F.reshape(b, attn_output, batch, sequence, hidden))
         attn_output = F.linear(b, attn_output, "o_proj", hidden, settings.dtype, True)
         return attn_output, attn_weights
@@ -115,7 +124,13 @@ def layer(b: Builder, config: Vit, settings: Settings, hidden_states: Tensor) ->
 @module_call
 def model(b: Builder, config: Vit, settings: Settings, pixel_values: Tensor) -> Tensor:
     """ViTModel.forward; returns last_hidden_state [B, S, H]."""
-    pixel_values = F.to(b, pixel_values, b.parameter(f"{PROJECTION}.weight", (config.hidden, config.channels, *config.patch), settings.dtype, True).dtype)
+    pixel_values = F.to(
+        b,
+        pixel_values,
+        b.parameter(
+            f"{PROJECTION}.weight", (config.hidden, config.channels, *config.patch), settings.dtype, True
+        ).dtype,
+    )
     embedding_output = embeddings(b, config, settings, pixel_values)
     hidden_states = embedding_output
     hidden_states = b.op("layers", hidden_states, names=NAMES, trains=True)
@@ -131,14 +146,20 @@ def image_classification(b: Builder, config: Vit, settings: Settings, pixel_valu
     sequence_output = model(b, config, settings, pixel_values)
     pooled_output = b.op("select", sequence_output, dim=1)
     logits = F.linear(b, pooled_output, "classifier", config.classes, settings.dtype, True)
-    loss = cross_entropy(b, b.op("view", logits, shape=(settings.batch, config.classes)), b.op("view", labels, shape=(settings.batch,)))
+    loss = cross_entropy(
+        b, b.op("view", logits, shape=(settings.batch, config.classes)), b.op("view", labels, shape=(settings.batch,))
+    )
     return loss
 
 
 def layer_parameters(config: Vit, dtype: str) -> tuple[Parameter, ...]:
     """A layer's parameters in module order."""
     h, inner = config.hidden, config.inner
-    rows = [p for name in ("q_proj", "k_proj", "v_proj") for p in linear_parameters(f"attention.{name}", h, h, dtype, config.qkv_bias)]
+    rows = [
+        p
+        for name in ("q_proj", "k_proj", "v_proj")
+        for p in linear_parameters(f"attention.{name}", h, h, dtype, config.qkv_bias)
+    ]
     rows += [*linear_parameters("attention.o_proj", h, h, dtype), *norm_parameters("layernorm_before", h, dtype)]
     rows += norm_parameters("layernorm_after", h, dtype)
     return (*rows, *linear_parameters("mlp.fc1", inner, h, dtype), *linear_parameters("mlp.fc2", h, inner, dtype))
@@ -164,7 +185,9 @@ def read_config(fields: Mapping[str, object]) -> Vit:
         raise InputError(f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}")
     image, patch = edges(fields, "image_size", 224), edges(fields, "patch_size", 16)
     if image[0] < patch[0] or image[1] < patch[1]:
-        raise InputError(f"model.patch_size: a patch of {patch[0]} × {patch[1]} is larger than an image of {image[0]} × {image[1]}")
+        raise InputError(
+            f"model.patch_size: a patch of {patch[0]} × {patch[1]} is larger than an image of {image[0]} × {image[1]}"
+        )
     return Vit(
         hidden=hidden,
         inner=integer(fields, "intermediate_size", 3072),
@@ -189,13 +212,21 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     settings = replace(settings, sequence=config.tokens)
     b = Builder("outer", settings.technique)
     pixels = b.input_tensor("pixel_values", (settings.batch, config.channels, *config.image), "fp32")
-    outer = b.finish(image_classification(b, config, settings, pixels, b.input_tensor("labels", (settings.batch,), "int64")))
+    outer = b.finish(
+        image_classification(b, config, settings, pixels, b.input_tensor("labels", (settings.batch,), "int64"))
+    )
     call = next(op for op in outer.operators if op.kind == "layers")
     inner = Builder("encoder layer", settings.technique)
     graph = inner.finish(layer(inner, config, settings, layer_inputs(inner, call, NAMES)["hidden_states"]))
     h = config.hidden
-    before = [Parameter("embeddings.cls_token", (1, 1, h), dtype), Parameter("embeddings.position_embeddings", (1, config.tokens, h), dtype)]
-    before += [Parameter(f"{PROJECTION}.weight", (h, config.channels, *config.patch), dtype), Parameter(f"{PROJECTION}.bias", (h,), dtype)]
+    before = [
+        Parameter("embeddings.cls_token", (1, 1, h), dtype),
+        Parameter("embeddings.position_embeddings", (1, config.tokens, h), dtype),
+    ]
+    before += [
+        Parameter(f"{PROJECTION}.weight", (h, config.channels, *config.patch), dtype),
+        Parameter(f"{PROJECTION}.bias", (h,), dtype),
+    ]
     return Model(
         before=tuple(before),
         layers=(layer_parameters(config, dtype),),

@@ -38,7 +38,23 @@ from memsim.operators.python_gelu import PythonGelu
 from memsim.operators.reductions import LogSoftmax, MaxLast, MeanLast, RowNorm, SafeSoftmax, Softmax
 from memsim.operators.routing import DivideInPlace, Gather, Index, LargestInGroup, MaskedFill, Scan, Sort, Sum, TopK
 from memsim.operators.selection import AnyInfinite, ClampByTensors, Where
-from memsim.operators.shapes import Cat, Chunk, CopySlice, Embedding, Expand, Layers, NewLeaf, Pad, Reshape, Select, Slice, Split, Stack, Transpose, View
+from memsim.operators.shapes import (
+    Cat,
+    Chunk,
+    CopySlice,
+    Embedding,
+    Expand,
+    Layers,
+    NewLeaf,
+    Pad,
+    Reshape,
+    Select,
+    Slice,
+    Split,
+    Stack,
+    Transpose,
+    View,
+)
 from memsim.operators.unpadding import AllLast, CountRows, Nonzero, PutRows, ReduceAll
 
 KINDS: dict[str, Kind] = {

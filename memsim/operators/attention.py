@@ -1,4 +1,6 @@
-"""Scaled dot-product attention: FlashAttention-2 as PyTorch builds it (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp)."""
+"""Scaled dot-product attention: FlashAttention-2 as PyTorch builds it
+(aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp).
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,15 @@ def _sequence_first(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _is_sequence_first(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether [B, H, S, D] is contiguous as [B, S, H, D]."""
-    return all(size == 1 or stride == want for size, stride, want in zip(shape, strides, _sequence_first(shape), strict=True))
+    return all(
+        size == 1 or stride == want for size, stride, want in zip(shape, strides, _sequence_first(shape), strict=True)
+    )
 
 
 def key_splits(heads: int, queries: int, keys: int, d: int, processors: int) -> int:
-    """Into how many parts the forward kernel splits the keys to fill the device (set_params_splitkv, num_splits_heuristic); heads is B·H."""
+    """Into how many parts the forward kernel splits the keys to fill the device (set_params_splitkv,
+    num_splits_heuristic); heads is B·H.
+    """
     blocks = -(-keys // (256 if d <= 64 else 128 if d <= 128 else 64))
     rows, slots = heads * -(-queries // 64), 2 * processors
     if rows >= 0.8 * slots:
@@ -63,12 +69,16 @@ class Attention(Kind):
         return products / (2 if attrs.get("causal", True) else 1)  # causal: half of them
 
     def backward_flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
-        """Five products where forward has two: the scores are computed again (Dao et al. 2022, FlashAttention, appendix B)."""
+        """Five products where forward has two: the scores are computed again (Dao et al. 2022, FlashAttention, appendix
+        B).
+        """
         return 2.5 * self.flops(inputs, outputs, attrs)
 
 
 class FlashAttention(Attention):
-    """q [B, H, S, D], k and v [B, K, S, D] → [B, H, S, D] laid out as q is; keeps q, k, v, the result, the log-sum-exp and two seeds."""
+    """q [B, H, S, D], k and v [B, K, S, D] → [B, H, S, D] laid out as q is; keeps q, k, v, the result, the log-sum-exp
+    and two seeds.
+    """
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         q = inputs[0]
@@ -87,7 +97,11 @@ class FlashAttention(Attention):
         b, h, s, d = inputs[0].shape
         into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes)]
         splits = 1 if attrs.get("p") else key_splits(b * h, s, inputs[1].shape[2], d, m.stack.processors)
-        partial = [m.alloc(4 * splits * b * h * s), m.alloc(4 * splits * b * h * s * _head(d, m.stack.software))] if splits > 1 else []
+        partial = (
+            [m.alloc(4 * splits * b * h * s), m.alloc(4 * splits * b * h * s * _head(d, m.stack.software))]
+            if splits > 1
+            else []
+        )
         into += [m.alloc(0 if m.stack.software.attention_seeds_on_host else spec.nbytes) for spec in outputs[2:]]
         if (
             attrs.get("p") and not m.stack.software.attention_seeds_on_host
@@ -112,9 +126,11 @@ class FlashAttention(Attention):
 
 
 class EfficientAttention(Attention):
-    """The memory-efficient kernel (ATen/native/transformers/cuda/attention.cu, attention_backward.cu), which fp32 and masks need.
+    """The memory-efficient kernel (ATen/native/transformers/cuda/attention.cu, attention_backward.cu), which fp32 and
+    masks need.
 
-    Keeps q, k, v, the result, the log-sum-exp padded to 32 queries, a seed and offset, and the bias [B, H, S, S], where there is one: the fourth input.
+    Keeps q, k, v, the result, the log-sum-exp padded to 32 queries, a seed and offset, and the bias [B, H, S, S], where
+    there is one: the fourth input.
     """
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
@@ -124,30 +140,52 @@ class EfficientAttention(Attention):
         lse = (b, h, _round(s, 32) if any(spec.requires_grad for spec in inputs) else 0)  # should_compute_logsumexp
         shape = (0,) if attrs.get("p") else ()  # with dropout they are the host's
         scalar = Inferred(shape, like(shape), "int64", differentiable=False)
-        return (Inferred((b, h, s, d), (s * h * d, d, h * d, 1), q.dtype), Inferred(lse, like(lse), "fp32", differentiable=False), scalar, scalar)
+        return (
+            Inferred((b, h, s, d), (s * h * d, d, h * d, 1), q.dtype),
+            Inferred(lse, like(lse), "fp32", differentiable=False),
+            scalar,
+            scalar,
+        )
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
         q, k, v, *bias = inputs
         out, lse, seed, offset = outputs
-        return (*(x.storage for x in bias), k.storage, q.storage, v.storage, lse.storage, out.storage, offset.storage, seed.storage)
+        return (
+            *(x.storage for x in bias),
+            k.storage,
+            q.storage,
+            v.storage,
+            lse.storage,
+            out.storage,
+            offset.storage,
+            seed.storage,
+        )
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
-        seed, offset = (m.alloc(0 if m.stack.software.efficient_attention_seeds_on_host else spec.nbytes) for spec in outputs[2:])
+        seed, offset = (
+            m.alloc(0 if m.stack.software.efficient_attention_seeds_on_host else spec.nbytes) for spec in outputs[2:]
+        )
         into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes), seed, offset]
-        if max(inputs[0].shape[-1], inputs[2].shape[-1]) > 128 and inputs[0].dtype != "fp32":  # kNeedsOutputAccumulatorBuffer
+        # kNeedsOutputAccumulatorBuffer
+        if max(inputs[0].shape[-1], inputs[2].shape[-1]) > 128 and inputs[0].dtype != "fp32":
             m.scratch(4 * outputs[0].elements)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         q, k, v = inputs[:3]
         b, h, s, d = q.shape
         padded = [m.alloc(size) for size in self._padded(m, *inputs[3:])]
-        copies = [] if _is_sequence_first(grads[0].shape, grads[0].strides) else [m.alloc(outputs[0].nbytes)]  # grad_out.contiguous(), as [B, S, H, D]
+        # grad_out.contiguous(), as [B, S, H, D]
+        copies = [] if _is_sequence_first(grads[0].shape, grads[0].strides) else [m.alloc(outputs[0].nbytes)]
         dq, dk, dv = (m.grad(x.shape, _sequence_first(x.shape), x.dtype, view=True) for x in (q, k, v))
         expanded = [m.like(dq) for _ in range(2)] if k.shape[1] != h else []
         of_bias = [self._of_bias(m, bias) for bias in inputs[3:] if bias.requires_grad]
         delta = self._delta(m, outputs[0])
         half, dropout = q.dtype != "fp32", bool(attrs.get("p"))
-        workspace = m.alloc(backward_workspace(b * h, (s, k.shape[2]), (d, v.shape[-1]), half, m.stack.sm, m.stack.large_shared_memory, dropout))
+        workspace = m.alloc(
+            backward_workspace(
+                b * h, (s, k.shape[2]), (d, v.shape[-1]), half, m.stack.sm, m.stack.large_shared_memory, dropout
+            )
+        )
         m.release(delta, workspace)
         m.discard(*reversed(expanded))
         m.release(*padded)
@@ -155,7 +193,9 @@ class EfficientAttention(Attention):
         return [(0, dq), (1, dk), (2, dv), *((3, grad) for grad in of_bias)]
 
     def _of_bias(self, m: Machine, bias: TensorSpec) -> Grad:
-        """A gradient of rows that begin at multiples of 16 numbers, cut to the bias; where nothing is cut off, sums may go in place."""
+        """A gradient of rows that begin at multiples of 16 numbers, cut to the bias; where nothing is cut off, sums may
+        go in place.
+        """
         rows = (*bias.shape[:-1], _round(bias.shape[-1], 16))
         whole = m.grad(rows, contiguous(rows), bias.dtype)
         cut = m.view(whole, bias.shape, whole.strides)
@@ -164,7 +204,9 @@ class EfficientAttention(Attention):
         return cut
 
     def _padded(self, m: Machine, *bias: TensorSpec) -> list[int]:
-        """Bytes of a copy of the bias [B, H, S, S] whose rows are aligned, where its own are not: forward sees to that, but not a journey to the host."""
+        """Bytes of a copy of the bias [B, H, S, S] whose rows are aligned, where its own are not: forward sees to that,
+        but not a journey to the host.
+        """
         aligned = 16 // ITEMSIZE[bias[0].dtype] if bias else 1
         if not bias or bias[0].strides[-2] % aligned == 0:
             return []
@@ -173,13 +215,16 @@ class EfficientAttention(Attention):
             return [ITEMSIZE[bias[0].dtype] * math.prod(rest) * _round(width, aligned)]
         if bias[0].strides[-2] % 4 and not (bias[0].dtype == "fp32" and m.stack.sm < 80):
             raise InputError(
-                f"checkpointing: offload of an attention mask with rows of {bias[0].shape[-1]} fails in torch {m.stack.software.torch} "
+                f"checkpointing: offload of an attention mask with rows of {bias[0].shape[-1]} fails in torch "
+                f"{m.stack.software.torch} "
                 "(attn_bias is not correctly aligned); a multiple of 4 works"
             )
         return []
 
     def _delta(self, m: Machine, q: TensorSpec) -> int:
-        """(grad * out).sum(-1) of fp32, made by three operators where the kernel does not compute it itself: [B, H, S]."""
+        """(grad * out).sum(-1) of fp32, made by three operators where the kernel does not compute it
+        itself: [B, H, S].
+        """
         b, h, s, _ = q.shape
         if q.dtype != "fp32":
             return m.alloc(4 * b * h * s)

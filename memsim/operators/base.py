@@ -1,4 +1,6 @@
-"""What every operator says of itself: its results, what it keeps for backward, and the requests it makes, forward and backward."""
+"""What every operator says of itself: its results, what it keeps for backward, and the requests it makes, forward and
+backward.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,18 @@ class Inferred:
 class Work:
     """What one execution asks of the device (cost.py turns it into seconds)."""
 
-    unit: str  # what does the arithmetic: "vector", "matmul" (tensor cores, where the dtype has them) or "attention" (the same, in a fused kernel)
+    # what does the arithmetic: "vector", "matmul" (tensor cores, where the dtype has them) or "attention" (the same, in
+    # a fused kernel)
+    unit: str
     dtype: str  # in which it is done
     flops: float
     bytes: float  # read from and written to the device's memory
 
 
 class Kind:
-    """One row of the operator table. Subclasses are stateless; the default is an operator that only allocates its results."""
+    """One row of the operator table. Subclasses are stateless; the default is an operator that only allocates its
+    results.
+    """
 
     differentiable = True
     flops_per_element = 1.0
@@ -56,20 +62,30 @@ class Kind:
         return ()
 
     def in_python(self, attrs: Attrs) -> bool:
-        """Whether backward is a Python function, whose locals die from first to last; what C++ unpacked dies from last to first."""
+        """Whether backward is a Python function, whose locals die from first to last; what C++ unpacked dies from last
+        to first.
+        """
         return False
 
     def one_by_one(self, inputs: Sequence[TensorSpec]) -> bool:
-        """Whether its gradients go on through views or straight into leaves, which autograd runs one after the other, in the order that
-        `backward` gives; else every gradient is in the next node's buffer before a leaf takes its own."""
+        """Whether its gradients go on through views or straight into leaves, which autograd runs one after the other,
+        in the order that `backward` gives; else every gradient is in the next node's buffer before a leaf takes its
+        own.
+        """
         return False
 
     def attached(self, inputs: Sequence[TensorSpec], attrs: Attrs) -> tuple[int, ...]:
-        """Storages that the node itself holds, as attributes of a Python function's context, until the graph goes with the loss."""
+        """Storages that the node itself holds, as attributes of a Python function's context, until the graph goes with
+        the loss.
+        """
         return ()
 
-    def forward(self, m: Machine, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs, into: list[int]) -> None:
-        """Makes the requests of the forward execution; appends to `into` the storage of each result (aliases are the machine's affair: -1)."""
+    def forward(
+        self, m: Machine, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs, into: list[int]
+    ) -> None:
+        """Makes the requests of the forward execution; appends to `into` the storage of each result (aliases are the
+        machine's affair: -1).
+        """
         taken = {spec.storage for spec in inputs}
         for out in outputs:
             into.append(-1 if out.storage in taken else m.alloc(out.nbytes))
@@ -77,10 +93,18 @@ class Kind:
     def prepare(self, m: Machine, grads: Sequence[Grad]) -> None:
         """What happens to the gradients of the results before backward unpacks what was saved."""
 
-    def backward(self, m: Machine, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs, grads: Sequence[Grad]) -> list[tuple[int, Grad]]:
+    def backward(
+        self,
+        m: Machine,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        attrs: Attrs,
+        grads: Sequence[Grad],
+    ) -> list[tuple[int, Grad]]:
         """Makes the requests of the backward execution and returns (input, gradient) in the order of the graph's edges.
 
-        A gradient of another shape or dtype than its input is reduced or cast by the engine afterwards (autograd's validate_outputs).
+        A gradient of another shape or dtype than its input is reduced or cast by the engine afterwards (autograd's
+        validate_outputs).
         """
         raise NotImplementedError
 
@@ -90,7 +114,11 @@ class Kind:
 
     def read(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs) -> float:
         """Bytes that the forward execution reads; an operand that is expanded is read once."""
-        return sum(out.nbytes for out in outputs) if self.gathers else sum(spec.elements_stored * ITEMSIZE[spec.dtype] for spec in inputs)
+        return (
+            sum(out.nbytes for out in outputs)
+            if self.gathers
+            else sum(spec.elements_stored * ITEMSIZE[spec.dtype] for spec in inputs)
+        )
 
     def work(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs) -> Work | None:
         """Of the forward execution; None for a view."""
@@ -98,15 +126,26 @@ class Kind:
         if not self.in_place and all(out.storage in taken for out in outputs):
             return None
         written = sum(out.nbytes for out in outputs)
-        return Work(self.unit, (inputs or outputs)[0].dtype, self.flops(inputs, outputs, attrs), self.read(inputs, outputs, attrs) + written)
+        return Work(
+            self.unit,
+            (inputs or outputs)[0].dtype,
+            self.flops(inputs, outputs, attrs),
+            self.read(inputs, outputs, attrs) + written,
+        )
 
     def backward_flops(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs) -> float:
-        """Floating-point operations of the backward execution: for products, as many as forward for each operand that needs a gradient."""
+        """Floating-point operations of the backward execution: for products, as many as forward for each operand that
+        needs a gradient.
+        """
         needed = sum(spec.requires_grad for spec in inputs[self.factors]) if self.unit == "matmul" else 1
         return needed * self.flops(inputs, outputs, attrs)
 
-    def backward_work(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs, saved: Sequence[int]) -> Work | None:
-        """Of the backward execution, which reads the gradients of the results and what was saved, and writes the gradients of the operands."""
+    def backward_work(
+        self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], attrs: Attrs, saved: Sequence[int]
+    ) -> Work | None:
+        """Of the backward execution, which reads the gradients of the results and what was saved, and writes the
+        gradients of the operands.
+        """
         forward = self.work(inputs, outputs, attrs)
         if forward is None:
             return None
@@ -126,7 +165,9 @@ def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def like(shape: tuple[int, ...], *operands: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[int, ...]:
-    """Strides that TensorIterator gives a result: dense, in the dimension order of the first operand (shape, strides) that has its shape."""
+    """Strides that TensorIterator gives a result: dense, in the dimension order of the first operand (shape, strides)
+    that has its shape.
+    """
     for operand, strides in operands:
         if operand == shape:
             if 0 in strides:
@@ -145,7 +186,9 @@ def _dense(shape: tuple[int, ...], order: Sequence[int]) -> tuple[int, ...]:
 
 
 def _ordered(shape: tuple[int, ...], operands: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[int]:
-    """TensorIteratorBase::reorder_dimensions: a dimension that an operand is expanded in has no say, and keeps its place."""
+    """TensorIteratorBase::reorder_dimensions: a dimension that an operand is expanded in has no say, and keeps its
+    place.
+    """
     rows = [strides for operand, strides in operands if operand == shape]
 
     def swaps(a: int, b: int) -> int:

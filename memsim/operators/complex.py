@@ -1,4 +1,6 @@
-"""Complex numbers, by which rotary embeddings may turn pairs of elements (aten/src/ATen/native/ComplexHelper.h, ConjugateFallback.cpp)."""
+"""Complex numbers, by which rotary embeddings may turn pairs of elements (aten/src/ATen/native/ComplexHelper.h,
+ConjugateFallback.cpp).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ COMPLEX = "complex64"
 
 
 class ViewAsComplex(Kind):
-    """torch.view_as_complex(x) of fp32 [..., 2]: a view; backward views the gradient as pairs, once it is contiguous."""
+    """torch.view_as_complex(x) of fp32 [..., 2]: a view; backward views the gradient as pairs, once it
+    is contiguous.
+    """
 
     flops_per_element = 0.0
 
@@ -31,7 +35,9 @@ class ViewAsComplex(Kind):
 
 
 class ViewAsReal(Kind):
-    """torch.view_as_real(x) of complex [...]: a view [..., 2]; backward the other way, once the gradient is contiguous."""
+    """torch.view_as_real(x) of complex [...]: a view [..., 2]; backward the other way, once the gradient
+    is contiguous.
+    """
 
     flops_per_element = 0.0
 
@@ -48,7 +54,9 @@ class ViewAsReal(Kind):
 
 
 class ComplexMul(Kind):
-    """x * y of complex numbers, of which only x needs a gradient: grad * y.conj(), for which the lazy conjugate is made a tensor of its own."""
+    """x * y of complex numbers, of which only x needs a gradient: grad * y.conj(), for which the lazy conjugate is made
+    a tensor of its own.
+    """
 
     flops_per_element = 6.0
 

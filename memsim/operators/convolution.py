@@ -1,6 +1,8 @@
-"""PyTorch's own 2-d convolution (aten/src/ATen/native/cuda/ConvolutionMM2d.cu), which takes the images of a batch one by one.
+"""PyTorch's own 2-d convolution (aten/src/ATen/native/cuda/ConvolutionMM2d.cu), which takes the images of a batch one
+by one.
 
-It is what runs where cuDNN is off. cuDNN, which a real GPU uses, makes the same results with a workspace of its own choosing in the place of `columns`.
+It is what runs where cuDNN is off. cuDNN, which a real GPU uses, makes the same results with a workspace of its own
+choosing in the place of `columns`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class Conv2d(Kind):
-    """conv2d(x [B, C, Y, X], weight [O, C, k, k], bias [O], stride=k) → [B, O, Y/k, X/k]; keeps x and the weight. x needs no gradient."""
+    """conv2d(x [B, C, Y, X], weight [O, C, k, k], bias [O], stride=k) → [B, O, Y/k, X/k]; keeps x and the weight. x
+    needs no gradient.
+    """
 
     unit = "matmul"
 

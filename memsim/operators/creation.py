@@ -80,7 +80,9 @@ class Tril(Kind):
 
 
 class BiasOfMask(Kind):
-    """A boolean mask as zeros and minus infinity of `dtype` (attention.cpp, convert_boolean_attn_mask_): torch.where with two scalars."""
+    """A boolean mask as zeros and minus infinity of `dtype` (attention.cpp, convert_boolean_attn_mask_): torch.where
+    with two scalars.
+    """
 
     differentiable = False
 

@@ -1,6 +1,7 @@
 """The kernels of the memory-efficient attention's backward, and the workspace that each asks for.
 
-PyTorch takes the first of its list that can (ATen/native/transformers/cuda/mem_eff_attention/kernels/cutlassB.h; attention_backward.cu, launchKernel).
+PyTorch takes the first of its list that can (ATen/native/transformers/cuda/mem_eff_attention/kernels/cutlassB.h;
+attention_backward.cu, launchKernel).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class BackwardKernel:
     columns: int
     widest: int
     large: bool = False  # needs more shared memory a block than the 99 KiB of the smaller parts (sm 86, 89, 120)
-    only: tuple[int, ...] = ()  # compute capabilities that it is compiled for, without dropout; empty: all of the list's, with dropout too
+    # compute capabilities that it is compiled for, without dropout; empty: all of the list's, with dropout too
+    only: tuple[int, ...] = ()
 
     def in_registers(self, half: bool) -> bool:
         """Whether dk and dv stay in registers until they are done (kernel_backward.h, kOutputInRF)."""
@@ -40,18 +42,31 @@ FLOAT_TURING = (BackwardKernel(64, 64, ANY_WIDTH),)
 
 
 def backward_kernel(d: int, half: bool, sm: int, large_shared_memory: bool, dropout: bool = False) -> BackwardKernel:
-    """The kernel for heads of d elements on a device of compute capability sm / 10. Those for some devices alone know no dropout."""
+    """The kernel for heads of d elements on a device of compute capability sm / 10. Those for some devices alone know
+    no dropout.
+    """
     kernels = (HALF if half else FLOAT) if sm >= 80 else (HALF_TURING if half else FLOAT_TURING)
-    return next(k for k in kernels if d <= k.widest and (large_shared_memory or not k.large) and (not k.only or (sm in k.only and not dropout)))
+    return next(
+        k
+        for k in kernels
+        if d <= k.widest and (large_shared_memory or not k.large) and (not k.only or (sm in k.only and not dropout))
+    )
 
 
 def backward_workspace(
-    heads: int, lengths: tuple[int, int], dims: tuple[int, int], half: bool, sm: int, large_shared_memory: bool, dropout: bool = False
+    heads: int,
+    lengths: tuple[int, int],
+    dims: tuple[int, int],
+    half: bool,
+    sm: int,
+    large_shared_memory: bool,
+    dropout: bool = False,
 ) -> int:
-    """Bytes of the workspace (kernel_backward.h, workspace_size) for B·H heads, so many queries and keys, heads of so many elements, and in values.
+    """Bytes of the workspace (kernel_backward.h, workspace_size) for B·H heads, so many queries and keys, heads of so
+    many elements, and in values.
 
-    A tile of dq in fp32 with its lock for each block of queries, and where dk and dv do not stay in registers of a kernel for half precision, their
-    sums in fp32 for each part that the keys are split into.
+    A tile of dq in fp32 with its lock for each block of queries, and where dk and dv do not stay in registers of a
+    kernel for half precision, their sums in fp32 for each part that the keys are split into.
     """
     (s, keys), (d, d_v) = lengths, dims
     kernel = backward_kernel(max(d, d_v), half, sm, large_shared_memory, dropout)

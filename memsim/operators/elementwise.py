@@ -1,4 +1,6 @@
-"""Pointwise operators: their results, and what their gradients allocate (tools/autograd/derivatives.yaml, FunctionsManual.cpp)."""
+"""Pointwise operators: their results, and what their gradients allocate (tools/autograd/derivatives.yaml,
+FunctionsManual.cpp).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ def pointwise(inputs: Specs, dtype: str | None = None) -> tuple[Inferred, ...]:
     """The result of an elementwise operation on one or two tensors."""
     shape, result = inputs[0].shape, inputs[0].dtype
     for other in inputs[1:]:
-        shape, result = broadcast(shape, other.shape), promote(result, other.dtype) if other.shape or not result else result
+        shape, result = (
+            broadcast(shape, other.shape),
+            promote(result, other.dtype) if other.shape or not result else result,
+        )
     return (Inferred(shape, like(shape, *((spec.shape, spec.strides) for spec in inputs)), dtype or result),)
 
 
@@ -71,14 +76,20 @@ class Clone(Kind):
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         (x,) = inputs
-        return (Inferred(x.shape, like(x.shape) if attrs.get("contiguous") else like(x.shape, (x.shape, x.strides)), x.dtype),)
+        return (
+            Inferred(
+                x.shape, like(x.shape) if attrs.get("contiguous") else like(x.shape, (x.shape, x.strides)), x.dtype
+            ),
+        )
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(0, m.same(grads[0]))]
 
 
 class Clamp(SavesInput):
-    """x.clamp(min, max): `limits`, one or both. clamp_backward picks the gradient or a zero by comparing x, with each limit."""
+    """x.clamp(min, max): `limits`, one or both. clamp_backward picks the gradient or a zero by comparing x, with each
+    limit.
+    """
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         x = inputs[0]
@@ -168,7 +179,9 @@ class Div(Kind):
 
 
 class WhereElse(Unary):
-    """torch.where(mask, x, number) of x and a mask that is kept. Backward: torch.where(mask, grad, 0), whose zero is a tensor."""
+    """torch.where(mask, x, number) of x and a mask that is kept. Backward: torch.where(mask, grad, 0), whose zero is a
+    tensor.
+    """
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         return pointwise(inputs[:1])

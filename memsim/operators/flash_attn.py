@@ -1,4 +1,5 @@
-"""The package flash-attn: the autograd functions of flash_attn_interface.py around csrc/flash_attn/flash_api.cpp (version 2.8.3).
+"""The package flash-attn: the autograd functions of flash_attn_interface.py around csrc/flash_attn/flash_api.cpp
+(version 2.8.3).
 
 Heads lie as [B, S, H, D], or [T, H, D] where sequences without their padding follow one another.
 """
@@ -28,16 +29,22 @@ def head_size_rounded(d: int) -> int:
 
 
 class FlashAttn(Attention):
-    """FlashAttnFunc: q [B, S, H, D], k and v [B, S, K, D] → [B, S, H, D] laid out as q is; keeps them, the result, the log-sum-exp and a seed.
+    """FlashAttnFunc: q [B, S, H, D], k and v [B, S, K, D] → [B, S, H, D] laid out as q is; keeps them, the result, the
+    log-sum-exp and a seed.
 
-    Where heads are no multiple of 8, they come again, padded, as three more inputs; those are then what the kernel reads and what is kept.
+    Where heads are no multiple of 8, they come again, padded, as three more inputs; those are then what the kernel
+    reads and what is kept.
     """
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         q = inputs[0]
         out = Inferred(q.shape, like(inputs[-3].shape, (inputs[-3].shape, inputs[-3].strides)), q.dtype)
         lse = self.log_sum_exp(inputs)
-        return (out, Inferred(lse, like(lse), "fp32", differentiable=False), Inferred((2,), (1,), "int64", differentiable=False))
+        return (
+            out,
+            Inferred(lse, like(lse), "fp32", differentiable=False),
+            Inferred((2,), (1,), "int64", differentiable=False),
+        )
 
     def log_sum_exp(self, inputs: Specs) -> tuple[int, ...]:
         """Its shape."""
@@ -59,7 +66,9 @@ class FlashAttn(Attention):
         m.release(*reversed(partial))
 
     def partial(self, m: Machine, q: TensorSpec, k: TensorSpec, dropout: bool) -> list[int]:
-        """Bytes of the log-sum-exps and of the results of each part, where the keys are split to fill the device (set_params_splitkv)."""
+        """Bytes of the log-sum-exps and of the results of each part, where the keys are split to fill the device
+        (set_params_splitkv).
+        """
         b, s, h, d = q.shape
         splits = 1 if dropout else key_splits(b * h, s, k.shape[1], d, m.stack.processors)
         return [4 * splits * b * h * s, 4 * splits * b * h * s * head_size_rounded(d)] if splits > 1 else []
@@ -95,8 +104,10 @@ class FlashAttn(Attention):
 
 
 class FlashAttnVarlen(FlashAttn):
-    """FlashAttnVarlenFunc: the same for [T, H, D], and `cu_seqlens` ahead of the heads that the kernel reads: inputs are q, k, v, cu_seqlens,
-    and padded q, k, v where there are any. attrs: longest, the longest sequence's tokens; sequences, how many there are."""
+    """FlashAttnVarlenFunc: the same for [T, H, D], and `cu_seqlens` ahead of the heads that the kernel reads: inputs
+    are q, k, v, cu_seqlens, and padded q, k, v where there are any. attrs: longest, the longest sequence's tokens;
+    sequences, how many there are.
+    """
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         return super().infer(heads(inputs), attrs)

@@ -1,7 +1,8 @@
-"""When bitsandbytes 0.50 multiplies by 4-bit weights in a fused kernel, and when it dequantizes them and calls F.linear.
+"""When bitsandbytes 0.50 multiplies by 4-bit weights in a fused kernel, and when it dequantizes them and calls
+F.linear.
 
-The thresholds are those of its backends/cuda/ops.py, _gemm_4bit_use_custom_cuda (MIT licence). m is rows of x, n output features, k input features;
-a wave is as many blocks of 64 output features as the device has multiprocessors.
+The thresholds are those of its backends/cuda/ops.py, _gemm_4bit_use_custom_cuda (MIT licence). m is rows of x, n output
+features, k input features; a wave is as many blocks of 64 output features as the device has multiprocessors.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def is_fused(sm: int, processors: int, dtype: str, m: int, n: int, k: int, block
         return False
     if m < 8:
         return _few_rows(sm, blocks, processors, m, n, k)
-    ladder = {75: _turing, 80: _a100, 86: _ga102}.get(sm, _hopper if sm // 10 == 9 else _blackwell_consumer if sm == 120 else _ada)
+    ladder = {75: _turing, 80: _a100, 86: _ga102}.get(
+        sm, _hopper if sm // 10 == 9 else _blackwell_consumer if sm == 120 else _ada
+    )
     if sm == 121 and blocks >= processors:
         return m <= 256
     return m <= ladder(blocks, processors, n, k)

@@ -1,4 +1,6 @@
-"""The grouped matrix product of a mixture of experts (ATen/native/cuda/GroupedBlas.cpp, GroupMM.cu; transformers/integrations/moe.py)."""
+"""The grouped matrix product of a mixture of experts (ATen/native/cuda/GroupedBlas.cpp, GroupMM.cu;
+transformers/integrations/moe.py).
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,14 @@ if TYPE_CHECKING:
 
 
 class GroupedLinear(Kind):
-    """x [S, in], rows sorted by expert, weight [E, out, in] ([E, in, out] with `stacked_in_first`), int32 offsets [E] → [S, out].
+    """x [S, in], rows sorted by expert, weight [E, out, in] ([E, in, out] with `stacked_in_first`), int32 offsets [E] →
+    [S, out].
 
-    Results have room for every row wherever it is routed, so only scratch depends on the routing. bf16 on compute capability 9.0 and 10.x
-    takes one CUTLASS kernel for all experts, with a buffer of its arguments and a workspace. Otherwise there is a product, with the workspace
-    of cuBLAS, for each of the `experts_hit`, the experts that have a row at all. `fallback` is transformers' own loop, for devices before 8.0: it
-    keeps everything and makes both gradients, whoever asks.
+    Results have room for every row wherever it is routed, so only scratch depends on the routing. bf16 on compute
+    capability 9.0 and 10.x takes one CUTLASS kernel for all experts, with a buffer of its arguments and a workspace.
+    Otherwise there is a product, with the workspace of cuBLAS, for each of the `experts_hit`, the experts that have a
+    row at all. `fallback` is transformers' own loop, for devices before 8.0: it keeps everything and makes both
+    gradients, whoever asks.
     """
 
     unit = "matmul"
@@ -51,7 +55,10 @@ class GroupedLinear(Kind):
         experts, out, into = weight.shape[0], outputs[0].shape[1], x.shape[1]
         of_x = of_weight = None
         if attrs.get("fallback"):
-            of_x, of_weight = m.grad(x.shape, contiguous(x.shape), x.dtype), m.grad(weight.shape, contiguous(weight.shape), weight.dtype, parameter=True)
+            of_x, of_weight = (
+                m.grad(x.shape, contiguous(x.shape), x.dtype),
+                m.grad(weight.shape, contiguous(weight.shape), weight.dtype, parameter=True),
+            )
             self._product(m, x.dtype, experts, attrs, 0, 0)
             self._product(m, x.dtype, experts, attrs, 0, 0)
             return [(0, of_x), (1, of_weight)]
@@ -78,6 +85,7 @@ class GroupedLinear(Kind):
 
 
 def argument_bytes(experts: int) -> int:
-    """Of a CUTLASS grouped product (bf16bf16_grouped_gemm_impl): for each expert three pointers, their count rounded to pairs, the three sizes
-    of its problem as int32, and three strides."""
+    """Of a CUTLASS grouped product (bf16bf16_grouped_gemm_impl): for each expert three pointers, their count rounded to
+    pairs, the three sizes of its problem as int32, and three strides.
+    """
     return (experts + experts % 2) * 3 * 8 + experts * 3 * 4 + experts * 3 * 8

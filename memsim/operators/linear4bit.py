@@ -1,4 +1,6 @@
-"""Linear layers of frozen 4-bit weights (bitsandbytes: autograd/_functions.py MatMul4Bit, backends/cuda/ops.py gemm_4bit, functional.py dequantize_4bit)."""
+"""Linear layers of frozen 4-bit weights (bitsandbytes: autograd/_functions.py MatMul4Bit, backends/cuda/ops.py
+gemm_4bit, functional.py dequantize_4bit).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ DEQUANTIZING = 4.5  # bytes moved for each weight: half a byte read, bf16 writte
 class Linear4bit(Kind):
     """matmul_4bit(x, weight, bias): x [..., in], weight [out, in] of 4 bits, bias [out] → [..., out].
 
-    A fused kernel where bitsandbytes' table says so; else the scales (nested ones: `double`) and the weight are dequantized for F.linear. Nothing is
+    A fused kernel where bitsandbytes' table says so; else the scales (nested ones: `double`) and the weight are
+    dequantized for F.linear. Nothing is
     saved: backward dequantizes again.
     """
 
@@ -49,8 +52,12 @@ class Linear4bit(Kind):
         m.workspace(lt=len(inputs) == 3)
         m.release(*((absmax, nested) if attrs["double"] else ()), dequantized)
 
-    def _dequantize_and_multiply(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
-        """F.linear(x, dequantize_4bit(weight).to(x.dtype).t(), bias) under autocast, which casts what is not in the lower precision."""
+    def _dequantize_and_multiply(
+        self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]
+    ) -> None:
+        """F.linear(x, dequantize_4bit(weight).to(x.dtype).t(), bias) under autocast, which casts what is not in the
+        lower precision.
+        """
         x, weight = inputs[:2]
         absmax = m.alloc(4 * -(-weight.elements // BLOCK)) if attrs["double"] else -1
         dequantized = m.alloc(2 * weight.elements)
@@ -87,11 +94,18 @@ class Linear4bit(Kind):
     def backward_work(self, inputs: Specs, outputs: Specs, attrs: Attrs, saved: Sequence[int]) -> Work:
         """The gradient of x, for which the weight is dequantized again."""
         x, weight = inputs[:2]
-        return Work(self.unit, x.dtype, self.flops(inputs, outputs, attrs), outputs[0].nbytes + x.nbytes + DEQUANTIZING * weight.elements)
+        return Work(
+            self.unit,
+            x.dtype,
+            self.flops(inputs, outputs, attrs),
+            outputs[0].nbytes + x.nbytes + DEQUANTIZING * weight.elements,
+        )
 
 
 class Dequantize4bit(Kind):
-    """dequantize_4bit(weight) of weight [out, in]: a tensor of `dtype`; nested scales (`double`) are dequantized first. Never differentiated."""
+    """dequantize_4bit(weight) of weight [out, in]: a tensor of `dtype`; nested scales (`double`) are dequantized first.
+    Never differentiated.
+    """
 
     differentiable = False
     flops_per_element = 1.0
@@ -111,7 +125,9 @@ class Dequantize4bit(Kind):
 
 
 class Recast(Kind):
-    """parameter.data = parameter.data.to(dtype), once: the schedule executes it, for it changes what later passes find. The result is the parameter."""
+    """parameter.data = parameter.data.to(dtype), once: the schedule executes it, for it changes what later passes find.
+    The result is the parameter.
+    """
 
     differentiable = False
     flops_per_element = 0.0
@@ -126,9 +142,11 @@ class Recast(Kind):
 
 
 def quantize(m: Machine, elements: int, double: bool, category: int, scratch: int, first: bool) -> int:
-    """Moves bf16 weights to the device and quantizes them there to NF4 (functional.py, quantize_4bit); the storage of the packed result.
+    """Moves bf16 weights to the device and quantizes them there to NF4 (functional.py, quantize_4bit); the storage of
+    the packed result.
 
-    The scales, the table of values and, with `double`, the scales' own quantization stay. `first`: the map for the scales is made, and kept.
+    The scales, the table of values and, with `double`, the scales' own quantization stay. `first`: the map for the
+    scales is made, and kept.
     """
     blocks = -(-elements // BLOCK)
     weight, absmax = m.alloc(2 * elements, scratch), m.alloc(4 * blocks, category)

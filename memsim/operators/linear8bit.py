@@ -1,7 +1,9 @@
-"""Linear layers of frozen int8 weights (bitsandbytes: autograd/_functions.py MatMul8bitLt, backends/cuda/ops.py, backends/default/ops.py).
+"""Linear layers of frozen int8 weights (bitsandbytes: autograd/_functions.py MatMul8bitLt, backends/cuda/ops.py,
+backends/default/ops.py).
 
-Columns of x with a value of 6.0 or more, which LLM.int8() multiplies in fp16 beside the rest, depend on values: here there are none, as in the
-recordings, whose values are zeros. A column of them would cost its two slices, of x and of the weight, and the indices.
+Columns of x with a value of 6.0 or more, which LLM.int8() multiplies in fp16 beside the rest, depend on values: here
+there are none, as in the recordings, whose values are zeros. A column of them would cost its two slices, of x and of
+the weight, and the indices.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 class Linear8bit(Kind):
     """bnb.matmul(x, weight, bias): x [..., in], weight [out, in] of a byte each, bias [out] → [..., out], in x's dtype.
 
-    x stays with the node as an attribute of its context, where no hook of a checkpoint finds it, until the whole graph goes.
+    x stays with the node as an attribute of its context, where no hook of a checkpoint finds it, until the whole graph
+    goes.
     """
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
@@ -57,7 +60,9 @@ class Linear8bit(Kind):
         m.release(product, quantized, scales)
 
     def _product(self, m: Machine, rows: int, inner: int, columns: int) -> int:
-        """int8_linear_matmul, in int32: by cuBLASLt, or where 4 does not divide the input features by matmul of fp32 copies, which autocast casts."""
+        """int8_linear_matmul, in int32: by cuBLASLt, or where 4 does not divide the input features by matmul of fp32
+        copies, which autocast casts.
+        """
         product = m.alloc(4 * rows * columns)
         if inner % 4:
             x, weight = m.alloc(4 * rows * inner), m.alloc(4 * columns * inner)
@@ -72,7 +77,11 @@ class Linear8bit(Kind):
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         x, weight = inputs[:2]
         grad = grads[0]
-        copied = m.alloc(ITEMSIZE[grad.dtype] * outputs[0].elements) if len(grad.shape) == 3 and not is_contiguous(grad.shape, grad.strides) else -1
+        copied = (
+            m.alloc(ITEMSIZE[grad.dtype] * outputs[0].elements)
+            if len(grad.shape) == 3 and not is_contiguous(grad.shape, grad.strides)
+            else -1
+        )
         dequantized = m.alloc(ITEMSIZE[x.dtype] * weight.elements)
         m.scratch(4 * weight.shape[0])  # the scales over 127
         of_x = m.grad(x.shape, like(x.shape), x.dtype, view=True)
@@ -85,7 +94,9 @@ class Linear8bit(Kind):
 
 
 class Dequantize8bit(Kind):
-    """int8_vectorwise_dequant(weight, scales) of weight [out, in]: a product with the scales, and that by 1/127, in fp32. Never differentiated."""
+    """int8_vectorwise_dequant(weight, scales) of weight [out, in]: a product with the scales, and that by 1/127, in
+    fp32. Never differentiated.
+    """
 
     differentiable = False
     flops_per_element = 2.0
@@ -115,7 +126,8 @@ def quantize(m: Machine, rows: int, columns: int, category: int | None = None) -
 
 
 def quantize_rows(m: Machine, shape: tuple[int, ...], category: int, scratch: int) -> int:
-    """Moves weights to the device in fp16 and quantizes them there (nn/modules.py, Int8Params._quantize); the storage of the int8 ones.
+    """Moves weights to the device in fp16 and quantizes them there (nn/modules.py, Int8Params._quantize); the storage
+    of the int8 ones.
 
     The largest magnitude of each row stays.
     """

@@ -1,4 +1,6 @@
-"""Linear layers and batched matrix products, with the workspaces of cuBLAS and cuBLASLt (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
+"""Linear layers and batched matrix products, with the workspaces of cuBLAS and cuBLASLt
+(aten/src/ATen/cuda/CublasHandlePool.cpp).
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
 class Linear(Kind):
     """F.linear(x, weight, bias): x [..., in], weight [out, in], bias [out] → [..., out].
 
-    With a bias it is addmm, whose epilogue goes through cuBLASLt; without, mm. Backward makes the gradient of `mat2` (the weight) before
-    that of `self` (x) for mm, and of `mat1` (x) before `mat2` (the weight) for addmm: the order of the names in derivatives.yaml.
+    With a bias it is addmm, whose epilogue goes through cuBLASLt; without, mm. Backward makes the gradient of `mat2`
+    (the weight) before that of `self` (x) for mm, and of `mat1` (x) before `mat2` (the weight) for addmm: the order of
+    the names in derivatives.yaml.
     """
 
     unit = "matmul"
@@ -35,7 +38,9 @@ class Linear(Kind):
         return (*kept_x, *kept_weight) if len(inputs) == 3 else (*kept_weight, *kept_x)
 
     def prepare(self, m: Machine, grads: Grads) -> None:
-        """The gradient of a result [..., out] as the product's own, [rows, out]: a copy takes its place where no view will do (UnsafeViewBackward)."""
+        """The gradient of a result [..., out] as the product's own, [rows, out]: a copy takes its place where no view
+        will do (UnsafeViewBackward).
+        """
         (grad,) = grads
         flat = (math.prod(grad.shape[:-1]), grad.shape[-1])
         if len(grad.shape) > 2 and view_strides(grad.shape, grad.strides, flat) is None:
@@ -80,7 +85,9 @@ class Linear(Kind):
 
 
 def flatten(m: Machine, grad: Grad, shape: tuple[int, ...]) -> None:
-    """The gradient as a matrix, which it was before a view gave it the other dimensions of the product: a copy takes its place where it must."""
+    """The gradient as a matrix, which it was before a view gave it the other dimensions of the product: a copy takes
+    its place where it must.
+    """
     rows = (math.prod(shape[:-1]), shape[-1])
     if view_strides(grad.shape, grad.strides, rows) is not None:
         return
@@ -90,8 +97,9 @@ def flatten(m: Machine, grad: Grad, shape: tuple[int, ...]) -> None:
 
 
 class BatchedMatmul(Kind):
-    """torch.bmm of [B, M, K] and [B, K, N]; a product over a single element asks for no workspace, but where workspaces are kept (seen in
-    recordings, not read in the source)."""
+    """torch.bmm of [B, M, K] and [B, K, N]; a product over a single element asks for no workspace, but where workspaces
+    are kept (seen in recordings, not read in the source).
+    """
 
     unit = "matmul"
 
@@ -177,7 +185,9 @@ class MultiplyAdd(Kind):
 
 
 class BatchedMultiplyAdd(Kind):
-    """torch.baddbmm(c, a, b, alpha): c + alpha·a·b of [E, M, N], [E, M, K] and [E, K, N]; cuBLAS gets copies of operands without a unit stride."""
+    """torch.baddbmm(c, a, b, alpha): c + alpha·a·b of [E, M, N], [E, M, K] and [E, K, N]; cuBLAS gets copies of
+    operands without a unit stride.
+    """
 
     unit = "matmul"
     factors = slice(1, 3)

@@ -1,7 +1,9 @@
-"""Frozen 4-bit weights with a scale for each group of input features, as GPTQ and AWQ checkpoints have them. Approximate: read, not recorded.
+"""Frozen 4-bit weights with a scale for each group of input features, as GPTQ and AWQ checkpoints have them.
+Approximate: read, not recorded.
 
-What is read: GPTQModel's torch kernel, which its Triton one takes in training too (gptqmodel/nn_modules/qlinear/torch.py, __init__.py
-dequantize_weight, without torch.compile), and AutoAWQ's WQLinearMMFunction (awq/modules/linear/gemm.py; GPTQModel's gemm_awq.py is the same).
+What is read: GPTQModel's torch kernel, which its Triton one takes in training too
+(gptqmodel/nn_modules/qlinear/torch.py, __init__.py dequantize_weight, without torch.compile), and AutoAWQ's
+WQLinearMMFunction (awq/modules/linear/gemm.py; GPTQModel's gemm_awq.py is the same).
 """
 
 from __future__ import annotations
@@ -22,10 +24,17 @@ FUSED_BELOW = 1024  # rows of x from which AutoAWQ dequantizes instead (FP16_MAT
 
 
 def packed_sizes(kind: str, shape: tuple[int, ...], group: int) -> list[int]:
-    """Bytes of the buffers of a weight [out, in], in order: qweight and qzeros in int32, scales in fp16, and for gptq g_idx, the group of each feature."""
+    """Bytes of the buffers of a weight [out, in], in order: qweight and qzeros in int32, scales in fp16, and for gptq
+    g_idx, the group of each feature.
+    """
     out, inner = shape
     groups = inner // group
-    return [4 * inner * out // PACKED, 4 * groups * (out // PACKED), 2 * groups * out, *([4 * inner] if kind == "gptq" else [])]
+    return [
+        4 * inner * out // PACKED,
+        4 * groups * (out // PACKED),
+        2 * groups * out,
+        *([4 * inner] if kind == "gptq" else []),
+    ]
 
 
 class Dequantize(Kind):
@@ -68,7 +77,8 @@ class Dequantize(Kind):
 class LinearAwq(Kind):
     """WQLinearMMFunction of x [..., in] in fp16, weight [out, in], bias [out] → [..., out]; keeps x.
 
-    Few rows are multiplied by packed weights; for more, and in backward, the weight is dequantized. attrs: autocast, the dtype that it casts to.
+    Few rows are multiplied by packed weights; for more, and in backward, the weight is dequantized. attrs: autocast,
+    the dtype that it casts to.
     """
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:

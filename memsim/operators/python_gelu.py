@@ -1,4 +1,6 @@
-"""Bloom's GeLU, a function written in Python (transformers/models/bloom/modeling_bloom.py, GeLUFunction): both passes are made of pointwise operators."""
+"""Bloom's GeLU, a function written in Python (transformers/models/bloom/modeling_bloom.py, GeLUFunction): both passes
+are made of pointwise operators.
+"""
 
 from __future__ import annotations
 

@@ -21,11 +21,19 @@ def _last_pow2(n: int) -> int:
 
 
 def reduction_scratch(
-    shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], itemsize: int, processors: int, threads: int = 2048, accumulate: int = 4
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dims: tuple[int, ...],
+    itemsize: int,
+    processors: int,
+    threads: int = 2048,
+    accumulate: int = 4,
 ) -> tuple[int, int]:
-    """Bytes of the staging buffer and of the semaphores of a sum over `dims` (setReduceConfig); (0, 0) where one block does an output.
+    """Bytes of the staging buffer and of the semaphores of a sum over `dims` (setReduceConfig); (0, 0) where one block
+    does an output.
 
-    shape and strides (elements) are the input's; itemsize in bytes; processors and threads per processor are the device's;
+    shape and strides (elements) are the input's; itemsize in bytes; processors and threads per processor are the
+    device's;
     accumulate: bytes of the accumulator, float but for any() and all(), whose is a bool.
     """
     reduced = _coalesce([(shape[d], strides[d]) for d in dims if shape[d] != 1])
@@ -89,9 +97,13 @@ def is_indexed(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) 
     return math.prod(shape) <= MOST_INDEX and reach * itemsize < MOST_INDEX
 
 
-def parts(shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], itemsize: int) -> list[tuple[Dims, Dims]]:
-    """(reduced, kept) dimensions, as (size, stride in elements), of the reductions that one is divided into where 32 bits do not index it: at the middle
-    of the dimension that reaches farthest (TensorIterator.cpp, with_32bit_indexing)."""
+def parts(
+    shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], itemsize: int
+) -> list[tuple[Dims, Dims]]:
+    """(reduced, kept) dimensions, as (size, stride in elements), of the reductions that one is divided into where 32
+    bits do not index it: at the middle of the dimension that reaches farthest (TensorIterator.cpp,
+    with_32bit_indexing).
+    """
     reduced = tuple(_coalesce([(shape[d], strides[d]) for d in dims if shape[d] != 1]))
     kept = tuple(_coalesce([(shape[d], strides[d]) for d in range(len(shape)) if d not in dims and shape[d] != 1]))
     return _divided(reduced, kept, itemsize)
@@ -130,7 +142,10 @@ class MaxLast(Kind):
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         shape = (*inputs[0].shape[:-1], 1)
-        return (Inferred(shape, like(shape), inputs[0].dtype), Inferred(shape, like(shape), "int64", differentiable=False))
+        return (
+            Inferred(shape, like(shape), inputs[0].dtype),
+            Inferred(shape, like(shape), "int64", differentiable=False),
+        )
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
         return (outputs[1].storage,)
@@ -140,7 +155,9 @@ class MaxLast(Kind):
 
 
 class RowNorm(Kind):
-    """torch.linalg.norm(x, dim=1) of x [N, M], in x's dtype, or in fp32 where autocast says so (`dtype`); never differentiated here."""
+    """torch.linalg.norm(x, dim=1) of x [N, M], in x's dtype, or in fp32 where autocast says so (`dtype`); never
+    differentiated here.
+    """
 
     differentiable = False
 
@@ -172,7 +189,9 @@ class LogSoftmax(Kind):
 
 
 class Softmax(LogSoftmax):
-    """softmax over the last dimension; its backward first multiplies gradient and result (ATen/native/cuda/SoftMax.cu)."""
+    """softmax over the last dimension; its backward first multiplies gradient and result
+    (ATen/native/cuda/SoftMax.cu).
+    """
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         edges = super().backward(m, inputs, outputs, attrs, grads)
@@ -181,7 +200,9 @@ class Softmax(LogSoftmax):
 
 
 class SafeSoftmax(Softmax):
-    """at::_safe_softmax: the softmax, and then zeros in the rows that hold nothing but minus infinity (ATen/native/SoftMax.cpp)."""
+    """at::_safe_softmax: the softmax, and then zeros in the rows that hold nothing but minus infinity
+    (ATen/native/SoftMax.cpp).
+    """
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         x = inputs[0]

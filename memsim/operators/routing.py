@@ -19,12 +19,17 @@ SMALL_SORT = 4096  # elements that the in-place sort takes (ATen/native/cuda/Sor
 
 
 class TopK(Kind):
-    """torch.topk(x, k) over the last dimension: values and int64 indices, the indices kept; backward scatters into zeros of x's shape."""
+    """torch.topk(x, k) over the last dimension: values and int64 indices, the indices kept; backward scatters into
+    zeros of x's shape.
+    """
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         (x,) = inputs
         shape = (*x.shape[:-1], int(attrs["k"]))  # type: ignore[call-overload]
-        return (Inferred(shape, contiguous(shape), x.dtype), Inferred(shape, contiguous(shape), "int64", differentiable=False))
+        return (
+            Inferred(shape, contiguous(shape), x.dtype),
+            Inferred(shape, contiguous(shape), "int64", differentiable=False),
+        )
 
     def saved(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> tuple[int, ...]:
         return (outputs[1].storage,)
@@ -39,7 +44,10 @@ class LargestInGroup(TopK):
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         (x,) = inputs
         shape = x.shape[:-1]
-        return (Inferred(shape, contiguous(shape), x.dtype), Inferred(shape, contiguous(shape), "int64", differentiable=False))
+        return (
+            Inferred(shape, contiguous(shape), x.dtype),
+            Inferred(shape, contiguous(shape), "int64", differentiable=False),
+        )
 
 
 class Gather(Kind):
@@ -89,7 +97,9 @@ class Sort(Kind):
 
 
 class Scan(Kind):
-    """x.cumsum(0, dtype=int32) of int32 [N], with the scratch memory of CUB's scan; N is below 1024, and so one of its tiles."""
+    """x.cumsum(0, dtype=int32) of int32 [N], with the scratch memory of CUB's scan; N is below 1024, and so one of its
+    tiles.
+    """
 
     differentiable = False
 
@@ -102,8 +112,10 @@ class Scan(Kind):
 
 
 class Index(Kind):
-    """x[ids]: rows of x [N, …] for int64 ids [M], which are kept; `dim` is the dimension that is indexed. Backward adds the gradient's rows into zeros of
-    x's shape after sorting the ids (ATen/native/cuda/Indexing.cu, index_put_with_sort_kernel)."""
+    """x[ids]: rows of x [N, …] for int64 ids [M], which are kept; `dim` is the dimension that is indexed. Backward adds
+    the gradient's rows into zeros of x's shape after sorting the ids (ATen/native/cuda/Indexing.cu,
+    index_put_with_sort_kernel).
+    """
 
     gathers = True
 

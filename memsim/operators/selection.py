@@ -1,4 +1,6 @@
-"""torch.where and torch.clamp by tensors: what a condition chooses, and its gradients (tools/autograd/derivatives.yaml, FunctionsManual.cpp)."""
+"""torch.where and torch.clamp by tensors: what a condition chooses, and its gradients (tools/autograd/derivatives.yaml,
+FunctionsManual.cpp).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ if TYPE_CHECKING:
     from memsim.schedule.machine import Machine
 
 
-def expanded(shape: tuple[int, ...], own: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def expanded(
+    shape: tuple[int, ...], own: tuple[int, ...], strides: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """An operand of `own` shape and strides as one of `shape`: dimensions that it repeats have no stride."""
     return shape, tuple(step if have == size else 0 for size, have, step in zip(shape, own, strides, strict=True))
 
@@ -61,7 +65,9 @@ class AnyInfinite(Kind):
 
 
 class ClampByTensors(Kind):
-    """torch.clamp(x, low, high) by tensors of one number, which need no gradient; keeps all three. What backward compares is seen in recordings."""
+    """torch.clamp(x, low, high) by tensors of one number, which need no gradient; keeps all three. What backward
+    compares is seen in recordings.
+    """
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x = inputs[0]

@@ -79,7 +79,9 @@ class Expand(Kind):
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         (x,) = inputs
         shape: tuple[int, ...] = attrs["shape"]  # type: ignore[assignment]
-        strides = tuple(0 if have == 1 and want != 1 else step for have, want, step in zip(x.shape, shape, x.strides, strict=True))
+        strides = tuple(
+            0 if have == 1 and want != 1 else step for have, want, step in zip(x.shape, shape, x.strides, strict=True)
+        )
         return (Inferred(shape, strides, x.dtype, alias=0),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
@@ -113,14 +115,20 @@ class Select(Kind):
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         (x,) = inputs
         dim = int(attrs["dim"])  # type: ignore[call-overload]
-        return (Inferred((*x.shape[:dim], *x.shape[dim + 1 :]), (*x.strides[:dim], *x.strides[dim + 1 :]), x.dtype, alias=0),)
+        return (
+            Inferred(
+                (*x.shape[:dim], *x.shape[dim + 1 :]), (*x.strides[:dim], *x.strides[dim + 1 :]), x.dtype, alias=0
+            ),
+        )
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         return [(0, m.grad(inputs[0].shape, contiguous(inputs[0].shape), inputs[0].dtype))]
 
 
 class Pad(Kind):
-    """F.pad(x, (0, to - D)): a larger copy; backward cuts the gradient, and copies it (ATen/native/PadNd.cpp, constant_pad_nd)."""
+    """F.pad(x, (0, to - D)): a larger copy; backward cuts the gradient, and copies it (ATen/native/PadNd.cpp,
+    constant_pad_nd).
+    """
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         shape = (*inputs[0].shape[:-1], int(attrs["to"]))  # type: ignore[call-overload]
@@ -132,7 +140,9 @@ class Pad(Kind):
 
 
 class Cat(Kind):
-    """torch.cat along the last dimension, or `dim`, in the widest of the dtypes; the gradients are views of the incoming one."""
+    """torch.cat along the last dimension, or `dim`, in the widest of the dtypes; the gradients are views of the
+    incoming one.
+    """
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         shape, dim = list(inputs[0].shape), int(attrs.get("dim", -1))  # type: ignore[call-overload]
@@ -140,7 +150,9 @@ class Cat(Kind):
         return (Inferred(tuple(shape), contiguous(tuple(shape)), reduce(promote, (spec.dtype for spec in inputs))),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
-        return [(i, m.view(grads[0], spec.shape, grads[0].strides)) for i, spec in enumerate(inputs) if spec.requires_grad]
+        return [
+            (i, m.view(grads[0], spec.shape, grads[0].strides)) for i, spec in enumerate(inputs) if spec.requires_grad
+        ]
 
 
 class Stack(Kind):
@@ -152,7 +164,11 @@ class Stack(Kind):
         return (Inferred(shape, contiguous(shape), x.dtype),)
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
-        return [(i, m.view(grads[0], spec.shape, grads[0].strides[:-1])) for i, spec in enumerate(inputs) if spec.requires_grad]
+        return [
+            (i, m.view(grads[0], spec.shape, grads[0].strides[:-1]))
+            for i, spec in enumerate(inputs)
+            if spec.requires_grad
+        ]
 
 
 class Chunk(Kind):
@@ -182,9 +198,11 @@ class Split(Chunk):
 
 
 class CopySlice(Kind):
-    """x[..., start:stop].copy_(y) of y that expands to the slice: x, with a node of its own (torch/csrc/autograd/functions/tensor.cpp, CopySlices).
+    """x[..., start:stop].copy_(y) of y that expands to the slice: x, with a node of its own
+    (torch/csrc/autograd/functions/tensor.cpp, CopySlices).
 
-    Backward copies the whole gradient and, out of that, the slice: y's gradient. Where x had one to come, zeros go in the slice's place.
+    Backward copies the whole gradient and, out of that, the slice: y's gradient. Where x had one to come, zeros go in
+    the slice's place.
     """
 
     in_place = True
@@ -211,8 +229,9 @@ class CopySlice(Kind):
 
 
 class Embedding(Kind):
-    """F.embedding(ids, weight): ids [B, S] int64, weight [V, H] → [B, S, H]; backward makes a dense gradient of the weight, by sorting
-    the ids where there are many (ATen/native/cuda/Embedding.cu, EmbeddingBackwardKernel.cu)."""
+    """F.embedding(ids, weight): ids [B, S] int64, weight [V, H] → [B, S, H]; backward makes a dense gradient of the
+    weight, by sorting the ids where there are many (ATen/native/cuda/Embedding.cu, EmbeddingBackwardKernel.cu).
+    """
 
     gathers = True
 
@@ -228,7 +247,8 @@ class Embedding(Kind):
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         ids = inputs[0]
-        flat = None if view_strides(ids.shape, ids.strides, (ids.elements,)) else m.alloc(ids.nbytes)  # indices.reshape(-1)
+        # indices.reshape(-1)
+        flat = None if view_strides(ids.shape, ids.strides, (ids.elements,)) else m.alloc(ids.nbytes)
         into.append(m.alloc(outputs[0].nbytes))
         if flat is not None:
             m.release(flat)
@@ -260,8 +280,10 @@ class Embedding(Kind):
 
 
 class Layers(Kind):
-    """Layers one after the other, as one operator of the outer graph: hidden states in, hidden states out, and beside them what the first layer hands
-    on to the others (`carries`: names, and specs of the tensors), or what else the last one returns (`extra`: shape and dtype). The schedule executes it."""
+    """Layers one after the other, as one operator of the outer graph: hidden states in, hidden states out, and beside
+    them what the first layer hands on to the others (`carries`: names, and specs of the tensors), or what else the last
+    one returns (`extra`: shape and dtype). The schedule executes it.
+    """
 
     flops_per_element = 0.0
 

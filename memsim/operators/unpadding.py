@@ -1,4 +1,6 @@
-"""What takes padding out of a batch, and puts it back: counting a mask, the places of what is true in it, rows put where they were."""
+"""What takes padding out of a batch, and puts it back: counting a mask, the places of what is true in it, rows put
+where they were.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ class Nonzero(Kind):
 
 
 class PutRows(Kind):
-    """IndexPutFirstAxis of flash_attn/bert_padding.py: rows [T, …] go to the places `indices` [T] in zeros of `rows` rows; backward gathers them."""
+    """IndexPutFirstAxis of flash_attn/bert_padding.py: rows [T, …] go to the places `indices` [T] in zeros of `rows`
+    rows; backward gathers them.
+    """
 
     gathers = True
 

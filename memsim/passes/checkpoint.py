@@ -1,4 +1,6 @@
-"""Activation checkpointing: which layers run again in backward, and what of them is kept nonetheless. A strategy a function, each a few lines."""
+"""Activation checkpointing: which layers run again in backward, and what of them is kept nonetheless. A strategy a
+function, each a few lines.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,10 @@ from memsim.strategy import Strategy
 
 NONE, FULL = Checkpoint(), Checkpoint(how="full")
 
-# What `save` may name, and the kinds of operators whose results it keeps: those that execute these operators of torch.ops.aten
-# (traces/record/checkpointing.py has the list). matmul and attention are the list of torchtitan and PyTorch's tutorials.
+# What `save` may name, and the kinds of operators whose results it keeps: those that execute these operators of
+# torch.ops.aten
+# (traces/record/checkpointing.py has the list). matmul and attention are the list of torchtitan and PyTorch's
+# tutorials.
 SAVED: Mapping[str, frozenset[str]] = {
     "matmul": frozenset({"linear", "matmul", "mm", "baddbmm", "addmm"}),  # mm, addmm, bmm, baddbmm
     # _scaled_dot_product_{flash,efficient}_attention; flash_attn::_flash_attn_forward and _flash_attn_varlen_forward
@@ -44,7 +48,9 @@ def checkpointed(model: Model, strategy: Strategy) -> Model:
 
 
 def enables_input_grads(strategy: Strategy) -> bool:
-    """Whether transformers' switch is on, which tells the embeddings' output to require a gradient (gradient_checkpointing_enable)."""
+    """Whether transformers' switch is on, which tells the embeddings' output to require a gradient
+    (gradient_checkpointing_enable).
+    """
     return strategy not in ("none", "offload", "megatron")
 
 
@@ -54,21 +60,29 @@ def require_input_grads(model: Model) -> Model:
 
 
 def selective(model: Model, names: Iterable[str]) -> Checkpoint:
-    """A layer of which the results of these operators are kept (torch.utils.checkpoint.create_selective_checkpoint_contexts)."""
+    """A layer of which the results of these operators are kept
+    (torch.utils.checkpoint.create_selective_checkpoint_contexts).
+    """
     known = operators_of(model)
     for name in names:
         if name not in known:
-            raise InputError(f"checkpointing.save: {name!r} is no operator of this model's layers; there are {', '.join(known)}")
+            raise InputError(
+                f"checkpointing.save: {name!r} is no operator of this model's layers; there are {', '.join(known)}"
+            )
     inside = {"add", "mul"} & set(names)
     if inside and any(op.kind == "python_gelu" for graph in model.layer_graphs for op in graph.operators):
-        raise Unsupported(f"checkpointing.save: {min(inside)} with an activation in Python, made of such operators, is not supported yet; matmul is")
+        raise Unsupported(
+            f"checkpointing.save: {min(inside)} with an activation in Python, made of such operators, is not "
+            "supported yet; matmul is"
+        )
     checkpoint = Checkpoint(how="selective", saves=frozenset().union(*(SAVED[name] for name in names)))
     check_written_over(model, checkpoint.saves)
     return checkpoint
 
 
 def check_written_over(model: Model, saves: frozenset[str]) -> None:
-    """Raises InputError where a result that is kept is written over in place (clip_qkv), which PyTorch finds when it runs the layer again.
+    """Raises InputError where a result that is kept is written over in place (clip_qkv), which PyTorch finds when it
+    runs the layer again.
 
     It does not find it for products, whose results it hands on as an `_unsafe_view` with a version of its own.
     """
@@ -78,7 +92,8 @@ def check_written_over(model: Model, saves: frozenset[str]) -> None:
             before = made.get(op.inputs[0].storage) if op.inputs and KINDS[op.kind].in_place else None
             if before is not None and before.kind in saves - SAVED["matmul"]:
                 raise InputError(
-                    f"checkpointing: {before.name} would be kept, but {op.name} writes over it (Tensor cached during selective activation checkpoint has been "
+                    f"checkpointing: {before.name} would be kept, but {op.name} writes over it (Tensor cached during "
+                    "selective activation checkpoint has been "
                     "mutated); checkpointing: full runs"
                 )
             made.update((out.storage, op) for out in op.outputs if out.storage not in made)
@@ -101,14 +116,20 @@ def _of_layers(model: Model, strategy: Strategy) -> list[Checkpoint]:
     if isinstance(strategy, str):
         if strategy == "sqrt":  # Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost
             return segments(n, round(math.sqrt(n)))
-        return [selective(model, set(USUAL) & set(operators_of(model))) if strategy == "selective" else Checkpoint(how=strategy)] * n
+        return [
+            selective(model, set(USUAL) & set(operators_of(model)))
+            if strategy == "selective"
+            else Checkpoint(how=strategy)
+        ] * n
     ((key, value),) = strategy.items()
     if key == "save":
         return [selective(model, value)] * n  # type: ignore[arg-type]
     if key == "plan":
         return _plan(model, value)  # type: ignore[arg-type]
     if key == "budget":
-        raise Unsupported("checkpointing.budget: what fits it is found by simulating; give the strategy that `memsim simulate` finds")
+        raise Unsupported(
+            "checkpointing.budget: what fits it is found by simulating; give the strategy that `memsim simulate` finds"
+        )
     assert isinstance(value, int)
     if value > n and key != "every":  # the first layer alone, then
         raise InputError(f"checkpointing.{key}: {value} is more than the model's {n} layers")

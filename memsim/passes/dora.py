@@ -1,7 +1,9 @@
-"""DoRA as PEFT executes it (peft/tuners/lora/dora.py, variants.py): LoRA whose sum with the base is scaled by trained magnitudes over the norms of rows.
+"""DoRA as PEFT executes it (peft/tuners/lora/dora.py, variants.py): LoRA whose sum with the base is scaled by trained
+magnitudes over the norms of rows.
 
-The norms are of base + adapters as one matrix, which a forward pass computes from the product of the adapters with a unit matrix. Nothing is
-differentiated through them, but the graph of that product lives as long as the product has a name.
+The norms are of base + adapters as one matrix, which a forward pass computes from the product of the adapters with a
+unit matrix. Nothing is differentiated through them, but the graph of that product lives as long as the product has a
+name.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class Base:
 def magnitude(module: str, p: Parameter, lora: Lora) -> Parameter:
     """The magnitudes of the rows of the module with weight p: a number for each of its output features."""
     out = p.shape[1] if p.module in ("conv1d", "embedding") else p.shape[0]
-    return Parameter(f"{module}.{MAGNITUDE_NAME}", (out,), lora.dtype, adapter=True, module=MAGNITUDE, created_dtype=p.dtype)
+    return Parameter(
+        f"{module}.{MAGNITUDE_NAME}", (out,), lora.dtype, adapter=True, module=MAGNITUDE, created_dtype=p.dtype
+    )
 
 
 def dora_branch(b: Builder, base: Base, x: Tensor, result: Tensor, lora: Lora, *held: Tensor) -> Tensor:
@@ -53,7 +57,9 @@ def dora_branch(b: Builder, base: Base, x: Tensor, result: Tensor, lora: Lora, *
 
 
 @module_call
-def dora_linear(b: Builder, base: Base, x: Tensor, base_result: Tensor | None, lora: Lora, held: tuple[Tensor, ...]) -> Tensor:
+def dora_linear(
+    b: Builder, base: Base, x: Tensor, base_result: Tensor | None, lora: Lora, held: tuple[Tensor, ...]
+) -> Tensor:
     """DoraLinearLayer.forward."""
     out = base.out
     product, eye, lora_weight = get_lora_weight(b, x.shape[-1], out, lora)
@@ -72,7 +78,8 @@ def dora_linear(b: Builder, base: Base, x: Tensor, base_result: Tensor | None, l
     mag_norm_scale = b.op("view", b.op("div", magnitude, weight_norm), shape=(1, out))
     lora_result = F.linear(b, F.linear(b, x, "lora_A", lora.rank, lora.dtype), "lora_B", out, lora.dtype)
     if base_result is None:
-        if is_parameter:  # peft/utils/other.py, transpose: what it makes of a parameter, frozen or not, is one that trains
+        # peft/utils/other.py, transpose: what it makes of a parameter, frozen or not, is one that trains
+        if is_parameter:
             weight = b.op("new_leaf", weight)
         base_result = b.op("linear", x, weight)
     elif len(base.weights) == 2:
@@ -90,7 +97,8 @@ def dora_linear(b: Builder, base: Base, x: Tensor, base_result: Tensor | None, l
 
 
 def get_lora_weight(b: Builder, inputs: int, out: int, lora: Lora) -> tuple[Tensor, Tensor, Tensor]:
-    """DoraLinearLayer.get_lora_weight: lora_B(lora_A(unit matrix)).T, [out, in]. Also what its graph holds, in the order in which it lets go.
+    """DoraLinearLayer.get_lora_weight: lora_B(lora_A(unit matrix)).T, [out, in]. Also what its graph holds, in the
+    order in which it lets go.
 
     `packs` are the operands that a node of that graph saves.
     """
@@ -115,7 +123,9 @@ def get_lora_weight(b: Builder, inputs: int, out: int, lora: Lora) -> tuple[Tens
 
 
 def get_weight_norm(b: Builder, weight: Tensor, lora_weight: Tensor, trains: bool = False) -> Tensor:
-    """DoraLinearLayer.get_weight_norm: the norm of each row of weight + scaling * lora_weight, [out]. trains: of a weight that requires a gradient."""
+    """DoraLinearLayer.get_weight_norm: the norm of each row of weight + scaling * lora_weight, [out]. trains: of a
+    weight that requires a gradient.
+    """
     attrs: dict[str, object] = {"dtype": "fp32"} if b.autocast else {}
     if trains:
         attrs["packs"] = (0,)

@@ -18,7 +18,8 @@ PREFIX = re.compile(r"^(model\.decoder|model|transformer|gpt_neox|bert|vit)\.")
 class Freeze:
     """Patterns of names: only what matches `only` trains (empty: everything), and nothing that matches `freeze`.
 
-    A pattern with * or ? is for the whole name ("layers.*.mlp.*"); one without is for consecutive parts of it ("lm_head", "layers.31", "bias").
+    A pattern with * or ? is for the whole name ("layers.*.mlp.*"); one without is for consecutive parts of it
+    ("lm_head", "layers.31", "bias").
     """
 
     only: tuple[str, ...] = ()
@@ -26,7 +27,9 @@ class Freeze:
 
 
 def name_of(model: Model, layer: int, p: Parameter) -> str:
-    """The name that patterns are for: "embed_tokens.weight", "layers.3.mlp.up_proj.weight", "encoder.layers.3.layer.0.SelfAttention.q.weight"."""
+    """The name that patterns are for: "embed_tokens.weight", "layers.3.mlp.up_proj.weight",
+    "encoder.layers.3.layer.0.SelfAttention.q.weight".
+    """
     for tower, span in zip(model.towers, model.spans(), strict=False):
         if layer in span:
             return f"{tower.name}.layers.{layer - span.start}.{p.name}"
@@ -39,8 +42,11 @@ def is_match(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern) if set(pattern) & set("*?[") else f".{pattern}." in f".{name}."
 
 
-def frozen(model: Model, freeze: Freeze, build: Callable[[Callable[[str], bool | None], frozenset[int]], Model]) -> Model:
-    """The model with its parameters frozen; `build` makes it anew for what trains in the blocks, and the towers of whose layers nothing does.
+def frozen(
+    model: Model, freeze: Freeze, build: Callable[[Callable[[str], bool | None], frozenset[int]], Model]
+) -> Model:
+    """The model with its parameters frozen; `build` makes it anew for what trains in the blocks, and the towers of
+    whose layers nothing does.
 
     Raises InputError for a pattern without effect.
     """
@@ -60,10 +66,15 @@ def frozen(model: Model, freeze: Freeze, build: Callable[[Callable[[str], bool |
         raise InputError("train: nothing is left that trains")
     outer = {p.name: trains(-1, p) for p in model.outside()}
     flags_of = [{p.name: trains(i, p) for p in model.layers[kind]} for i, kind in enumerate(model.pattern)]
-    still = frozenset(number for number, span in enumerate(model.spans()) if not any(any(flags_of[i].values()) for i in span))
-    first_of = {model.pattern[i]: flags_of[span.start] for span in model.spans() for i in span}  # what a tower's first layer hands on follows from its own
+    still = frozenset(
+        number for number, span in enumerate(model.spans()) if not any(any(flags_of[i].values()) for i in span)
+    )
+    # what a tower's first layer hands on follows from its own
+    first_of = {model.pattern[i]: flags_of[span.start] for span in model.spans() for i in span}
     kinds: dict[tuple[int, tuple[bool, ...]], int] = {}
-    pattern_of = [kinds.setdefault((kind, tuple(flags_of[i].values())), len(kinds)) for i, kind in enumerate(model.pattern)]
+    pattern_of = [
+        kinds.setdefault((kind, tuple(flags_of[i].values())), len(kinds)) for i, kind in enumerate(model.pattern)
+    ]
     layers: list[tuple[Parameter, ...]] = []
     graphs: list[LayerGraph] = []
     made = model

@@ -1,4 +1,6 @@
-"""(IA)³ as PEFT executes it (peft/tuners/ia3/layer.py): a trained vector scales the output of a frozen module, or the input of a feed-forward one."""
+"""(IA)³ as PEFT executes it (peft/tuners/ia3/layer.py): a trained vector scales the output of a frozen module, or the
+input of a feed-forward one.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ class Packing(Protocol):
 
 @dataclass(frozen=True)
 class Ia3:
-    """The targeted modules, those of them whose input is scaled, modules that train as a whole; `sites` once full names are resolved."""
+    """The targeted modules, those of them whose input is scaled, modules that train as a whole; `sites` once full names
+    are resolved.
+    """
 
     targets: str | Sequence[str]
     feedforward: tuple[str, ...]
@@ -62,15 +66,24 @@ class Ia3:
     sites: Sites = Sites()
 
 
-def ia3_of(model_type: str, targets: str | Sequence[str] | None, feedforward: tuple[str, ...] | None, saved: tuple[str, ...]) -> Ia3:
+def ia3_of(
+    model_type: str, targets: str | Sequence[str] | None, feedforward: tuple[str, ...] | None, saved: tuple[str, ...]
+) -> Ia3:
     """The settings with PEFT's defaults for this family. Raises InputError where it has none."""
     own = DEFAULTS.get(model_type)
     if own is None and (targets is None or feedforward is None):
-        missing = " and ".join(key for key, value in (("targets", targets), ("feedforward", feedforward)) if value is None)
-        raise InputError(f"method.{missing.split()[0]}: PEFT has no default of ia3 for model_type {model_type}; give method.{missing}")
+        missing = " and ".join(
+            key for key, value in (("targets", targets), ("feedforward", feedforward)) if value is None
+        )
+        raise InputError(
+            f"method.{missing.split()[0]}: PEFT has no default of ia3 for model_type {model_type}; give "
+            f"method.{missing}"
+        )
     given = () if isinstance(targets, str) or targets is None else targets
     if given and (other := next((name for name in feedforward or () if name not in given), None)):
-        raise InputError(f"method.feedforward: {other!r} is not among method.targets ({', '.join(given)}), as PEFT wants it")
+        raise InputError(
+            f"method.feedforward: {other!r} is not among method.targets ({', '.join(given)}), as PEFT wants it"
+        )
     targets = own[0] if targets is None and own else targets or ()
     feedforward = own[1] if feedforward is None and own else feedforward or ()
     return Ia3(targets, feedforward, saved)
@@ -84,17 +97,25 @@ def is_feedforward(ia3: Ia3, module: str) -> bool:
 def scaled(ia3: Ia3, packing: Packing | None, stack: Software) -> Technique:
     """Linear modules that run with their vectors; with `packing` they are quantized."""
 
-    def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
+    def rule(
+        b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]
+    ) -> tuple[Tensor, ...] | None:
         copied = run_copy(b, kind, inputs, attrs, ia3.sites.saved) if ia3.sites.saved else None
         if copied is not None:
             return copied
         targeted = kind in LINEAR and attrs.get("module") in ia3.sites.targets
         if packing is not None and kind == "linear" and attrs.get("module", KEPT[0]) not in KEPT:
             run = packing.base(stack)
-            return (ia3_quantized(b, run, attrs, inputs[0], inputs[1:], ia3) if targeted else run(b, attrs, inputs[0], inputs[1:]),)
+            return (
+                ia3_quantized(b, run, attrs, inputs[0], inputs[1:], ia3)
+                if targeted
+                else run(b, attrs, inputs[0], inputs[1:]),
+            )
         return (ia3_linear(b, kind, attrs, inputs[0], inputs[1:], ia3),) if targeted else None
 
-    technique = Technique(rule=rule, trainable=lambda name: name.endswith(VECTOR) or MARK in name, stands_for=stands_for(ia3.sites.saved))
+    technique = Technique(
+        rule=rule, trainable=lambda name: name.endswith(VECTOR) or MARK in name, stands_for=stands_for(ia3.sites.saved)
+    )
     return technique if packing is None else stored_packed(technique, packing.casts)
 
 
@@ -107,11 +128,15 @@ def vector(module: str, p: Parameter, ia3: Ia3) -> Parameter:
 
 def with_vectors(model: Model, ia3: Ia3, outer: Sites, of_kinds: Sequence[Sites]) -> Model:
     """The model, built with `scaled`, with the vectors among its parameters and its own frozen."""
-    layers = tuple(tuple(_with_vectors(kind, replace(ia3, sites=of))) for kind, of in zip(model.layers, of_kinds, strict=True))
+    layers = tuple(
+        tuple(_with_vectors(kind, replace(ia3, sites=of))) for kind, of in zip(model.layers, of_kinds, strict=True)
+    )
     before, after = (tuple(_with_vectors(rows, replace(ia3, sites=outer))) for rows in (model.before, model.after))
     if is_tied(model) and HEAD in (outer.saved | outer.targets):
         shared = next(p for p in model.before if p.module == "embedding")
-        after += tuple(_with_vectors([replace(shared, name=f"{HEAD}.weight", module="linear")], replace(ia3, sites=outer))[1:])
+        after += tuple(
+            _with_vectors([replace(shared, name=f"{HEAD}.weight", module="linear")], replace(ia3, sites=outer))[1:]
+        )
     return replace(model, before=before, layers=layers, after=after)
 
 
@@ -131,10 +156,14 @@ def _with_vectors(parameters: Sequence[Parameter], ia3: Ia3) -> list[Parameter]:
 
 
 @module_call
-def ia3_linear(b: Builder, kind: str, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], ia3: Ia3) -> Tensor:
+def ia3_linear(
+    b: Builder, kind: str, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], ia3: Ia3
+) -> Tensor:
     """Linear.forward of PEFT's IA3."""
     previous_dtype = x.dtype
-    ia3_scaling = scaling(b, str(attrs["module"]), weights[0].shape[::-1] if kind == "conv1d" else weights[0].shape, ia3)
+    ia3_scaling = scaling(
+        b, str(attrs["module"]), weights[0].shape[::-1] if kind == "conv1d" else weights[0].shape, ia3
+    )
     if is_feedforward(ia3, str(attrs["module"])):
         x = F.to(b, x, ia3.dtype)
         interm = F.to(b, b.op("mul", x, ia3_scaling, label="ia3"), previous_dtype)
@@ -156,7 +185,9 @@ def scaling(b: Builder, module: str, weight: tuple[int, ...], ia3: Ia3) -> Tenso
 
 
 @module_call
-def ia3_quantized(b: Builder, run: Base, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], ia3: Ia3) -> Tensor:
+def ia3_quantized(
+    b: Builder, run: Base, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], ia3: Ia3
+) -> Tensor:
     """Linear4bit.forward and Linear8bitLt.forward of PEFT's IA3 (tuners/ia3/bnb.py), under autocast."""
     ia3_scaling = scaling(b, str(attrs["module"]), weights[0].shape, ia3)
     if is_feedforward(ia3, str(attrs["module"])):

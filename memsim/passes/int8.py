@@ -1,4 +1,5 @@
-"""LLM.int8() (Dettmers et al., 2022) as bitsandbytes and PEFT execute it: frozen weights of a byte, adapters beside them, under autocast.
+"""LLM.int8() (Dettmers et al., 2022) as bitsandbytes and PEFT execute it: frozen weights of a byte, adapters beside
+them, under autocast.
 
 As transformers' BitsAndBytesConfig(load_in_8bit=True) makes it: has_fp16_weights=False, outliers from 6.0 on.
 """
@@ -25,7 +26,9 @@ class Int8:
     def technique(self, lora: Lora, stack: Software) -> Technique:
         """Linear modules that are Linear8bitLt, with adapters where they are targeted."""
 
-        def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
+        def rule(
+            b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]
+        ) -> tuple[Tensor, ...] | None:
             if kind != "linear" or is_kept(str(attrs.get("module", KEPT[0]))):
                 return run_adapted(b, kind, inputs, attrs, lora)
             if matches(lora, str(attrs["module"])):
@@ -46,7 +49,9 @@ def linear8bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tupl
 
 
 @module_call
-def lora_linear8bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
+def lora_linear8bit(
+    b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora
+) -> Tensor:
     """Linear8bitLt.forward of PEFT (tuners/lora/bnb.py), under autocast."""
     result = linear8bit(b, attrs, x, weights)
     if lora.dora:

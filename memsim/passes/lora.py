@@ -1,4 +1,6 @@
-"""LoRA as PEFT executes it (peft/tuners/lora/layer.py, Linear.forward): a frozen base, and two small linear layers in fp32 beside it."""
+"""LoRA as PEFT executes it (peft/tuners/lora/layer.py, Linear.forward): a frozen base, and two small linear layers in
+fp32 beside it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ NORM = re.compile(r"norm|^ln_", re.IGNORECASE)  # names of modules that are no l
 
 @dataclass(frozen=True)
 class Lora:
-    """Adapter settings: rank, the targeted modules ("all-linear", names, or a pattern), dropout probability; what passes/lora_parameters.py adds."""
+    """Adapter settings: rank, the targeted modules ("all-linear", names, or a pattern), dropout probability; what
+    passes/lora_parameters.py adds.
+    """
 
     rank: int
     targets: str | Sequence[str] = "all-linear"
@@ -39,7 +43,9 @@ class Lora:
 
 
 def matches(lora: Lora, module: str) -> bool:
-    """Whether PEFT puts an adapter on the linear module or embedding with this path (peft/tuners/tuners_utils.py, check_target_module_exists)."""
+    """Whether PEFT puts an adapter on the linear module or embedding with this path (peft/tuners/tuners_utils.py,
+    check_target_module_exists).
+    """
     if lora.sites is not None:
         return module in lora.sites.targets and module.rpartition(".")[2] not in lora.excluded
     if lora.targets == "all-linear":
@@ -48,17 +54,25 @@ def matches(lora: Lora, module: str) -> bool:
 
 
 def wrapped(lora: Lora) -> Technique:
-    """Linear modules and embeddings that run with their adapters, and nothing else that trains but what the method names."""
+    """Linear modules and embeddings that run with their adapters, and nothing else that trains but what the method
+    names.
+    """
 
-    def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
+    def rule(
+        b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]
+    ) -> tuple[Tensor, ...] | None:
         if kind in EMBEDDING:  # told to require a gradient is what the adapter gives, which does
-            return run_adapted(b, kind, inputs, {key: value for key, value in attrs.items() if key != "input_embeddings"}, lora)
+            return run_adapted(
+                b, kind, inputs, {key: value for key, value in attrs.items() if key != "input_embeddings"}, lora
+            )
         return run_adapted(b, kind, inputs, attrs, lora)
 
     return technique(lora, rule)
 
 
-def technique(lora: Lora, rule: Callable[[Builder, str, tuple[Tensor, ...], Mapping[str, object]], tuple[Tensor, ...] | None]) -> Technique:
+def technique(
+    lora: Lora, rule: Callable[[Builder, str, tuple[Tensor, ...], Mapping[str, object]], tuple[Tensor, ...] | None]
+) -> Technique:
     """The Technique of these adapters, with a rule that runs them."""
     saved = lora.sites.saved if lora.sites else frozenset()
     return Technique(
@@ -69,7 +83,9 @@ def technique(lora: Lora, rule: Callable[[Builder, str, tuple[Tensor, ...], Mapp
     )
 
 
-def run_adapted(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object], lora: Lora) -> tuple[Tensor, ...] | None:
+def run_adapted(
+    b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object], lora: Lora
+) -> tuple[Tensor, ...] | None:
     """A module that is not quantized, with its adapter or as a copy; None where it has neither."""
     if lora.sites and lora.sites.saved:
         copied = run_copy(b, kind, inputs, attrs, lora.sites.saved)
@@ -80,7 +96,11 @@ def run_adapted(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mappin
             return (lora_linear(b, kind, attrs, inputs[0], inputs[1:], lora),)
         with b.module(str(attrs["module"])):
             return (lora_linear(b, kind, attrs, inputs[0], inputs[1:], lora),)
-    if kind in EMBEDDING and lora.targets != "all-linear" and matches(lora, str(inputs[1].spec.parameter).removesuffix(".weight")):
+    if (
+        kind in EMBEDDING
+        and lora.targets != "all-linear"
+        and matches(lora, str(inputs[1].spec.parameter).removesuffix(".weight"))
+    ):
         return (lora_embedding(b, kind, attrs, inputs, lora),)
     return None
 
@@ -95,7 +115,8 @@ def is_bias_trained(lora: Lora, name: str) -> bool:
 
 
 def with_adapters(model: Model, lora: Lora, outer: Sites | None = None, of_kinds: Sequence[Sites] = ()) -> Model:
-    """The model, built with `wrapped`, with the adapters among its parameters and its own frozen; with `outer` and `of_kinds`, where those sites are.
+    """The model, built with `wrapped`, with the adapters among its parameters and its own frozen; with `outer` and
+    `of_kinds`, where those sites are.
 
     Raises InputError where a target matches nothing.
     """
@@ -134,8 +155,22 @@ def linear_adapter(module: str, p: Parameter, lora: Lora) -> list[Parameter]:
     """The adapters of a linear module with weight p."""
     out, inputs = p.shape[::-1] if p.module == "conv1d" else p.shape
     rows = [
-        Parameter(f"{module}.lora_A.weight", (lora.rank, inputs), lora.dtype, adapter=True, module="adapter", created_dtype=p.dtype),
-        Parameter(f"{module}.lora_B.weight", (out, lora.rank), lora.dtype, adapter=True, module="adapter", created_dtype=p.dtype),
+        Parameter(
+            f"{module}.lora_A.weight",
+            (lora.rank, inputs),
+            lora.dtype,
+            adapter=True,
+            module="adapter",
+            created_dtype=p.dtype,
+        ),
+        Parameter(
+            f"{module}.lora_B.weight",
+            (out, lora.rank),
+            lora.dtype,
+            adapter=True,
+            module="adapter",
+            created_dtype=p.dtype,
+        ),
     ]
     return [*rows, magnitude(module, p, lora)] if lora.dora else rows
 
@@ -150,7 +185,9 @@ def _tied_head(model: Model, lora: Lora) -> list[Parameter]:
 
 
 @module_call
-def lora_linear(b: Builder, kind: str, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
+def lora_linear(
+    b: Builder, kind: str, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora
+) -> Tensor:
     """Linear.forward of PEFT: result + lora_B(lora_A(dropout(x))) * scaling, in the adapters' dtype, and back."""
     result = b.run(kind, x, *weights, **attrs)[0]
     result_dtype = result.dtype
@@ -167,7 +204,9 @@ def lora_linear(b: Builder, kind: str, attrs: Mapping[str, object], x: Tensor, w
 
 def lora_branch(b: Builder, x: Tensor, out_features: int, lora: Lora) -> Tensor:
     """lora_B(lora_A(dropout(x)))."""
-    return F.linear(b, F.linear(b, dropout(b, x, lora.dropout), "lora_A", lora.rank, lora.dtype), "lora_B", out_features, lora.dtype)
+    return F.linear(
+        b, F.linear(b, dropout(b, x, lora.dropout), "lora_A", lora.rank, lora.dtype), "lora_B", out_features, lora.dtype
+    )
 
 
 def dropout(b: Builder, x: Tensor, p: float) -> Tensor:

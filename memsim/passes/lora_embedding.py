@@ -1,4 +1,6 @@
-"""LoRA on an embedding (peft/tuners/lora/layer.py, Embedding.forward): a small embedding and a product beside the frozen one."""
+"""LoRA on an embedding (peft/tuners/lora/layer.py, Embedding.forward): a small embedding and a product beside the
+frozen one.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,11 @@ if TYPE_CHECKING:
 
 
 @module_call
-def lora_embedding(b: Builder, kind: str, attrs: Mapping[str, object], inputs: tuple[Tensor, ...], lora: Lora) -> Tensor:
-    """result + (embedding(x, A.T) @ B.T) * scaling, for ids x [B, S]; A [rank, V], B [H, rank]. Dropout is made and not used.
+def lora_embedding(
+    b: Builder, kind: str, attrs: Mapping[str, object], inputs: tuple[Tensor, ...], lora: Lora
+) -> Tensor:
+    """result + (embedding(x, A.T) @ B.T) * scaling, for ids x [B, S]; A [rank, V], B [H, rank]. Dropout is made and not
+    used.
 
     Where the embedding is scaled, the third input is by what, and the adapter's result is as well.
     """
@@ -26,7 +31,9 @@ def lora_embedding(b: Builder, kind: str, attrs: Mapping[str, object], inputs: t
     vocabulary, hidden = weight.shape
     result = b.run(kind, *inputs, **attrs)[0]
     result_dtype = result.dtype
-    embedding_a = F.transpose(b, b.parameter(f"{module}.lora_embedding_A", (lora.rank, vocabulary), lora.dtype, True), 0, 1)
+    embedding_a = F.transpose(
+        b, b.parameter(f"{module}.lora_embedding_A", (lora.rank, vocabulary), lora.dtype, True), 0, 1
+    )
     embedding_b = F.transpose(b, b.parameter(f"{module}.lora_embedding_B", (hidden, lora.rank), lora.dtype, True), 0, 1)
     if lora.dora:
         return F.to(b, dora_result(b, inputs, result, embedding_a, embedding_b, lora), result_dtype)
@@ -43,7 +50,9 @@ def lora_embedding(b: Builder, kind: str, attrs: Mapping[str, object], inputs: t
 
 
 @module_call
-def dora_result(b: Builder, inputs: tuple[Tensor, ...], result: Tensor, embedding_a: Tensor, embedding_b: Tensor, lora: Lora) -> Tensor:
+def dora_result(
+    b: Builder, inputs: tuple[Tensor, ...], result: Tensor, embedding_a: Tensor, embedding_b: Tensor, lora: Lora
+) -> Tensor:
     """DoraEmbeddingVariant.forward."""
     x, weight, *scale = inputs
     mag_norm_scale, dora_result = dora_embedding(b, x, weight, embedding_a, embedding_b, lora)
@@ -54,17 +63,23 @@ def dora_result(b: Builder, inputs: tuple[Tensor, ...], result: Tensor, embeddin
 
 
 @module_call
-def dora_embedding(b: Builder, x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor, lora: Lora) -> tuple[Tensor, Tensor]:
+def dora_embedding(
+    b: Builder, x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor, lora: Lora
+) -> tuple[Tensor, Tensor]:
     """DoraEmbeddingLayer.forward."""
     module, out = str(weight.spec.parameter).removesuffix(".weight"), weight.shape[1]
-    with b.no_grad():  # nothing is differentiated through it, but its graph lives as long as its name, and holds what autocast cast
+    # nothing is differentiated through it, but its graph lives as long as its name, and holds what autocast cast
+    with b.no_grad():
         lower_a, lower_b = b.lower(lora_a, lora_b)
         lora_weight = F.transpose(b, b.op("mm", lower_a, lower_b), 0, 1)
     magnitude = b.parameter(f"{module}.{MAGNITUDE_NAME}", (out,), lora.dtype, True)
     weight_norm = get_weight_norm(b, F.transpose(b, weight, 0, 1), lora_weight)
     mag_norm_scale = b.op("div", magnitude, weight_norm)
     embedded, projected = f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
-    result_dora = b.op("mul_scalar", b.op("mul", mag_norm_scale, b.op("mm", b.op("embedding", x, lora_a, label=embedded), lora_b, label=projected)))
+    result_dora = b.op(
+        "mul_scalar",
+        b.op("mul", mag_norm_scale, b.op("mm", b.op("embedding", x, lora_a, label=embedded), lora_b, label=projected)),
+    )
     del lower_b
     del lower_a
     del lora_weight
@@ -76,7 +91,14 @@ def embedding_adapter(p: Parameter, lora: Lora) -> list[Parameter]:
     module, (vocabulary, hidden) = p.name.removesuffix(".weight"), p.shape
     shapes = (("A", (lora.rank, vocabulary)), ("B", (hidden, lora.rank)))
     rows = [
-        Parameter(f"{module}.lora_embedding_{name}", shape, lora.dtype, adapter=True, module="embedding adapter", created_dtype=p.dtype)
+        Parameter(
+            f"{module}.lora_embedding_{name}",
+            shape,
+            lora.dtype,
+            adapter=True,
+            module="embedding adapter",
+            created_dtype=p.dtype,
+        )
         for name, shape in shapes
     ]
     return [*rows, magnitude(module, p, lora)] if lora.dora else rows

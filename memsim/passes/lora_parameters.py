@@ -1,7 +1,8 @@
-"""LoRA on parameters that belong to no Linear: the routers and stacked experts of mixtures (peft/tuners/lora/layer.py, ParamWrapper).
+"""LoRA on parameters that belong to no Linear: the routers and stacked experts of mixtures (peft/tuners/lora/layer.py,
+ParamWrapper).
 
-While the wrapped module runs, its parameter is parametrized: read once, it is W + scaling · B·A, of W's size. Registering that tries it out
-first, so two such tensors are made a forward pass.
+While the wrapped module runs, its parameter is parametrized: read once, it is W + scaling · B·A, of W's size.
+Registering that tries it out first, so two such tensors are made a forward pass.
 """
 
 from __future__ import annotations
@@ -21,27 +22,44 @@ from memsim.passes.targets import Sites, full_name, is_pattern
 if TYPE_CHECKING:
     from memsim.passes.lora import Lora
 
-# peft/utils/transformers_weight_conversion.py: names of linear modules before transformers 5 → parameters that hold them since.
+# peft/utils/transformers_weight_conversion.py: names of linear modules before transformers 5 → parameters that hold
+# them since.
 MIXTRAL = {"gate": "gate.weight", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
 QWEN = {"gate": "gate.weight", "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"}
-CONVERTED: Mapping[str, Mapping[str, str]] = {"mixtral": MIXTRAL, "qwen3_moe": QWEN, "deepseek_v2": QWEN, "deepseek_v3": QWEN, "olmoe": QWEN, "glm4_moe": QWEN}
+CONVERTED: Mapping[str, Mapping[str, str]] = {
+    "mixtral": MIXTRAL,
+    "qwen3_moe": QWEN,
+    "deepseek_v2": QWEN,
+    "deepseek_v3": QWEN,
+    "olmoe": QWEN,
+    "glm4_moe": QWEN,
+}
 FUSED = "gate_up_proj"
 
 
 def converted(lora: Lora, model_type: str) -> Lora:
-    """The settings as PEFT rewrites them for this family (_convert_peft_config_moe). Raises InputError for half of a fused pair.
+    """The settings as PEFT rewrites them for this family (_convert_peft_config_moe). Raises InputError for half of a
+    fused pair.
 
-    A parameter of two fused projections has twice the rank, and twice the alpha. Names that are mapped are modules no more, wherever they are.
+    A parameter of two fused projections has twice the rank, and twice the alpha. Names that are mapped are modules no
+    more, wherever they are.
     """
     mapping = CONVERTED.get(model_type)
     if lora.target_parameters and lora.dropout:
-        raise InputError(f"method.dropout: {lora.dropout} cannot be with adapters on parameters (method.target_parameters); 0.0 can")
+        raise InputError(
+            f"method.dropout: {lora.dropout} cannot be with adapters on parameters (method.target_parameters); 0.0 can"
+        )
     if lora.target_parameters and lora.dora:
-        raise InputError("method.dora: true cannot be with adapters on parameters (method.target_parameters); false can")
+        raise InputError(
+            "method.dora: true cannot be with adapters on parameters (method.target_parameters); false can"
+        )
     if mapping is None:
         return lora
     if lora.target_parameters:
-        raise Unsupported(f"method.target_parameters with model_type {model_type}, of which method.targets names the experts, is not supported; targets are")
+        raise Unsupported(
+            f"method.target_parameters with model_type {model_type}, of which method.targets names the experts, is "
+            "not supported; targets are"
+        )
     if is_pattern(lora.targets):  # see `spelled_out`
         return lora
     if lora.targets == "all-linear":
@@ -49,7 +67,10 @@ def converted(lora: Lora, model_type: str) -> Lora:
         lora = replace(lora, excluded=frozenset(mapping))
     else:
         targets = list(lora.targets)
-        olds = {target: next((old for old in mapping if target == old or target.endswith(f".{old}")), None) for target in targets}
+        olds = {
+            target: next((old for old in mapping if target == old or target.endswith(f".{old}")), None)
+            for target in targets
+        }
         named = {old for old in olds.values() if old}
         lora = replace(lora, targets=tuple(target for target, old in olds.items() if old is None))
     ranks: dict[str, int] = {}
@@ -61,28 +82,55 @@ def converted(lora: Lora, model_type: str) -> Lora:
             raise InputError(f"method.targets: {old!r} needs {missing!r} beside it, as both are fused into {parameter}")
         ranks[parameter] = lora.rank * len(pair)
     if ranks and lora.dropout:
-        raise InputError(f"method.dropout: {lora.dropout} cannot be with adapters on experts or routers ({', '.join(sorted(named))}); 0.0 can")
+        raise InputError(
+            f"method.dropout: {lora.dropout} cannot be with adapters on experts or routers "
+            f"({', '.join(sorted(named))}); 0.0 can"
+        )
     if ranks and lora.dora:
-        raise InputError(f"method.dora: true cannot be with adapters on experts or routers ({', '.join(sorted(named))}); targets without them can")
+        raise InputError(
+            f"method.dora: true cannot be with adapters on experts or routers ({', '.join(sorted(named))}); targets "
+            "without them can"
+        )
     return replace(lora, parameters=tuple(sorted(ranks.items())))
 
 
-ADAPTABLE = ("gate_up_proj", "down_proj", "router.weight", "gate.weight")  # ends of the paths of parameters that their modules read once
+# ends of the paths of parameters that their modules read once
+ADAPTABLE = ("gate_up_proj", "down_proj", "router.weight", "gate.weight")
 
 
 def with_parameters(model: Model, lora: Lora, model_type: str, of_layers: Sequence[Sites]) -> tuple[Sites, ...]:
-    """The Sites of the layers with those parameters beside them that target_parameters names. Raises InputError and Unsupported."""
-    rows = [(layer, p.name, full_name(model_type, layer, p.name)) for layer, kind in enumerate(model.pattern) for p in model.layers[kind] if not p.module]
+    """The Sites of the layers with those parameters beside them that target_parameters names. Raises InputError and
+    Unsupported.
+    """
+    rows = [
+        (layer, p.name, full_name(model_type, layer, p.name))
+        for layer, kind in enumerate(model.pattern)
+        for p in model.layers[kind]
+        if not p.module
+    ]
     for target in lora.target_parameters:
         found = [path for _, path, name in rows if is_end(target, name)]
         if not found:
             near = get_close_matches(target, sorted({path for _, path, _ in rows}), 1)
             hint = f"; did you mean {near[0]}?" if near else "; those of experts and routers can have adapters"
-            raise InputError(f"method.target_parameters: {target!r} matches no parameter that belongs to no linear module, embedding or norm{hint}")
+            raise InputError(
+                f"method.target_parameters: {target!r} matches no parameter that belongs to no linear module, "
+                f"embedding or norm{hint}"
+            )
         if other := next((path for path in found if not path.endswith(ADAPTABLE)), None):
-            raise Unsupported(f"method.target_parameters: {target!r} is {other}, which is not supported; the weights of experts and routers are")
+            raise Unsupported(
+                f"method.target_parameters: {target!r} is {other}, which is not supported; the weights of experts and "
+                "routers are"
+            )
     return tuple(
-        of | Sites(parameters=frozenset(path for i, path, name in rows if i == layer and any(is_end(target, name) for target in lora.target_parameters)))
+        of
+        | Sites(
+            parameters=frozenset(
+                path
+                for i, path, name in rows
+                if i == layer and any(is_end(target, name) for target in lora.target_parameters)
+            )
+        )
         for layer, of in enumerate(of_layers)
     )
 
@@ -98,8 +146,9 @@ def adapts_parameters(lora: Lora) -> bool:
 
 
 def spelled_out(lora: Lora, model: Model, model_type: str) -> Lora:
-    """The settings with a pattern resolved to last names, as PEFT does for a family that it converts (_resolve_string_target_modules): what it matches in one
-    layer is then targeted in all of them."""
+    """The settings with a pattern resolved to last names, as PEFT does for a family that it converts
+    (_resolve_string_target_modules): what it matches in one layer is then targeted in all of them.
+    """
     mapping = CONVERTED.get(model_type)
     if mapping is None or not is_pattern(lora.targets):
         return lora
@@ -129,7 +178,17 @@ def adapter_parameters(lora: Lora, p: Parameter) -> list[Parameter]:
         return []
     experts, out, inputs = sizes(p.shape, p.in_first)
     shapes = (("lora_A", (rank * experts, inputs)), ("lora_B", (out, rank * experts)))
-    return [Parameter(f"{p.name}.{name}.weight", shape, lora.dtype, adapter=True, module="parameter adapter", created_dtype=p.dtype) for name, shape in shapes]
+    return [
+        Parameter(
+            f"{p.name}.{name}.weight",
+            shape,
+            lora.dtype,
+            adapter=True,
+            module="parameter adapter",
+            created_dtype=p.dtype,
+        )
+        for name, shape in shapes
+    ]
 
 
 def sizes(shape: Sequence[int], in_first: bool) -> tuple[int, int, int]:
@@ -150,7 +209,11 @@ def folding(lora: Lora) -> Callable[[Builder, str, Tensor], Folded | None]:
         experts, out, inputs = sizes(weight.shape, in_first)
         weight_a = b.parameter(f"{name}.lora_A.weight", (rank * experts, inputs), lora.dtype, True)
         weight_b = b.parameter(f"{name}.lora_B.weight", (out, rank * experts), lora.dtype, True)
-        folded: Folded = Delta(b, weight, weight_a, weight_b) if experts == 1 else Factors(b, weight, (weight_a, weight_b), lora.alpha / lora.rank, in_first)
+        folded: Folded = (
+            Delta(b, weight, weight_a, weight_b)
+            if experts == 1
+            else Factors(b, weight, (weight_a, weight_b), lora.alpha / lora.rank, in_first)
+        )
         with b.no_grad():  # the trial: its result dies unused, and its node with it
             folded.read()
         return folded
@@ -176,9 +239,13 @@ class Delta(Folded):
 
 
 class Factors(Folded):
-    """_LoraFactorsProxy, for stacked experts [E, out, in], or [E, in, out] with `in_first`: the two factors are kept, and folded in by one baddbmm."""
+    """_LoraFactorsProxy, for stacked experts [E, out, in], or [E, in, out] with `in_first`: the two factors are kept,
+    and folded in by one baddbmm.
+    """
 
-    def __init__(self, b: Builder, weight: Tensor, factors: tuple[Tensor, Tensor], scaling: float, in_first: bool) -> None:
+    def __init__(
+        self, b: Builder, weight: Tensor, factors: tuple[Tensor, Tensor], scaling: float, in_first: bool
+    ) -> None:
         self.b, self.weight, self.scaling = b, weight, scaling
         experts, out, inputs = sizes(weight.shape, in_first)
         weight_a, weight_b = factors

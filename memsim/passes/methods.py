@@ -1,4 +1,6 @@
-"""How a Run's method changes its model: adapters, vectors, quantized weights, copies that train; and what of a method PEFT refuses."""
+"""How a Run's method changes its model: adapters, vectors, quantized weights, copies that train; and what of a method
+PEFT refuses.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def check_method(method: Method) -> None:
     if method.layers is not None and isinstance(method.targets, str):
         raise InputError(f"method.layers: PEFT takes them with a list of targets, not with {method.targets!r}")
     if method.targets == () and not method.target_parameters:
-        raise InputError("method.targets: [] adapts nothing; names of modules do, or method.target_parameters beside it")
+        raise InputError(
+            "method.targets: [] adapts nothing; names of modules do, or method.target_parameters beside it"
+        )
     if method.kind == "qlora" and method.bias != "none":
         raise Unsupported(f"method.bias: {method.bias} with method qlora is not supported; with lora it is")
     if method.kind in QUANTIZED and method.modules_to_save and method.casts == "trl":
@@ -55,12 +59,20 @@ def check_method(method: Method) -> None:
 
 
 def check_quantization(method: Method) -> None:
-    """Raises InputError for keys of a quantization that the method does not have, Unsupported for what is not modelled."""
+    """Raises InputError for keys of a quantization that the method does not have, Unsupported for what
+    is not modelled.
+    """
     name = method.quantization
     if method.kind not in QUANTIZED and name != "nf4":
-        raise InputError(f"method.quantization: {name} goes with method.kind {' or '.join(QUANTIZED)}; with {method.kind} weights are not quantized")
+        raise InputError(
+            f"method.quantization: {name} goes with method.kind {' or '.join(QUANTIZED)}; with {method.kind} weights "
+            "are not quantized"
+        )
     if name != "nf4" and not method.double_quant:
-        raise InputError(f"method.double_quant: false goes with quantization nf4, whose scales can be quantized; {name} has none of that")
+        raise InputError(
+            f"method.double_quant: false goes with quantization nf4, whose scales can be quantized; {name} has none "
+            "of that"
+        )
     if name not in ("gptq", "awq") and method.group_size != 128:
         raise InputError(f"method.group_size: {method.group_size} goes with quantization gptq or awq; {name} has none")
     if name in ("gptq", "awq") and method.kind == "qia3":
@@ -83,7 +95,9 @@ def packing_of(method: Method) -> Packing | None:
 
 
 def lora_of(method: Method, model_type: str, stack: Software, saved: tuple[str, ...] = ()) -> Lora:
-    """The adapters' settings; `saved` are modules that PEFT trains as a whole without being asked to. Raises InputError."""
+    """The adapters' settings; `saved` are modules that PEFT trains as a whole without being asked to. Raises
+    InputError.
+    """
     return converted(
         Lora(
             method.rank,
@@ -105,7 +119,9 @@ def technique_of(lora: Lora, packing: Packing | None, stack: Software) -> Techni
     return packing.technique(lora, stack) if packing else wrapped(lora)
 
 
-def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | None, stack: Software, model_type: str) -> Model:
+def adapted(
+    build: Callable[[Technique], Model], lora: Lora, packing: Packing | None, stack: Software, model_type: str
+) -> Model:
     """The model with adapters, and quantized. Raises InputError where a target matches nothing."""
     if is_pattern(lora.targets):
         lora = spelled_out(lora, build(PLAIN), model_type)
@@ -118,7 +134,11 @@ def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | 
         outer, of_layers = sites(plain := build(replace(PLAIN, quantizes=packing is not None)), lora, model_type)
         check_saved_packed(plain, packing, (outer, *of_layers))
         of_layers = with_parameters(plain, lora, model_type, of_layers)
-        still = frozenset(i for i, span in enumerate(plain.spans()) if lora.bias == "none" and all(of_layers[k] == Sites() for k in span))
+        still = frozenset(
+            i
+            for i, span in enumerate(plain.spans())
+            if lora.bias == "none" and all(of_layers[k] == Sites() for k in span)
+        )
 
         def sited(of: Sites) -> Model:
             return build(replace(technique_of(replace(lora, sites=outer | of), packing, stack), frozen_towers=still))
@@ -130,10 +150,14 @@ def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | 
         return model
     if any(p.own_class for kind in model.layers for p in kind):
         raise InputError(
-            f"method.kind: qlora leaves linear modules of {model_type} as they are, whose class is its own, where transformers quantizes nn.Linear; lora works"
+            f"method.kind: qlora leaves linear modules of {model_type} as they are, whose class is its own, where "
+            "transformers quantizes nn.Linear; lora works"
         )
     if isinstance(packing, Packed) and model_type == "gpt2":
-        raise Unsupported(f"method.quantization: {packing.kind} with model_type gpt2, whose Conv1D is packed in another layout, is not supported; nf4 is")
+        raise Unsupported(
+            f"method.quantization: {packing.kind} with model_type gpt2, whose Conv1D is packed in another layout, is "
+            "not supported; nf4 is"
+        )
     if isinstance(packing, Packed):
         packing.check(model)
     return with_quantized(model, packing.packed, packing.casts)
@@ -141,8 +165,13 @@ def adapted(build: Callable[[Technique], Model], lora: Lora, packing: Packing | 
 
 def check_saved_packed(model: Model, packing: Packing | None, all_sites: Sequence[Sites]) -> None:
     """Raises InputError where a quantized module is to train as a whole."""
-    if packing is not None and (module := next((m for of in all_sites for m in sorted(of.saved) if is_packed(model, m)), None)):
-        raise InputError(f"method.modules_to_save: {module} is quantized, and cannot train; {model.head or 'classifier'}, embeddings and norms can")
+    if packing is not None and (
+        module := next((m for of in all_sites for m in sorted(of.saved) if is_packed(model, m)), None)
+    ):
+        raise InputError(
+            f"method.modules_to_save: {module} is quantized, and cannot train; {model.head or 'classifier'}, "
+            "embeddings and norms can"
+        )
 
 
 def is_packed(model: Model, module: str) -> bool:
@@ -157,15 +186,23 @@ def check_embeddings(model: Model, model_type: str) -> None:
         raise Unsupported(f"method.targets: embeddings of {model_type} are not supported yet; its linear modules are")
 
 
-def with_ia3(build: Callable[[Technique], Model], method: Method, packing: Nf4 | Int8 | None, stack: Software, model_type: str) -> Model:
+def with_ia3(
+    build: Callable[[Technique], Model], method: Method, packing: Nf4 | Int8 | None, stack: Software, model_type: str
+) -> Model:
     """The model with (IA)³'s vectors, and quantized. Raises InputError."""
     ia3: Ia3 = ia3_of(model_type, method.targets, method.feedforward, method.modules_to_save)
     outer, of_layers = sites(plain := build(replace(PLAIN, quantizes=packing is not None)), ia3, model_type)
     check_saved_packed(plain, packing, (outer, *of_layers))
     if any("embed" in module or module in ("wte", "wpe") for module in outer.targets):
-        raise InputError(f"method.targets: PEFT's ia3 takes no embedding ({', '.join(sorted(outer.targets))}); method.modules_to_save does")
+        raise InputError(
+            f"method.targets: PEFT's ia3 takes no embedding ({', '.join(sorted(outer.targets))}); "
+            "method.modules_to_save does"
+        )
     if layered := next((name for name in ia3.feedforward if any(part.isdigit() for part in name.split("."))), None):
-        raise Unsupported(f"method.feedforward: {layered!r}, a module of one layer, is not supported; names that are in every layer are, such as down_proj")
+        raise Unsupported(
+            f"method.feedforward: {layered!r}, a module of one layer, is not supported; names that are in every layer "
+            "are, such as down_proj"
+        )
     model, of_kinds = split(plain, of_layers, lambda of: build(scaled(replace(ia3, sites=outer | of), packing, stack)))
     model = with_vectors(model, ia3, outer, of_kinds)
     return with_quantized(model, packing.packed, packing.casts) if packing else model

@@ -1,4 +1,5 @@
-"""Modules that train as a whole beside the adapters (peft/utils/other.py, ModulesToSaveWrapper): a copy trains and runs, the original stays, frozen.
+"""Modules that train as a whole beside the adapters (peft/utils/other.py, ModulesToSaveWrapper): a copy trains and
+runs, the original stays, frozen.
 
 A copy of a tied module has a weight of its own.
 """
@@ -15,7 +16,8 @@ from memsim.passes.targets import HEAD
 MARK = ".modules_to_save."
 COPY = "copy"  # Parameter.module of a copy
 EMBEDDING = ("embedding", "scaled_embedding")  # operators of embeddings
-BY_OPERATOR = (HEAD, "embed_tokens", "embed_in", "wte", "wpe")  # modules whose operator is replaced, as two may share a weight
+# modules whose operator is replaced, as two may share a weight
+BY_OPERATOR = (HEAD, "embed_tokens", "embed_in", "wte", "wpe")
 
 
 def copy_name(name: str) -> str:
@@ -30,16 +32,41 @@ def stands_for(saved: frozenset[str]) -> Callable[[str], str] | None:
     return (lambda name: copy_name(name) if name.rpartition(".")[0] in modules else name) if modules else None
 
 
-def run_copy(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object], saved: frozenset[str]) -> tuple[Tensor, ...] | None:
+def run_copy(
+    b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object], saved: frozenset[str]
+) -> tuple[Tensor, ...] | None:
     """The operator of the head or of an embedding with the copy's weight; None where the module has no copy."""
-    module = str(attrs.get("module")) if kind == "linear" else str(inputs[1].spec.parameter).removesuffix(".weight") if kind in EMBEDDING else ""
+    module = (
+        str(attrs.get("module"))
+        if kind == "linear"
+        else str(inputs[1].spec.parameter).removesuffix(".weight")
+        if kind in EMBEDDING
+        else ""
+    )
     if module not in saved or module not in BY_OPERATOR:
         return None
     weight = inputs[1]
-    return b.run(kind, inputs[0], b.parameter(copy_name(f"{module}.weight"), weight.shape, weight.dtype, True), *inputs[2:], **attrs)
+    return b.run(
+        kind,
+        inputs[0],
+        b.parameter(copy_name(f"{module}.weight"), weight.shape, weight.dtype, True),
+        *inputs[2:],
+        **attrs,
+    )
 
 
 def copies(parameters: Sequence[Parameter], module: str) -> list[Parameter]:
     """The copies of a module's parameters and buffers: as deepcopy makes them, in their dtype."""
     own = [p for p in parameters if p.name.rpartition(".")[0] == module and not p.adapter]
-    return [replace(p, name=copy_name(p.name), adapter=True, module=COPY, trainable=not p.buffer, created_dtype="", cast_twice="") for p in own]
+    return [
+        replace(
+            p,
+            name=copy_name(p.name),
+            adapter=True,
+            module=COPY,
+            trainable=not p.buffer,
+            created_dtype="",
+            cast_twice="",
+        )
+        for p in own
+    ]

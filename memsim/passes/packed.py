@@ -1,7 +1,9 @@
-"""LoRA on GPTQ and AWQ checkpoints (Frantar et al., 2022; Lin et al., 2023), under autocast: frozen weights of 4 bits with a scale a group.
+"""LoRA on GPTQ and AWQ checkpoints (Frantar et al., 2022; Lin et al., 2023), under autocast: frozen weights of 4 bits
+with a scale a group.
 
-Approximate, and said so wherever a figure is shown: the kernels are read, not recorded (operators/packed4bit.py), and another kernel has other
-temporaries. What PEFT does around them is as it is (tuners/lora/gptq.py and awq.py; prepare_model_for_kbit_training casts nothing for GPTQ).
+Approximate, and said so wherever a figure is shown: the kernels are read, not recorded (operators/packed4bit.py), and
+another kernel has other temporaries. What PEFT does around them is as it is (tuners/lora/gptq.py and awq.py;
+prepare_model_for_kbit_training casts nothing for GPTQ).
 """
 
 from __future__ import annotations
@@ -20,14 +22,17 @@ from memsim.passes.quantize import COMPUTE, KEPT, is_kept, is_quantized, packed_
 from memsim.stacks import Software
 
 KERNELS = {
-    "gptq": "GPTQModel's torch kernel, which dequantizes a weight, multiplies, and keeps the dequantized weight for backward",
+    "gptq": "GPTQModel's torch kernel, which dequantizes a weight, multiplies, and keeps the dequantized weight for "
+    "backward",
     "awq": "AutoAWQ's GEMM, which dequantizes a weight to multiply by it, and again in backward",
 }
 
 
 @dataclass(frozen=True)
 class Packed:
-    """kind: gptq or awq. group: input features that share a scale. casts: who casts what is not quantized, as for Nf4."""
+    """kind: gptq or awq. group: input features that share a scale. casts: who casts what is not
+    quantized, as for Nf4.
+    """
 
     kind: str
     group: int
@@ -41,14 +46,19 @@ class Packed:
     @property
     def assumption(self) -> str:
         """What makes figures approximate."""
-        return f"approximate: {self.kind.upper()} is simulated as {KERNELS[self.kind]}; its temporaries are read from the source, not held against recordings"
+        return (
+            f"approximate: {self.kind.upper()} is simulated as {KERNELS[self.kind]}; its temporaries are read from "
+            "the source, not held against recordings"
+        )
 
     def technique(self, lora: Lora, stack: Software) -> Technique:
         """Linear modules of packed weights, with adapters where they are targeted."""
         base = linear_gptq if self.kind == "gptq" else linear_awq
         adapted = lora_gptq if self.kind == "gptq" else lora_awq
 
-        def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
+        def rule(
+            b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]
+        ) -> tuple[Tensor, ...] | None:
             if kind != "linear" or is_kept(str(attrs.get("module", KEPT[0]))):
                 return run_adapted(b, kind, inputs, attrs, lora)
             if matches(lora, str(attrs["module"])):
@@ -63,16 +73,22 @@ class Packed:
         for p in weights:
             if p.shape[1] % self.group:
                 valid = gcd(128, *(q.shape[1] for q in weights))
-                raise InputError(f"method.group_size: {self.group} does not divide the {p.shape[1]} input features of {p.name}; {valid} does, and all others")
+                raise InputError(
+                    f"method.group_size: {self.group} does not divide the {p.shape[1]} input features of {p.name}; "
+                    f"{valid} does, and all others"
+                )
             if p.shape[0] % PACKED:
                 raise InputError(
-                    f"method.quantization: {self.kind} packs {PACKED} weights in a number, and {p.name} has {p.shape[0]} output features; int8 can"
+                    f"method.quantization: {self.kind} packs {PACKED} weights in a number, and {p.name} has "
+                    f"{p.shape[0]} output features; int8 can"
                 )
 
 
 @module_call
 def linear_gptq(b: Builder, group: int, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-    """TorchQuantLinear.forward: autograd sees a plain product, and keeps the dequantized weight. The bias is added in place."""
+    """TorchQuantLinear.forward: autograd sees a plain product, and keeps the dequantized weight. The bias is added in
+    place.
+    """
     out_shape = (*x.shape[:-1], weights[0].shape[0])
     rows = F.reshape(b, x, x.spec.elements // x.shape[-1], x.shape[-1])
     with b.no_grad():

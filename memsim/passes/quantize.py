@@ -1,4 +1,6 @@
-"""QLoRA (Dettmers et al., 2023) as bitsandbytes and PEFT execute it: frozen NF4 weights, everything else in fp32, adapters beside them, under autocast."""
+"""QLoRA (Dettmers et al., 2023) as bitsandbytes and PEFT execute it: frozen NF4 weights, everything else in fp32,
+adapters beside them, under autocast.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,16 @@ KEPT = (*HEADS, "classifier")  # modules_to_not_convert
 CREATED_AS_BASE = ("parameter adapter", "embedding adapter", COPY)  # adapters of what is never quantized
 
 
-Base = Callable[[Builder, Mapping[str, object], Tensor, tuple[Tensor, ...]], Tensor]  # a quantized linear module of attributes, x, weight and bias
+# a quantized linear module of attributes, x, weight and bias
+Base = Callable[[Builder, Mapping[str, object], Tensor, tuple[Tensor, ...]], Tensor]
 
 
 @dataclass(frozen=True)
 class Nf4:
     """double: the scales are quantized too. casts: who casts what is not quantized.
 
-    peft: prepare_model_for_kbit_training, to fp32. trl: then peft_module_casting_to_bf16 of TRL, the head and the embeddings back. none: nobody.
+    peft: prepare_model_for_kbit_training, to fp32. trl: then peft_module_casting_to_bf16 of TRL, the head and the
+    embeddings back. none: nobody.
     """
 
     double: bool = True
@@ -57,7 +61,9 @@ class Nf4:
 
 
 def is_kept(module: str) -> bool:
-    """Whether transformers leaves this linear module as it is (quantizers/base.py, get_modules_to_not_convert): heads, and T5's `wo`."""
+    """Whether transformers leaves this linear module as it is (quantizers/base.py, get_modules_to_not_convert): heads,
+    and T5's `wo`.
+    """
     return module in KEPT or module.rpartition(".")[2] == "wo"
 
 
@@ -70,7 +76,9 @@ def is_quantized(p: Parameter) -> bool:
 def quantized(nf4: Nf4, lora: Lora, stack: Software) -> Technique:
     """Linear modules that are Linear4bit, with adapters where they are targeted."""
 
-    def rule(b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...] | None:
+    def rule(
+        b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]
+    ) -> tuple[Tensor, ...] | None:
         if kind != "linear" or is_kept(str(attrs.get("module", KEPT[0]))):
             return run_adapted(b, kind, inputs, attrs, lora)
         attrs = nf4.attributes(attrs, stack)
@@ -96,7 +104,9 @@ def stored_packed(technique: Technique, casts: str) -> Technique:
 
 
 def with_quantized(model: Model, packed: str, casts: str) -> Model:
-    """The model, built with such a technique, with its parameters as they are loaded: `packed`, or as they were and cast by prepare_model_for_kbit_training."""
+    """The model, built with such a technique, with its parameters as they are loaded: `packed`, or as they were and
+    cast by prepare_model_for_kbit_training.
+    """
     moved = packed.startswith("nf4") and not model.settings.stack.qlora_adapters_in_fp32
 
     def change(p: Parameter) -> Parameter:
@@ -104,7 +114,8 @@ def with_quantized(model: Model, packed: str, casts: str) -> Model:
         if p.module in CREATED_AS_BASE or (p.adapter and (base in BY_OPERATOR or is_kept(base))):
             return p  # made in the dtype of its base, which is as it stays by then
         if p.adapter:
-            return replace(p, created_dtype=COMPUTE if moved else "")  # PEFT moves adapters to the compute dtype, where there is one, before it casts them
+            # PEFT moves adapters to the compute dtype, where there is one, before it casts them
+            return replace(p, created_dtype=COMPUTE if moved else "")
         if is_quantized(p):
             return replace(p, quantized=packed)
         made = p.module == "linear" and p.name.endswith(".bias") and not is_kept(p.name.rpartition(".")[0])
@@ -134,12 +145,21 @@ def recast_bias(b: Builder, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Ten
 
 
 @module_call
-def lora_linear4bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
+def lora_linear4bit(
+    b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora
+) -> Tensor:
     """Linear4bit.forward of PEFT (tuners/lora/bnb.py), under autocast."""
     result = linear4bit(b, attrs, x, weights)
     result = b.op("clone", result)
     if lora.dora:
-        return dora.dora_branch(b, dora.Base("linear4bit", recast_bias(b, x, weights), bool(attrs["double"]), str(attrs["dtype"])), x, result, lora, result)
+        return dora.dora_branch(
+            b,
+            dora.Base("linear4bit", recast_bias(b, x, weights), bool(attrs["double"]), str(attrs["dtype"])),
+            x,
+            result,
+            lora,
+            result,
+        )
     with b.locals(result):
         output = b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora))
     result = b.op("add", result, output)

@@ -1,7 +1,9 @@
-"""Where adapters go: the modules that a method names, as PEFT finds them by their full names (peft/tuners/tuners_utils.py, check_target_module_exists).
+"""Where adapters go: the modules that a method names, as PEFT finds them by their full names
+(peft/tuners/tuners_utils.py, check_target_module_exists).
 
-Lists of names mean the same in every layer and need none of this (passes/lora.py, matches). A pattern, a list of layers, whole names and modules_to_save
-are resolved here: each layer gets its own Sites, and layers with different Sites become different kinds of layers.
+Lists of names mean the same in every layer and need none of this (passes/lora.py, matches). A pattern, a list of
+layers, whole names and modules_to_save are resolved here: each layer gets its own Sites, and layers with different
+Sites become different kinds of layers.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ PLAIN_NAME = re.compile(r"[\w.]+")
 
 @dataclass(frozen=True)
 class Sites:
-    """Paths within their block: of modules with adapters, of those of which a copy trains, and of parameters with adapters of their own."""
+    """Paths within their block: of modules with adapters, of those of which a copy trains, and of parameters with
+    adapters of their own.
+    """
 
     targets: frozenset[str] = frozenset()
     saved: frozenset[str] = frozenset()
@@ -77,9 +81,15 @@ def by_name(method: Placing) -> bool:
 
 
 def full_name(model_type: str, layer: int, module: str, model: Model | None = None) -> str:
-    """The name of a module in transformers' model: "model.layers.3.mlp.up_proj", "lm_head", "encoder.block.3.layer.0.SelfAttention.q"."""
+    """The name of a module in transformers' model: "model.layers.3.mlp.up_proj", "lm_head",
+    "encoder.block.3.layer.0.SelfAttention.q".
+    """
     if model is not None and model.towers:
-        found = [(tower.name, layer - span.start) for tower, span in zip(model.towers, model.spans(), strict=True) if layer in span]
+        found = [
+            (tower.name, layer - span.start)
+            for tower, span in zip(model.towers, model.spans(), strict=True)
+            if layer in span
+        ]
         return f"{found[0][0]}.{LAYERS.get(model_type, 'layers')}.{found[0][1]}.{module}" if found else module
     outer = OUTER.get(model_type, "model")
     if layer >= 0:
@@ -110,13 +120,26 @@ def places(model: Model, model_type: str, kinds: Sequence[str]) -> list[tuple[in
 
 
 def sites(model: Model, method: Placing, model_type: str) -> tuple[Sites, tuple[Sites, ...]]:
-    """Of everything outside the layers, and of each layer. Raises InputError for what matches nothing, or what PEFT does not take."""
+    """Of everything outside the layers, and of each layer. Raises InputError for what matches nothing, or what PEFT
+    does not take.
+    """
     adapted = places(model, model_type, LINEAR if method.targets == "all-linear" else (*LINEAR, "embedding"))
-    chosen = {(layer, module) for layer, module, name in adapted if is_target(method, layer, name) and not is_saved_for_adapters(method, name)}
+    chosen = {
+        (layer, module)
+        for layer, module, name in adapted
+        if is_target(method, layer, name) and not is_saved_for_adapters(method, name)
+    }
     check_targets(model, method, model_type, adapted)
     if not chosen and method.targets:
-        raise InputError(f"method.targets: {show_targets(method.targets)} leaves no module to adapt{' in these layers' if method.layers is not None else ''}")
-    copied = {(layer, module) for layer, module, name in places(model, model_type, WHOLE) if any(name.endswith(saved) for saved in method.saved)}
+        raise InputError(
+            f"method.targets: {show_targets(method.targets)} leaves no module to "
+            f"adapt{' in these layers' if method.layers is not None else ''}"
+        )
+    copied = {
+        (layer, module)
+        for layer, module, name in places(model, model_type, WHOLE)
+        if any(name.endswith(saved) for saved in method.saved)
+    }
     check_saved(model, method, model_type)
 
     def of(layer: int) -> Sites:
@@ -150,24 +173,32 @@ def show_targets(targets: str | Sequence[str]) -> str:
 def check_targets(model: Model, method: Placing, model_type: str, adapted: Sequence[tuple[int, str, str]]) -> None:
     """Raises InputError for a target that matches nothing, or matches a module that takes no adapter."""
     if method.layers is not None and (outside := [layer for layer in method.layers if layer >= len(model.pattern)]):
-        raise InputError(f"method.layers: there is no layer {outside[0]}; the model's are 0 to {len(model.pattern) - 1}")
+        raise InputError(
+            f"method.layers: there is no layer {outside[0]}; the model's are 0 to {len(model.pattern) - 1}"
+        )
     names = [name for _, _, name in adapted]
     short = sorted({name.rpartition(".")[2] for name in names})
     if isinstance(method.targets, str):
         if method.targets == "all-linear":
             return
         if not any(re.fullmatch(method.targets, name) for name in names):
-            raise InputError(f"method.targets: the pattern {method.targets!r} matches no module; it is for a whole name such as {names[len(names) // 2]}")
+            raise InputError(
+                f"method.targets: the pattern {method.targets!r} matches no module; it is for a whole name such as "
+                f"{names[len(names) // 2]}"
+            )
         if found := next((name for name in containers(model, model_type) if re.fullmatch(method.targets, name)), None):
             raise InputError(
-                f"method.targets: the pattern {method.targets!r} also matches {found}, which is no linear module or embedding, and PEFT refuses it"
+                f"method.targets: the pattern {method.targets!r} also matches {found}, which is no linear module or "
+                "embedding, and PEFT refuses it"
             )
         return
     for target in method.targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             near = difflib.get_close_matches(target, short, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise InputError(f"method.targets: {target!r} matches no linear module{hint} (there are {', '.join(short)})")
+            raise InputError(
+                f"method.targets: {target!r} matches no linear module{hint} (there are {', '.join(short)})"
+            )
 
 
 def containers(model: Model, model_type: str) -> list[str]:
@@ -180,20 +211,31 @@ def containers(model: Model, model_type: str) -> list[str]:
 
 
 def check_saved(model: Model, method: Placing, model_type: str) -> None:
-    """Raises InputError for a name in modules_to_save that no module ends with, and Unsupported for one of more than a weight and a bias."""
+    """Raises InputError for a name in modules_to_save that no module ends with, and Unsupported for one of more than a
+    weight and a bias.
+    """
     whole = [name for _, _, name in places(model, model_type, WHOLE)]
     for saved in method.saved:
-        if found := next((name for name in containers(model, model_type) if name.endswith(saved) and name not in whole), None):
-            raise Unsupported(f"method.modules_to_save: {saved!r} is {found}, a module of modules, which is not supported; the names of those in it are")
+        if found := next(
+            (name for name in containers(model, model_type) if name.endswith(saved) and name not in whole), None
+        ):
+            raise Unsupported(
+                f"method.modules_to_save: {saved!r} is {found}, a module of modules, which is not supported; the "
+                "names of those in it are"
+            )
         if not any(name.endswith(saved) for name in whole):
             short = sorted({name.rpartition(".")[2] for name in whole})
             near = difflib.get_close_matches(saved, short, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise InputError(f"method.modules_to_save: {saved!r} matches no module{hint} (there are {', '.join(short)})")
+            raise InputError(
+                f"method.modules_to_save: {saved!r} matches no module{hint} (there are {', '.join(short)})"
+            )
 
 
 def split(model: Model, of_layers: Sequence[Sites], build: Callable[[Sites], Model]) -> tuple[Model, tuple[Sites, ...]]:
-    """The model with a kind of layer for each kind and Sites that there are, and the Sites of each; `build` makes it with the same in all layers."""
+    """The model with a kind of layer for each kind and Sites that there are, and the Sites of each; `build` makes it
+    with the same in all layers.
+    """
     kinds: dict[tuple[int, Sites], int] = {}
     pattern = tuple(kinds.setdefault((kind, of), len(kinds)) for kind, of in zip(model.pattern, of_layers, strict=True))
     made: Mapping[Sites, Model] = {of: build(of) for of in dict.fromkeys(of for _, of in kinds)}
@@ -201,4 +243,6 @@ def split(model: Model, of_layers: Sequence[Sites], build: Callable[[Sites], Mod
     outer = next(iter(made.values())).outer
     layers = tuple(model.layers[kind] for kind, _ in kinds)
     alike = model.alike and len({of for _, of in kinds}) == 1
-    return replace(model, layers=layers, pattern=pattern, outer=outer, layer_graphs=tuple(graphs), alike=alike), tuple(of for _, of in kinds)
+    return replace(model, layers=layers, pattern=pattern, outer=outer, layer_graphs=tuple(graphs), alike=alike), tuple(
+        of for _, of in kinds
+    )

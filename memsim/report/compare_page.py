@@ -1,4 +1,6 @@
-"""The comparison page: memory against time, one step of every run overlaid, what is alive at each peak, and a table that sorts."""
+"""The comparison page: memory against time, one step of every run overlaid, what is alive at each peak, and a table
+that sorts.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def _main(found: Comparison, answer: str, rest: list[str]) -> str:
         "$style": (ASSETS / "compare.css").read_text(encoding="utf-8"),
         "$answer": escape(answer),
         "$leads": "".join(f'<p class="lead">{escape(line)}</p>' for line in rest),
-        "$facts": "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in shared_facts(found)),
+        "$facts": "".join(
+            f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in shared_facts(found)
+        ),
         "$table": _table(found),
         "$timed": "" if any(case.seconds for case in found.cases) else " hidden",
         "$repeat": commanded(found.command, "compare-command") if found.command else "",
@@ -64,7 +68,12 @@ def shared_facts(found: Comparison) -> list[tuple[str, str]]:
 
 def _room(timeline: Timeline) -> str:
     memory = timeline.about.device_memory
-    return " ".join(filter(None, (timeline.about.device, capacity(memory) if memory and not timeline.about.device else ""))) or "unlimited"
+    return (
+        " ".join(
+            filter(None, (timeline.about.device, capacity(memory) if memory and not timeline.about.device else ""))
+        )
+        or "unlimited"
+    )
 
 
 HEADINGS = (
@@ -82,17 +91,27 @@ HEADINGS = (
 
 def _table(found: Comparison) -> str:
     head = "".join(
-        f'<th scope="col" class="{look}" aria-sort="none"><button type="button" class="sort" data-sort="{at}">{words}</button></th>'
+        f'<th scope="col" class="{look}" aria-sort="none"><button type="button" class="sort" data-sort="{at}">{words}'
+        "</button></th>"
         for at, (_, words, look) in enumerate(HEADINGS)
     )
     rows = "".join(_row(at, case, found) for at, case in enumerate(found.cases))
-    return f'<table id="runs"><caption class="hidden-label">Every run</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return (
+        f'<table id="runs"><caption class="hidden-label">Every run</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )
 
 
 def _row(at: int, case: Case, found: Comparison) -> str:
     time, timeline = case.timeline.step_time, case.timeline
     room = timeline.about.device_memory
-    fits = "yes" if case.fits else f"no: lacks {gib(case.memory - room)}" if case.known and room and case.memory > room else "no"
+    fits = (
+        "yes"
+        if case.fits
+        else f"no: lacks {gib(case.memory - room)}"
+        if case.known and room and case.memory > room
+        else "no"
+    )
     name = escape(case.label) + ('<span class="mark">fastest that fits</span>' if case is found.cheapest else "")
     cells: list[tuple[str, float, str]] = [(fits, float(not case.fits), "")]
     for count, look in ((timeline.peak_reserved, "number"), (timeline.peak_allocated, "number wide")):
@@ -107,11 +126,16 @@ def _row(at: int, case: Case, found: Comparison) -> str:
     cells.append(("yes" if case in found.front else "–", float(case not in found.front), "wide"))
     body = "".join(f'<td class="{look}" data-value="{value!r}">{words}</td>' for words, value, look in cells)
     look = "" if case.fits else ' class="unfit"'
-    return f'<tr data-case="{at}"{look}><th scope="row" data-value="{at}"><span class="key" data-key="{at}"></span>{name}</th>{body}</tr>'
+    return (
+        f'<tr data-case="{at}"{look}><th scope="row" data-value="{at}"><span class="key" data-key="{at}"></span>{name}'
+        f"</th>{body}</tr>"
+    )
 
 
 def _columns(found: Comparison) -> dict[str, NDArray[Any]]:
-    """One step of every run: what changes at each event of allocated and of reserved in bytes, and the seconds before it."""
+    """One step of every run: what changes at each event of allocated and of reserved in bytes, and the seconds before
+    it.
+    """
     arrays: dict[str, NDArray[Any]] = {}
     for at, case in enumerate(found.cases):
         lo, hi = step_of(case.timeline)
@@ -168,4 +192,8 @@ def _meta(found: Comparison) -> dict[str, Any]:
 
 def _phases(timeline: Timeline) -> list[dict[str, Any]]:
     lo, hi = step_of(timeline)
-    return [{"name": span.kind, "start": span.start - lo, "stop": span.stop - lo} for span in timeline.spans if lo <= span.start < hi]
+    return [
+        {"name": span.kind, "start": span.start - lo, "stop": span.stop - lo}
+        for span in timeline.spans
+        if lo <= span.start < hi
+    ]

@@ -1,6 +1,8 @@
-"""The figures' design: colours, axes, traces and hover labels as plain Plotly dictionaries, one set a theme. The page fills in the numbers.
+"""The figures' design: colours, axes, traces and hover labels as plain Plotly dictionaries, one set a theme. The page
+fills in the numbers.
 
-Dictionaries rather than plotly.graph_objects, whose import alone takes longer than a whole simulation; plotly.js reads the same either way.
+Dictionaries rather than plotly.graph_objects, whose import alone takes longer than a whole simulation; plotly.js reads
+the same either way.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from memsim.words import CATEGORY_NAMES, UNSPLIT
 
 Figure = dict[str, Any]
 
-# From the bottom of the stack to its top: what stays between steps in cool colours, what a step makes and drops in warm ones.
+# From the bottom of the stack to its top: what stays between steps in cool colours, what a step makes and drops in warm
+# ones.
 STACK = (
     Category.WEIGHTS,
     Category.ADAPTERS,
@@ -26,8 +29,10 @@ STACK = (
     Category.UNATTRIBUTED,
 )
 
-# Chosen so that any two differ by a CIE76 distance of 15 or more, and neighbours in the stack by 30, in normal vision and under
-# simulated protanopia, deuteranopia and tritanopia (Machado et al. 2009). "unattributed" never stands beside the others.
+# Chosen so that any two differ by a CIE76 distance of 15 or more, and neighbours in the stack by 30, in normal vision
+# and under
+# simulated protanopia, deuteranopia and tritanopia (Machado et al. 2009). "unattributed" never stands beside the
+# others.
 COLOURS: dict[str, dict[Category | str, str]] = {
     "light": {
         Category.WEIGHTS: "#2c3479",
@@ -78,9 +83,18 @@ INK = {
         "mark": "#ffffff",
     },
 }
-# Beside the figures' inks: the page's ground, lines of controls, edges of swatches, free memory, and the bars of devices.
+# Beside the figures' inks: the page's ground, lines of controls, edges of swatches, free memory, and the bars of
+# devices.
 EXTRA = {
-    "light": {"ground": "#f5f7f9", "line": "#c4ccd6", "edge": "rgba(0,0,0,.18)", "free": "#e4e9ef", "focus": "#0b57d0", "fit": "#3f8f6b", "unfit": "#c9d0d9"},
+    "light": {
+        "ground": "#f5f7f9",
+        "line": "#c4ccd6",
+        "edge": "rgba(0,0,0,.18)",
+        "free": "#e4e9ef",
+        "focus": "#0b57d0",
+        "fit": "#3f8f6b",
+        "unfit": "#c9d0d9",
+    },
     "dark": {
         "ground": "#0d1116",
         "line": "#434d5a",
@@ -100,7 +114,9 @@ def slug(kind: Category | str) -> str:
 
 
 def figures(present: tuple[Category, ...]) -> dict[str, dict[str, Figure]]:
-    """By theme and name: {"timeline", "layers"}, each {"traces", "layout"}; a trace's meta.key names the curve to fill in."""
+    """By theme and name: {"timeline", "layers"}, each {"traces", "layout"}; a trace's meta.key names the curve to fill
+    in.
+    """
     kinds: list[Category | str] = [*(kind for kind in STACK if kind in present), UNSPLIT]
     return {theme: {"timeline": _timeline(theme, kinds), "layers": _layers(theme, kinds)} for theme in COLOURS}
 
@@ -111,8 +127,17 @@ def axes(theme: str) -> Figure:
 
 
 def config() -> Figure:
-    """Plotly's own settings: no logo, no mode bar (the page has labelled buttons), no wheel that would trap a scrolling reader."""
-    return {"displaylogo": False, "displayModeBar": False, "responsive": True, "scrollZoom": False, "doubleClick": False, "showTips": False}
+    """Plotly's own settings: no logo, no mode bar (the page has labelled buttons), no wheel that would trap a scrolling
+    reader.
+    """
+    return {
+        "displaylogo": False,
+        "displayModeBar": False,
+        "responsive": True,
+        "scrollZoom": False,
+        "doubleClick": False,
+        "showTips": False,
+    }
 
 
 def _base(theme: str) -> Figure:
@@ -131,9 +156,15 @@ def _base(theme: str) -> Figure:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 56, "r": 14, "t": 34, "b": 44},
         "showlegend": False,
-        "hoverlabel": {"bgcolor": ink["paper"], "bordercolor": ink["soft"], "font": {"color": ink["ink"], "size": 12.5, "family": FONT}, "align": "left"},
+        "hoverlabel": {
+            "bgcolor": ink["paper"],
+            "bordercolor": ink["soft"],
+            "font": {"color": ink["ink"], "size": 12.5, "family": FONT},
+            "align": "left",
+        },
         "xaxis": axis | {"title": dict(title), "showgrid": False, "fixedrange": False},
-        "yaxis": axis | {"title": dict(title), "ticksuffix": "", "fixedrange": True, "rangemode": "tozero", "automargin": False},
+        "yaxis": axis
+        | {"title": dict(title), "ticksuffix": "", "fixedrange": True, "rangemode": "tozero", "automargin": False},
     }
 
 
@@ -142,7 +173,13 @@ def _timeline(theme: str, kinds: list[Category | str]) -> Figure:
     layout["hovermode"] = "x"
     layout["hoverdistance"] = -1
     layout["xaxis"] |= {"tickformat": ",d", "nticks": 8, "tickangle": 0}
-    layout["xaxis"] |= {"showspikes": True, "spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikecolor": ink["soft"]}
+    layout["xaxis"] |= {
+        "showspikes": True,
+        "spikemode": "across",
+        "spikethickness": 1,
+        "spikedash": "dot",
+        "spikecolor": ink["soft"],
+    }
     layout["yaxis"]["title"] = layout["yaxis"]["title"] | {"text": "GiB"}
     layout["xaxis"]["title"] = layout["xaxis"]["title"] | {"text": "allocator requests, in order"}
     areas = [
@@ -167,7 +204,10 @@ def _timeline(theme: str, kinds: list[Category | str]) -> Figure:
             "hoverinfo": "skip" if key == "reserved" else "text",
             "meta": {"key": key},
         }
-        for key, name, width, dash in (("reserved", "reserved", 1.5, "4px,2px"), ("allocated", "allocated", 0.7, "solid"))
+        for key, name, width, dash in (
+            ("reserved", "reserved", 1.5, "4px,2px"),
+            ("allocated", "allocated", 0.7, "solid"),
+        )
     ]
     return {"traces": areas + lines, "layout": layout, "ink": ink}
 

@@ -1,4 +1,6 @@
-"""What a page about a layer graph says of each operator: bytes that it allocates and keeps for backward, and what dies after it."""
+"""What a page about a layer graph says of each operator: bytes that it allocates and keeps for backward, and what dies
+after it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from memsim.operators import KINDS
 from memsim.rewriting import rewrite
 from memsim.words import size
 
-HIDDEN = "hidden_states"  # the one input of a decoder layer that is each layer's own; the others are the same for all layers
+# the one input of a decoder layer that is each layer's own; the others are the same for all layers
+HIDDEN = "hidden_states"
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,15 @@ def is_view(op: Operator) -> bool:
 
 def shared(graph: LayerGraph) -> set[int]:
     """Storages that a block keeps without owning them: parameters, and inputs that it shares with the other layers."""
-    return {spec.storage for spec in graph.parameters.values()} | {spec.storage for name, spec in graph.inputs.items() if name != HIDDEN}
+    return {spec.storage for spec in graph.parameters.values()} | {
+        spec.storage for name, spec in graph.inputs.items() if name != HIDDEN
+    }
 
 
 def kept(graph: LayerGraph) -> int:
-    """Bytes that the block keeps for backward, each storage once, without parameters and without inputs that all layers share."""
+    """Bytes that the block keeps for backward, each storage once, without parameters and without inputs that all layers
+    share.
+    """
     saved = {storage for op in graph.operators for storage in op.saved}
     return sum(graph.storage_bytes[storage] for storage in saved - shared(graph))
 
@@ -56,7 +63,8 @@ def facts(graph: LayerGraph) -> tuple[Facts, ...]:
             Facts(
                 op,
                 is_view(op),
-                0 if op.kind == "layers" else _total(graph, {out.storage for out in op.outputs} - read),  # its result is the last layer's
+                # its result is the last layer's
+                0 if op.kind == "layers" else _total(graph, {out.storage for out in op.outputs} - read),
                 _total(graph, saved - weights),
                 _total(graph, saved - apart - seen),
                 _total(graph, read & weights),
@@ -68,15 +76,18 @@ def facts(graph: LayerGraph) -> tuple[Facts, ...]:
 
 
 def of_all_layers(model: Model) -> int:
-    """Bytes that all layers together keep for backward (activations, were they not checkpointed). A first layer whose input takes no
-    gradient, as with LoRA on frozen embeddings, keeps less than the others."""
+    """Bytes that all layers together keep for backward (activations, were they not checkpointed). A first layer whose
+    input takes no gradient, as with LoRA on frozen embeddings, keeps less than the others.
+    """
     total = sum(kept(model.layer_graphs[kind]) for kind in model.pattern)
     for call, span in zip(calls_of(model), model.spans(), strict=False):
         if not span or call.inputs[0].requires_grad or model.inputs_require_grad:
             continue
         graph = model.layer_graphs[model.pattern[span.start]]
         old = graph.inputs[HIDDEN]
-        inputs = dict(graph.inputs) | {HIDDEN: TensorSpec(old.value, old.storage, old.shape, old.strides, old.dtype, False)}
+        inputs = dict(graph.inputs) | {
+            HIDDEN: TensorSpec(old.value, old.storage, old.shape, old.strides, old.dtype, False)
+        }
         total += kept(rewrite(graph, inputs)) - kept(graph)
     return total
 
@@ -95,7 +106,12 @@ def kept_by_layers(model: Model) -> frozenset[int]:
             names |= {name for name, spec in graph.inputs.items() if spec.storage in saved}
     order = tuple(model.layer_graphs[0].inputs)
     given = [(call.attrs.get("names", order), call.inputs) for call in calls_of(model)]
-    return frozenset(spec.storage for called, specs in given for name, spec in zip(called, specs, strict=False) if name in names)  # type: ignore[call-overload]
+    return frozenset(
+        spec.storage
+        for called, specs in given
+        for name, spec in zip(called, specs, strict=False)  # type: ignore[call-overload]
+        if name in names
+    )
 
 
 def storage_names(graph: LayerGraph) -> dict[int, str]:
@@ -108,7 +124,9 @@ def storage_names(graph: LayerGraph) -> dict[int, str]:
 
 
 def details(graph: LayerGraph, row: Facts, names: dict[int, str], saved: Set[int]) -> list[tuple[str, list[str]]]:
-    """(heading, lines) for the card of an operator. `saved` are the storages that backward keeps, whoever saves them."""
+    """(heading, lines) for the card of an operator. `saved` are the storages that backward keeps,
+    whoever saves them.
+    """
     op = row.op
     made = {out.storage for out in op.outputs}
     read = {spec.storage for spec in op.inputs}
@@ -120,7 +138,12 @@ def details(graph: LayerGraph, row: Facts, names: dict[int, str], saved: Set[int
 
     weights = {spec.storage for spec in graph.parameters.values()}
     rows: list[tuple[str, list[str]]] = [("reads", [f"{names[spec.storage]}: {layout(spec)}" for spec in op.inputs])]
-    rows.append(("makes a view" if row.view else "allocates", [f"{layout(out)}{'' if row.view else f', {size(out.nbytes)}'}" for out in op.outputs]))
+    rows.append(
+        (
+            "makes a view" if row.view else "allocates",
+            [f"{layout(out)}{'' if row.view else f', {size(out.nbytes)}'}" for out in op.outputs],
+        )
+    )
     rows.append(("keeps for backward", [name(storage) for storage in op.saved]))
     rows.append(("frees after it", [name(storage) for storage in op.drops if storage not in saved]))
     rows.append(("Python lets go of, backward keeps", [name(storage) for storage in op.drops if storage in saved]))

@@ -1,6 +1,8 @@
-"""Where a layer graph's boxes and lines go: a row for each operator in the order of execution, lanes for what runs beside each other.
+"""Where a layer graph's boxes and lines go: a row for each operator in the order of execution, lanes for what runs
+beside each other.
 
-Lines never pass behind a box: they leave a box at its bottom, run down a track in the gutter between two lanes, and enter from above.
+Lines never pass behind a box: they leave a box at its bottom, run down a track in the gutter between two lanes, and
+enter from above.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from dataclasses import dataclass
 from memsim.graph import LayerGraph, Operator
 from memsim.report.graph_facts import is_view
 
-WIDTH, GAP, MARGIN, BAND = 226, 26, 14, 30  # pixels: of a box, between two rows, around the drawing, for the names of modules
+# pixels: of a box, between two rows, around the drawing, for the names of modules
+WIDTH, GAP, MARGIN, BAND = 226, 26, 14, 30
 TRACK = 9  # between two tracks of a gutter
 LEVEL = 4  # between two lines that enter one box
 Height = Callable[[Operator], int]
@@ -73,7 +76,10 @@ def draw(graph: LayerGraph, height: Height, views: bool) -> Drawing:
     top = [float(MARGIN)]
     for row_height in tall:
         top.append(top[-1] + row_height + GAP)
-    boxes = tuple(Box(p.op, p.name, p.lane, p.row, left[p.lane], top[p.row], WIDTH, height(p.op) if p.op else tall[0]) for p in places)
+    boxes = tuple(
+        Box(p.op, p.name, p.lane, p.row, left[p.lane], top[p.row], WIDTH, height(p.op) if p.op else tall[0])
+        for p in places
+    )
     lines = _lines(boxes, edges, tracks, left)
     return Drawing(boxes, lines, _bands(boxes), x - WIDTH + MARGIN, top[-1] - GAP + MARGIN)
 
@@ -82,7 +88,13 @@ def _lanes(graph: LayerGraph, views: bool) -> tuple[list[_Place], list[tuple[int
     """Row and lane of every box; edges (source, target, whether the target keeps it)."""
     drawn = [op for op in graph.operators if views or not is_view(op)]
     hidden = [op for op in graph.operators if not views and is_view(op)]
-    same = {out.value: spec.value for op in hidden for spec in op.inputs for out in op.outputs if spec.storage == out.storage}
+    same = {
+        out.value: spec.value
+        for op in hidden
+        for spec in op.inputs
+        for out in op.outputs
+        if spec.storage == out.storage
+    }
 
     def origin(value: int) -> int:
         while value in same:
@@ -123,13 +135,18 @@ def _direct(places: Sequence[_Place], edge: tuple[int, int, bool]) -> bool:
     return a.lane == b.lane and not any(p.lane == a.lane and a.row < p.row < b.row for p in places)
 
 
-def _tracks(places: Sequence[_Place], edges: Sequence[tuple[int, int, bool]], lanes: int) -> tuple[dict[int, tuple[int, int]], list[int]]:
-    """(gutter, track) of every box with a line that is not direct, and how many tracks each gutter has. Gutter g is left of lane g."""
+def _tracks(
+    places: Sequence[_Place], edges: Sequence[tuple[int, int, bool]], lanes: int
+) -> tuple[dict[int, tuple[int, int]], list[int]]:
+    """(gutter, track) of every box with a line that is not direct, and how many tracks each gutter has. Gutter g is
+    left of lane g.
+    """
     targets: dict[int, list[int]] = {}
     for edge in edges:
         if not _direct(places, edge):
             targets.setdefault(edge[0], []).append(edge[1])
-    taken: list[list[int]] = [[] for _ in range(lanes + 1)]  # of each gutter: the row until which each of its tracks is taken
+    # of each gutter: the row until which each of its tracks is taken
+    taken: list[list[int]] = [[] for _ in range(lanes + 1)]
     found: dict[int, tuple[int, int]] = {}
     for source in sorted(targets, key=lambda s: (places[s].row, -max(places[t].row for t in targets[s]))):
         place, last = places[source], max(places[t].row for t in targets[source])
@@ -148,7 +165,12 @@ def _heights(places: Sequence[_Place], height: Height) -> list[int]:
     return tall
 
 
-def _lines(boxes: Sequence[Box], edges: Sequence[tuple[int, int, bool]], tracks: dict[int, tuple[int, int]], left: Sequence[float]) -> tuple[Line, ...]:
+def _lines(
+    boxes: Sequence[Box],
+    edges: Sequence[tuple[int, int, bool]],
+    tracks: dict[int, tuple[int, int]],
+    left: Sequence[float],
+) -> tuple[Line, ...]:
     places = [_Place(box.op, box.name, box.lane, box.row) for box in boxes]
     lines = []
     entering: dict[tuple[int, int], int] = {}  # lines that enter a box from its left (-1) or right (1) side so far
@@ -166,7 +188,14 @@ def _lines(boxes: Sequence[Box], edges: Sequence[tuple[int, int, bool]], tracks:
         port = into + side * 14 * count
         above = b.y - 6 - LEVEL * count - (LEVEL / 2 if side > 0 else 0)
         below = above if b.row == a.row + 1 else a.y + a.height + 5
-        lines.append(Line(source, target, kept, ((out, a.y + a.height), (out, below), (x, below), (x, above), (port, above), (port, b.y))))
+        lines.append(
+            Line(
+                source,
+                target,
+                kept,
+                ((out, a.y + a.height), (out, below), (x, below), (x, above), (port, above), (port, b.y)),
+            )
+        )
     return tuple(lines)
 
 

@@ -1,4 +1,6 @@
-"""The page of `memsim graph`: the operators of a decoder layer in the order of execution, with what each allocates and keeps for backward."""
+"""The page of `memsim graph`: the operators of a decoder layer in the order of execution, with what each allocates and
+keeps for backward.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,18 @@ from typing import Any
 
 from memsim.graph import LayerGraph, Operator
 from memsim.models.model import Model
-from memsim.report.graph_facts import HIDDEN, Facts, details, facts, flop_words, kept, kept_by_layers, layout, of_all_layers, storage_names
+from memsim.report.graph_facts import (
+    HIDDEN,
+    Facts,
+    details,
+    facts,
+    flop_words,
+    kept,
+    kept_by_layers,
+    layout,
+    of_all_layers,
+    storage_names,
+)
 from memsim.report.graph_layout import Box, Drawing, Line, draw
 from memsim.report.page import ASSETS, render, write
 from memsim.run import Run
@@ -19,7 +32,11 @@ from memsim.words import size, version
 
 DECODER, ENCODER = "decoder layer", "encoder layer"
 LETTERS = 30  # that fit a box's first line
-COLOURS = (("keeps", "bytes it keeps for backward"), ("allocates", "bytes it allocates"), ("parameters", "bytes of its parameters"))
+COLOURS = (
+    ("keeps", "bytes it keeps for backward"),
+    ("allocates", "bytes it allocates"),
+    ("parameters", "bytes of its parameters"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,8 @@ class Section:
 
 
 def write_graph_html(source: Run | Model, path: str | Path) -> None:
-    """Writes the graphs of every distinct kind of layer, and of what surrounds the layers; one file, without network requests.
+    """Writes the graphs of every distinct kind of layer, and of what surrounds the layers; one file, without network
+    requests.
 
     Raises InputError for a Run that cannot be simulated, and where the path cannot be written.
     """
@@ -56,7 +74,8 @@ def graph_html(source: Run | Model) -> str:
     return render(
         kind="layer graph",
         title=" ".join(filter(None, ("memsim graph", name))),
-        main=f'<style>{(ASSETS / "graph.css").read_text(encoding="utf-8")}</style><h1>{_headline(model, name)}</h1><p class="lead">{_lead(model)}</p>'
+        main=f"<style>{(ASSETS / 'graph.css').read_text(encoding='utf-8')}</style><h1>{_headline(model, name)}</h1>"
+        f'<p class="lead">{_lead(model)}</p>'
         f'<nav aria-label="Parts of this page"><ul class="jump">{jump}</ul></nav>'
         f'{"".join(map(_section, sections))}<div id="card" role="tooltip" hidden></div>',
         footer=f"memsim {escape(version())}. One file, complete in itself: it makes no network request.",
@@ -93,12 +112,16 @@ def _either(words: Iterable[str]) -> str:
 def _lead(model: Model) -> str:
     settings, total = model.settings, of_all_layers(model)
     layers = f"{len(model.pattern)} layers" if len(model.pattern) != 1 else "the one layer"
-    words = f"{settings.batch} × {settings.sequence} tokens, weights in {escape(settings.dtype)}, attention {escape(settings.attention)}. "
+    words = (
+        f"{settings.batch} × {settings.sequence} tokens, weights in {escape(settings.dtype)}, attention "
+        f"{escape(settings.attention)}. "
+    )
     if not model.checkpointed:
         return words + f"The {layers} together keep <b>{size(total)}</b> from forward until their backward."
     inputs = sum(model.layer_graphs[kind].inputs[HIDDEN].nbytes for kind in model.pattern)
     return words + (
-        f"Every layer is checkpointed: from forward until backward the {layers} keep only their inputs, <b>{size(inputs)}</b> instead of {size(total)}; "
+        f"Every layer is checkpointed: from forward until backward the {layers} keep only their inputs, "
+        f"<b>{size(inputs)}</b> instead of {size(total)}; "
         "what is drawn here comes back, a layer at a time, when backward runs the layer again."
     )
 
@@ -111,17 +134,26 @@ def _sections(model: Model) -> list[Section]:
         which = graph.name.capitalize() if model.towers else which
         same = f"{count} layers are like this one. " if count > 1 else ""
         own = graph.inputs[HIDDEN]
-        words = f"{same}Each takes the hidden states, {own.dtype} {list(own.shape)}, {size(own.nbytes)}, and hands on as much."
+        words = (
+            f"{same}Each takes the hidden states, {own.dtype} {list(own.shape)}, {size(own.nbytes)}, and hands on "
+            "as much."
+        )
         saved = frozenset(storage for op in graph.operators for storage in op.saved)
         found.append(Section(f"layer-{i + 1}", which, words, graph, facts(graph), saved))
     outer = model.outer
     saved = kept_by_layers(model) | {storage for op in outer.operators for storage in op.saved}
     inputs = sum(model.layer_graphs[kind].inputs[HIDDEN].nbytes for kind in model.pattern)
     within = f"all {len(model.pattern)} keep {size(inputs if model.checkpointed else of_all_layers(model))}"
-    what = "Embedding, rotary tables, final norm, head and loss" if _layer(model) == DECODER else "Embeddings, norms, head and loss"
+    what = (
+        "Embedding, rotary tables, final norm, head and loss"
+        if _layer(model) == DECODER
+        else ("Embeddings, norms, head and loss")
+    )
     boxes = "The layers of encoder and decoder are a box each" if model.towers else f"The {_layer(model)}s are one box"
     words = f"{what}. {boxes} here; what they keep is not in this part's sums."
-    found.append(Section("outer", "Around the layers: embedding, head and loss", words, outer, facts(outer), saved, within))
+    found.append(
+        Section("outer", "Around the layers: embedding, head and loss", words, outer, facts(outer), saved, within)
+    )
     return found
 
 
@@ -131,21 +163,38 @@ def _section(part: Section) -> str:
     whole = size(sum(spec.nbytes for spec in part.graph.parameters.values()))
     tiles = (
         ("kept for backward", size(kept(part.graph)), "each storage once, without parameters and shared inputs"),
-        ("allocated in forward", size(sum(row.allocates for row in own)), "all results; what is not kept is freed again"),
-        ("parameters", whole, "with adapters" if any(".lora_" in name for name in part.graph.parameters) else "read by the operators below"),
+        (
+            "allocated in forward",
+            size(sum(row.allocates for row in own)),
+            "all results; what is not kept is freed again",
+        ),
+        (
+            "parameters",
+            whole,
+            "with adapters"
+            if any(".lora_" in name for name in part.graph.parameters)
+            else "read by the operators below",
+        ),
         ("forward", flop_words(sum(row.flops for row in part.rows)), f"in {len(own)} operators, {views} views aside"),
     )
-    shown = "".join(f'<div class="tile"><dt>{name}</dt><dd>{value}<div class="tile-note">{note}</div></dd></div>' for name, value, note in tiles)
+    shown = "".join(
+        f'<div class="tile"><dt>{name}</dt><dd>{value}<div class="tile-note">{note}</div></dd></div>'
+        for name, value, note in tiles
+    )
     options = "".join(f'<option value="{key}">{words}</option>' for key, words in COLOURS)
     drawings = "".join(_drawing(part, views) for views in (False, True))
     return (
-        f'<section id="{part.key}" aria-labelledby="{part.key}-title"><h2 id="{part.key}-title">{title}</h2><p class="sub">{part.words}</p>'
+        f'<section id="{part.key}" aria-labelledby="{part.key}-title"><h2 id="{part.key}-title">{title}</h2>'
+        f'<p class="sub">{part.words}</p>'
         f'<dl class="tiles">{shown}</dl>'
         f'<div class="controls"><label>Colour by <select class="by">{options}</select></label>'
         f'<label><input type="checkbox" class="views"> Show {views} views</label></div>'
-        '<ul class="legend"><li><b>+</b>&nbsp;bytes that it allocates</li><li><span class="swatch scale"></span>the stronger, the more bytes</li>'
-        '<li><span class="swatch line kept"></span>read, and kept for backward</li><li><span class="swatch line read"></span>only read</li></ul>'
-        f'<div class="graph" data-by="keeps" tabindex="-1" role="group" aria-label="{title}, drawn. Arrow keys go from operator to operator.">'
+        '<ul class="legend"><li><b>+</b>&nbsp;bytes that it allocates</li><li><span class="swatch scale">'
+        "</span>the stronger, the more bytes</li>"
+        '<li><span class="swatch line kept"></span>read, and kept for backward</li><li><span class="swatch line read">'
+        "</span>only read</li></ul>"
+        f'<div class="graph" data-by="keeps" tabindex="-1" role="group" aria-label="{title}, drawn. Arrow keys go '
+        'from operator to operator.">'
         f"{drawings}</div>"
         f"{_table(part)}</section>"
     )
@@ -178,7 +227,8 @@ def _drawing(part: Section, views: bool) -> str:
     picture = draw(part.graph, height, views)
     largest = {key: max((getattr(row, key) for row in part.rows), default=0) for key, _ in COLOURS}
     parts = [
-        f'<svg class="{"with-views" if views else "without-views"}" width="{picture.width:g}" height="{picture.height:g}" '
+        f'<svg class="{"with-views" if views else "without-views"}" width="{picture.width:g}" '
+        f'height="{picture.height:g}" '
         f'viewBox="0 0 {picture.width:g} {picture.height:g}" xmlns="http://www.w3.org/2000/svg">',
         *(_band(name, top, bottom, picture, i) for i, (name, top, bottom) in enumerate(picture.bands)),
         *(_line(line, picture.boxes) for line in sorted(picture.lines, key=lambda line: line.kept)),
@@ -195,8 +245,13 @@ def _band(name: str, top: float, bottom: float, picture: Drawing, number: int) -
     words = ""
     if name:
         at = [top + 12 + (bottom - top) * i / repeats for i in range(repeats)]
-        words = "".join(f'<text class="module" transform="translate(11 {y:g}) rotate(90)">{escape(name)}</text>' for y in at)
-    return f'<rect class="band{" odd" if number % 2 else ""}" x="0" y="{top:g}" width="{picture.width:g}" height="{bottom - top:g}"/>{words}'
+        words = "".join(
+            f'<text class="module" transform="translate(11 {y:g}) rotate(90)">{escape(name)}</text>' for y in at
+        )
+    return (
+        f'<rect class="band{" odd" if number % 2 else ""}" x="0" y="{top:g}" width="{picture.width:g}" '
+        f'height="{bottom - top:g}"/>{words}'
+    )
 
 
 def _line(line: Line, boxes: Sequence[Box]) -> str:
@@ -204,7 +259,10 @@ def _line(line: Line, boxes: Sequence[Box]) -> str:
     (x, y), head = line.points[-1], 5
     path = _rounded(line.points)
     tip = f"M{x - 3.5:g} {y - head:g}L{x:g} {y:g}L{x + 3.5:g} {y - head:g}"
-    return f'<path class="{style}" data-from="{_key(boxes[line.source])}" data-to="{_key(boxes[line.target])}" d="{path}{tip}"/>'
+    return (
+        f'<path class="{style}" data-from="{_key(boxes[line.source])}" data-to="{_key(boxes[line.target])}" '
+        f'd="{path}{tip}"/>'
+    )
 
 
 def _rounded(points: Sequence[tuple[float, float]], radius: float = 4) -> str:
@@ -215,7 +273,10 @@ def _rounded(points: Sequence[tuple[float, float]], radius: float = 4) -> str:
         r = min(radius, before / 2, after / 2)
         if r == 0:
             continue
-        path.append(f"L{x - (x - x0) / before * r:g} {y - (y - y0) / before * r:g}Q{x:g} {y:g} {x + (x1 - x) / after * r:g} {y + (y1 - y) / after * r:g}")
+        path.append(
+            f"L{x - (x - x0) / before * r:g} {y - (y - y0) / before * r:g}Q{x:g} {y:g} {x + (x1 - x) / after * r:g} "
+            f"{y + (y1 - y) / after * r:g}"
+        )
     return "".join([*path, f"L{points[-1][0]:g} {points[-1][1]:g}"])
 
 
@@ -231,15 +292,25 @@ def _box(part: Section, box: Box, row: Facts | None, largest: dict[str, int], fi
     if row is None:
         amount = size(part.graph.inputs[box.name].nbytes)
         texts = (
-            f'<text x="{x + 12:g}" y="{y + 17:g}" class="name">{escape(box.name)}</text><text x="{x + 12:g}" y="{y + 34:g}" class="soft">input, {amount}</text>'
+            f'<text x="{x + 12:g}" y="{y + 17:g}" class="name">{escape(box.name)}</text>'
+            f'<text x="{x + 12:g}" y="{y + 34:g}" class="soft">input, {amount}</text>'
         )
-        return f'<g class="node input" {tab} aria-label="input {escape(box.name)}, {amount}"><rect class="box" {frame}/>{texts}</g>'
+        return (
+            f'<g class="node input" {tab} aria-label="input {escape(box.name)}, {amount}">'
+            f'<rect class="box" {frame}/>{texts}</g>'
+        )
     lines, spoken = _texts(part, row)
     texts = f'<text x="{x + 12:g}" y="{y + (16 if row.view else 17):g}">{_cut(lines[0], row.op.kind)}</text>'
-    texts += "".join(f'<text x="{x + 12:g}" y="{y + 34 + 17 * i:g}" class="soft">{escape(line)}</text>' for i, line in enumerate(lines[1:]))
+    texts += "".join(
+        f'<text x="{x + 12:g}" y="{y + 34 + 17 * i:g}" class="soft">{escape(line)}</text>'
+        for i, line in enumerate(lines[1:])
+    )
     shades = ";".join(f"--{what}:{_shade(getattr(row, what), most):g}" for what, most in largest.items())
     style = "node view" if row.view else "node"
-    return f'<g class="{style}" {tab} aria-label="{escape(spoken)}" style="{shades}"><rect class="box" {frame}/><rect class="shade" {frame}/>{texts}</g>'
+    return (
+        f'<g class="{style}" {tab} aria-label="{escape(spoken)}" style="{shades}"><rect class="box" {frame}/>'
+        f'<rect class="shade" {frame}/>{texts}</g>'
+    )
 
 
 def _texts(part: Section, row: Facts) -> tuple[list[str], str]:
@@ -293,15 +364,20 @@ def _table(part: Section) -> str:
     )  # fmt: skip
     head = "".join(f'<th scope="col"{f" class={style}" if style else ""}>{words}</th>' for words, style in heads)
     total = (
-        f'<tr class="total"><td></td><th scope="row">all</th><td></td>{number(sum(row.allocates for row in part.rows))}<td></td>'
-        f"{number(sum(row.adds for row in part.rows))}{number(sum(spec.nbytes for spec in part.graph.parameters.values()))}"
+        '<tr class="total"><td></td><th scope="row">all</th><td>'
+        f"</td>{number(sum(row.allocates for row in part.rows))}<td></td>"
+        f"{number(sum(row.adds for row in part.rows))}"
+        f"{number(sum(spec.nbytes for spec in part.graph.parameters.values()))}"
         f'<td class="number">{flop_words(sum(row.flops for row in part.rows))}</td></tr>'
     )
     return (
-        f'<h3 class="apart">In order of execution</h3><div class="scroll" tabindex="0" role="region" aria-label="{escape(part.title)}, as a table">'
+        '<h3 class="apart">In order of execution</h3><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{escape(part.title)}, as a table">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(map(line, part.rows))}{total}</tbody></table></div>"
-        '<p class="note">A storage that several operators keep stands with each of them in “keeps”, and once, with the first, in “adds”. '
+        '<p class="note">A storage that several operators keep stands with each of them in “keeps”, and once, with '
+        "the first, in “adds”. "
         "Parameters count in neither, inputs that all layers share only in “keeps”. Bytes as requested of "
-        "the allocator, which rounds up to 512. Memory that an operator takes and returns while it runs (workspaces) is not shown here; the report of "
+        "the allocator, which rounds up to 512. Memory that an operator takes and returns while it runs (workspaces) "
+        "is not shown here; the report of "
         "<code>memsim simulate</code> has it.</p>"
     )

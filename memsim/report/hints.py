@@ -27,13 +27,20 @@ def _in_pieces(timeline: Timeline) -> str:
     reach, requested = oom.device_free + oom.reserved, int(timeline.answer.requested[oom.event])
     if oom.allocated + oom.tried <= reach:
         return (
-            f"When memory ran out, {size(oom.device_free)} were free on the device and {size(oom.reserved - oom.allocated)} in blocks that the allocator held: "
+            f"When memory ran out, {size(oom.device_free)} were free on the device and "
+            f"{size(oom.reserved - oom.allocated)} in blocks that the allocator held: "
             f"enough for the {size(oom.tried)}, but not in one piece. It is fragmentation that fails this run."
         )
     if requested + oom.requested <= reach:
-        return "When memory ran out, the bytes asked for would have fitted; with what rounding and unsplit remainders add to them, they did not."
+        return (
+            "When memory ran out, the bytes asked for would have fitted; with what rounding and unsplit remainders "
+            "add to them, they did not."
+        )
     need = size(requested + oom.requested)
-    return f"When memory ran out, {need} were asked for in all, of {size(reach)} that PyTorch could have: no allocator setting makes that fit."
+    return (
+        f"When memory ran out, {need} were asked for in all, of {size(reach)} that PyTorch could have: no allocator "
+        "setting makes that fit."
+    )
 
 
 def _tokens(timeline: Timeline) -> str:
@@ -42,7 +49,8 @@ def _tokens(timeline: Timeline) -> str:
         return ""
     fixed = sum(peak.by_category.get(kind, 0) for kind in FIXED)
     return (
-        f"{gib(fixed)} of the peak ({share(fixed, peak.allocated)}) are weights, adapters, gradients and optimizer state: a smaller batch or "
+        f"{gib(fixed)} of the peak ({share(fixed, peak.allocated)}) are weights, adapters, gradients and optimizer "
+        "state: a smaller batch or "
         f"a shorter sequence leaves them as they are, and can lower only the other {size(peak.allocated - fixed)}."
     )
 
@@ -57,7 +65,8 @@ def _phases(timeline: Timeline) -> str:
     (first, most), (second, next_most) = ranked[0], ranked[1]
     gain = size(most - next_most) if most > next_most else "nothing"
     return (
-        f"The peak of allocated lies in {first} ({gib(most)}). Making {first} cheaper gains {gain} at most: then {second}, at {gib(next_most)}, sets the peak."
+        f"The peak of allocated lies in {first} ({gib(most)}). Making {first} cheaper gains {gain} at most: then "
+        f"{second}, at {gib(next_most)}, sets the peak."
     )
 
 
@@ -74,4 +83,7 @@ def _retries(timeline: Timeline) -> str:
     count = int(answer.retries[answer.processed - 1]) if answer.processed else 0
     if not count or timeline.out_of_memory:
         return ""
-    return f"The allocator gave back its cache {count} {'time' if count == 1 else 'times'} to make room; each costs a wait for the device."
+    return (
+        f"The allocator gave back its cache {count} {'time' if count == 1 else 'times'} to make room; each costs a "
+        "wait for the device."
+    )

@@ -1,6 +1,8 @@
-"""The exact Timeline as the page carries it: columns of numbers, compressed, from which the page rebuilds every curve and every moment.
+"""The exact Timeline as the page carries it: columns of numbers, compressed, from which the page rebuilds every curve
+and every moment.
 
-Nothing is sampled here. The page samples what it draws, anew for each zoom, so that a peak can neither vanish nor be invented.
+Nothing is sampled here. The page samples what it draws, anew for each zoom, so that a peak can neither vanish nor be
+invented.
 """
 
 from __future__ import annotations
@@ -25,14 +27,16 @@ NOTHING, ALLOC = -2, -1  # what an event may be in `code`, beside the free of a 
 def columns(timeline: Timeline) -> dict[str, NDArray[Any]]:
     """The columns. Storages are numbered by the order in which they were served.
 
-    code [n]           ALLOC: the next storage; NOTHING; else a FREE: how many storages ago the one that it frees was allocated
+    code [n]           ALLOC: the next storage; NOTHING; else a FREE: how many storages ago the one that it frees was
+    allocated
     operator, layer [n] of each event
     seconds [n]        estimated, before each event; only where something is known of time
     kind [s]           index into kind_* of each storage
     address [s]        of its block
     kind_bytes, kind_block, kind_category [k]
     late_storage, late_event    storages whose block stayed in use after their free, and until which event
-    driver_event, driver_sign, driver_whole, driver_address, driver_bytes [m]   +1 where memory came, -1 where it went; whole: a segment (1),
+    driver_event, driver_sign, driver_whole, driver_address, driver_bytes [m]   +1 where memory came, -1 where it went;
+    whole: a segment (1),
                        pages (0), or memory of which no address is known (UNKNOWN)
     """
     tape, answer, lives = timeline.tape, timeline.whole, timeline.lifetimes
@@ -91,7 +95,9 @@ def _totals(reserved: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
 
 
 def pack(arrays: dict[str, NDArray[Any]]) -> str:
-    """Columns as base64 of gzip of: uint32 length of a JSON header, the header, the arrays, each at a multiple of 8 bytes, little-endian."""
+    """Columns as base64 of gzip of: uint32 length of a JSON header, the header, the arrays, each at a multiple of 8
+    bytes, little-endian.
+    """
     header: list[dict[str, Any]] = []
     offset, parts = 0, []
     for name, array in arrays.items():
@@ -107,5 +113,6 @@ def pack(arrays: dict[str, NDArray[Any]]) -> str:
 
 def compressed(data: bytes) -> str:
     """Base64 of gzip, as DecompressionStream reads it."""
-    packer = zlib.compressobj(LEVEL, zlib.DEFLATED, 31)  # 31: with a gzip header, without a time stamp, so that equal runs give equal files
+    # 31: with a gzip header, without a time stamp, so that equal runs give equal files
+    packer = zlib.compressobj(LEVEL, zlib.DEFLATED, 31)
     return base64.b64encode(packer.compress(data) + packer.flush()).decode()

@@ -26,7 +26,9 @@ SCRIPTS = ("data.js", "chart.js", "moment.js", "map.js", "maptime.js", "page.js"
 
 
 def write_html(timeline: Timeline, path: Path) -> None:
-    """Writes the report beside `path` and renames it, so that there is never half a report. Raises InputError where that cannot be."""
+    """Writes the report beside `path` and renames it, so that there is never half a report. Raises InputError where
+    that cannot be.
+    """
     write(report_html(timeline), path)
 
 
@@ -39,7 +41,9 @@ def report_html(timeline: Timeline) -> str:
     present = tuple(kind for kind in STACK if kind in timeline.curves)
     data = pack(columns(timeline))
     searched.join()
-    versions = ", ".join([f"memsim {version()}", *(f"{name} {number}" for name, number in timeline.about.versions.items())])
+    versions = ", ".join(
+        [f"memsim {version()}", *(f"{name} {number}" for name, number in timeline.about.versions.items())]
+    )
     return render(
         kind="memory report",
         title=" ".join(filter(None, ("memsim", timeline.about.name))),
@@ -52,8 +56,20 @@ def report_html(timeline: Timeline) -> str:
     )
 
 
-def render(*, kind: str, title: str, main: str, footer: str, script: tuple[str, ...], start: str, data: dict[str, str], meta: dict[str, Any]) -> str:
-    """Any page: `main` is its HTML, `script` its assets, `start` the call that begins, `data` base64 blobs by id, `meta` plain data for the script."""
+def render(
+    *,
+    kind: str,
+    title: str,
+    main: str,
+    footer: str,
+    script: tuple[str, ...],
+    start: str,
+    data: dict[str, str],
+    meta: dict[str, Any],
+) -> str:
+    """Any page: `main` is its HTML, `script` its assets, `start` the call that begins, `data` base64 blobs by id,
+    `meta` plain data for the script.
+    """
     blobs = [f'<script type="application/json" id="meta">{_json(meta)}</script>']
     blobs += [f'<script type="text/plain" id="{name}">{blob}</script>' for name, blob in data.items()]
     fields = {
@@ -87,9 +103,11 @@ def framed(html: str, title: str) -> str:
 
 
 def plotly() -> str:
-    """plotly.js as base64 of gzip: the basic bundle (scatter, bar), 0.4 MB compressed; the Python package ships only the whole, 4.8 MB.
+    """plotly.js as base64 of gzip: the basic bundle (scatter, bar), 0.4 MB compressed; the Python package ships only
+    the whole, 4.8 MB.
 
-    It is plotly-basic.min.js of the npm package plotly.js-basic-dist-min 4.1.1 (MIT), unchanged; a test holds it to that file's SHA-256.
+    It is plotly-basic.min.js of the npm package plotly.js-basic-dist-min 4.1.1 (MIT), unchanged; a test holds it to
+    that file's SHA-256.
     """
     return base64.b64encode((ASSETS / "plotly-basic.min.js.gz").read_bytes()).decode()
 
@@ -107,7 +125,10 @@ def _style() -> str:
         colours = {slug(kind): colour for kind, colour in COLOURS[theme].items()}
         return "".join(f"--{key}:{value};" for key, value in (INK[theme] | EXTRA[theme] | colours).items())
 
-    return f':root{{--font:{FONT};{block("light")}color-scheme:light}}\n:root[data-theme="dark"]{{{block("dark")}color-scheme:dark}}\n{_asset("page.css")}'
+    return (
+        f":root{{--font:{FONT};{block('light')}color-scheme:light}}\n"
+        f':root[data-theme="dark"]{{{block("dark")}color-scheme:dark}}\n{_asset("page.css")}'
+    )
 
 
 def _json(value: Any) -> str:
@@ -120,10 +141,20 @@ def _meta(timeline: Timeline, present: tuple[Category, ...]) -> dict[str, Any]:
     step = parts.home_step(timeline)
     mine = [span for span in timeline.spans if step is not None and span.step == step]
     home = {"lo": mine[0].start, "hi": mine[-1].stop} if mine else {"lo": 0, "hi": timeline.whole.processed}
-    words = "" if oom is None else f"<b>out of memory</b><br>{escape(place(timeline.tape, oom.event))}<br>{escape(missing(oom)).replace(', ', '<br>', 1)}"
+    words = (
+        ""
+        if oom is None
+        else (
+            f"<b>out of memory</b><br>{escape(place(timeline.tape, oom.event))}"
+            f"<br>{escape(missing(oom)).replace(', ', '<br>', 1)}"
+        )
+    )
     return {
         "categories": [{"number": int(kind), "key": slug(kind), "name": CATEGORY_NAMES[kind]} for kind in present],
-        "stack": [*({"key": slug(kind), "name": CATEGORY_NAMES[kind]} for kind in present), {"key": slug(UNSPLIT), "name": UNSPLIT}],
+        "stack": [
+            *({"key": slug(kind), "name": CATEGORY_NAMES[kind]} for kind in present),
+            {"key": slug(UNSPLIT), "name": UNSPLIT},
+        ],
         "spans": [{"phase": span.phase, "start": span.start, "stop": span.stop} for span in timeline.spans],
         "operators": list(timeline.tape.operators),
         "capacity": timeline.about.device_memory,

@@ -32,21 +32,29 @@ def fields(timeline: Timeline, present: tuple[Category, ...]) -> dict[str, str]:
     layers = int(timeline.tape.layer.max()) + 1
     home = home_step(timeline)
     label = (
-        f"Memory over the whole run: allocated peaks at {gib(timeline.peak_allocated)}, reserved at {gib(timeline.peak_reserved)}. "
+        f"Memory over the whole run: allocated peaks at {gib(timeline.peak_allocated)}, reserved at "
+        f"{gib(timeline.peak_reserved)}. "
         "The table of steps has the numbers."
     )
     return {
         "answer": escape(answer),
-        "leads": "\n".join(f'<p class="lead{" alarm" if line.startswith("Out of memory") else ""}">{escape(line)}</p>' for line in rest),
-        "facts": "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in timeline.about.facts),
+        "leads": "\n".join(
+            f'<p class="lead{" alarm" if line.startswith("Out of memory") else ""}">{escape(line)}</p>' for line in rest
+        ),
+        "facts": "".join(
+            f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in timeline.about.facts
+        ),
         "tiles": tiles(timeline),
         "legend": legend(timeline, present),
         "overview_label": escape(label),
-        "step_menu": _options([("", "whole run"), *((str(k), f"step {k}") for k in numbers)], "" if home is None else str(home)),
+        "step_menu": _options(
+            [("", "whole run"), *((str(k), f"step {k}") for k in numbers)], "" if home is None else str(home)
+        ),
         "phase_menu": _options([("", "all phases"), *((kind, kind) for kind in kinds)]),
         "layer_menu": _options([("", "all layers"), *((str(k), f"layer {k}") for k in range(layers))]),
         "moment_buttons": "".join(
-            f'<button type="button" data-moment="{moment["event"]}" aria-pressed="false">{moment["name"]}</button>' for moment in moments(timeline)
+            f'<button type="button" data-moment="{moment["event"]}" aria-pressed="false">{moment["name"]}</button>'
+            for moment in moments(timeline)
         ),
         "last_event": str(timeline.whole.processed - 1),
         "map_hidden": "" if len(timeline.whole.driver_event) else " hidden",
@@ -60,7 +68,9 @@ def fields(timeline: Timeline, present: tuple[Category, ...]) -> dict[str, str]:
 
 
 def home_step(timeline: Timeline) -> int | None:
-    """The step that the close-up opens with: where memory ran out, or else where it was highest; None where that is in no step."""
+    """The step that the close-up opens with: where memory ran out, or else where it was highest; None where that is in
+    no step.
+    """
     oom = timeline.answer.out_of_memory if timeline.unlimited is None else None
     event = oom.event if oom else timeline.peak_event()
     return next((span.step for span in timeline.spans if span.start <= event < span.stop), None)
@@ -69,9 +79,17 @@ def home_step(timeline: Timeline) -> int | None:
 def moments(timeline: Timeline) -> list[dict[str, object]]:
     """The moments that have a button: event, the button's name, and the title of what it shows."""
     allocated, reserved = timeline.peak_event("allocated"), timeline.peak_event("reserved")
-    found: list[dict[str, object]] = [{"event": allocated, "name": "Peak of allocated", "title": "What is alive at the peak of allocated"}]
+    found: list[dict[str, object]] = [
+        {"event": allocated, "name": "Peak of allocated", "title": "What is alive at the peak of allocated"}
+    ]
     if reserved != allocated:
-        found.append({"event": reserved, "name": "Peak of reserved", "title": "What is alive when reserved first reaches its peak"})
+        found.append(
+            {
+                "event": reserved,
+                "name": "Peak of reserved",
+                "title": "What is alive when reserved first reaches its peak",
+            }
+        )
     oom = timeline.answer.out_of_memory
     if oom is not None and oom.event not in (allocated, reserved):
         found.append({"event": oom.event, "name": "Out of memory", "title": "What is alive when memory runs out"})
@@ -93,31 +111,60 @@ def tiles(timeline: Timeline) -> str:
         rows.append(("model loaded", gib(timeline.loaded_allocated), note))
     if about.trainable_parameters and about.parameters:
         part = 100 * about.trainable_parameters / about.parameters
-        rows.append(("trainable", f"{about.trainable_parameters / 1e6:,.1f} M", f"{part:.2f} % of the parameters" if part < 99.995 else "all parameters"))
+        rows.append(
+            (
+                "trainable",
+                f"{about.trainable_parameters / 1e6:,.1f} M",
+                f"{part:.2f} % of the parameters" if part < 99.995 else "all parameters",
+            )
+        )
     if timeline.step_time is not None and timeline.step_time.total:
-        rows.append(("a step, estimated", duration(timeline.step_time.total), f"{timeline.step_time.tokens_per_second:,.0f} tokens/s"))
-    return "".join(f'<div class="tile"><dt>{name}</dt><dd>{_small_unit(value)}</dd><dd class="tile-note">{note}</dd></div>' for name, value, note in rows)
+        rows.append(
+            (
+                "a step, estimated",
+                duration(timeline.step_time.total),
+                f"{timeline.step_time.tokens_per_second:,.0f} tokens/s",
+            )
+        )
+    return "".join(
+        f'<div class="tile"><dt>{name}</dt><dd>{_small_unit(value)}</dd><dd class="tile-note">{note}</dd></div>'
+        for name, value, note in rows
+    )
 
 
 def legend(timeline: Timeline, present: tuple[Category, ...]) -> str:
     """Areas and lines of the timelines."""
     kinds: list[Category | str] = [*(kind for kind in STACK if kind in present), UNSPLIT]
     items = [
-        (f'<span class="swatch" style="background:var(--{slug(kind)})"></span>', kind if isinstance(kind, str) else CATEGORY_NAMES[kind]) for kind in kinds
+        (
+            f'<span class="swatch" style="background:var(--{slug(kind)})"></span>',
+            kind if isinstance(kind, str) else CATEGORY_NAMES[kind],
+        )
+        for kind in kinds
     ]
-    items += [('<span class="swatch line"></span>', "allocated"), ('<span class="swatch line dashed"></span>', "reserved")]
+    items += [
+        ('<span class="swatch line"></span>', "allocated"),
+        ('<span class="swatch line dashed"></span>', "reserved"),
+    ]
     if timeline.about.device_memory:
         items.append(('<span class="swatch line capacity"></span>', escape(timeline.about.device or "device memory")))
     return "".join(f"<li>{swatch}{name}</li>" for swatch, name in items)
 
 
 def cost(timeline: Timeline) -> str:
-    """The peak of reserved, divided into what the requests cost, what placing them costs, and what the allocator adds."""
+    """The peak of reserved, divided into what the requests cost, what placing them costs, and what the
+    allocator adds.
+    """
     bounds = timeline.bounds
     if bounds is None or not bounds.reserved or (timeline.out_of_memory and timeline.unlimited is None):
         return ""
     packing = bounds.live if bounds.packing is None else bounds.packing
-    asked = ("asked for at once", bounds.live, "cost-model", "the most that is alive together: no allocator can do with less")
+    asked = (
+        "asked for at once",
+        bounds.live,
+        "cost-model",
+        "the most that is alive together: no allocator can do with less",
+    )
     placed = (
         "having a place for it",
         packing - bounds.live,
@@ -137,9 +184,17 @@ def cost(timeline: Timeline) -> str:
         for name, value, look, why in rows
     )
     strip = "".join(f'<span class="{look}" style="flex:{value} 0 0"></span>' for _, value, look, _ in rows if value)
-    sub = f"Of the {gib(bounds.reserved)} reserved at the peak, what the run itself needs, and what comes of where its blocks lie."
-    table = f'<table class="narrow"><caption class="hidden-label">Parts of the peak of reserved</caption><tbody>{lines}</tbody></table>'
-    return _section("cost", "What fragmentation costs", sub, f'<div class="strip" aria-hidden="true">{strip}</div>{table}')
+    sub = (
+        f"Of the {gib(bounds.reserved)} reserved at the peak, what the run itself needs, and what comes of where its "
+        "blocks lie."
+    )
+    table = (
+        f'<table class="narrow"><caption class="hidden-label">Parts of the peak of reserved</caption><tbody>{lines}'
+        "</tbody></table>"
+    )
+    return _section(
+        "cost", "What fragmentation costs", sub, f'<div class="strip" aria-hidden="true">{strip}</div>{table}'
+    )
 
 
 def pace(timeline: Timeline) -> str:
@@ -159,14 +214,22 @@ def pace(timeline: Timeline) -> str:
         for name, value, look, why in rows
         if value
     )
-    strip = "".join(f'<span class="{look}" style="flex:{1e6 * value:.0f} 0 0"></span>' for _, value, look, _ in rows if value)
+    strip = "".join(
+        f'<span class="{look}" style="flex:{1e6 * value:.0f} 0 0"></span>' for _, value, look, _ in rows if value
+    )
     e = rates.efficiency
     sub = (
-        f"The last step, as {rates.device.label} would execute it: {duration(time.total)}, {time.tokens_per_second:,.0f} tokens/s, {percent(time.mfu)} of its "
-        f"matrix products' rate (MFU). A roofline over the data sheet at {percent(e.matmul)} of that rate, {percent(e.attention)} within attention, and "
-        f"{percent(e.memory)} of the memory's bandwidth: an estimate, where memory is exact. Give --measured-step to calibrate it."
+        f"The last step, as {rates.device.label} would execute it: {duration(time.total)}, "
+        f"{time.tokens_per_second:,.0f} tokens/s, {percent(time.mfu)} of its "
+        f"matrix products' rate (MFU). A roofline over the data sheet at {percent(e.matmul)} of that rate, "
+        f"{percent(e.attention)} within attention, and "
+        f"{percent(e.memory)} of the memory's bandwidth: an estimate, where memory is exact. Give --measured-step to "
+        "calibrate it."
     )
-    table = f'<table class="narrow"><caption class="hidden-label">Parts of a step\'s time</caption><tbody>{lines}</tbody></table>'
+    table = (
+        f'<table class="narrow"><caption class="hidden-label">Parts of a step\'s time</caption><tbody>{lines}</tbody>'
+        "</table>"
+    )
     return _section("time", "Where the time goes", sub, f'<div class="strip" aria-hidden="true">{strip}</div>{table}')
 
 
@@ -190,11 +253,15 @@ def devices(timeline: Timeline) -> str:
     for memory, same in groupby(ordered, key=lambda device: device[1]):
         names, fits = ", ".join(escape(name) for name, _ in same), memory >= peak
         verdict = f"<b>{gib(memory - peak)}</b> to spare" if fits else f"lacks {gib(peak - memory)}"
-        track = f'<span class="track"><span style="width:{100 * memory / scale:.2f}%"></span><i style="left:{100 * peak / scale:.2f}%"></i></span>'
+        track = (
+            f'<span class="track"><span style="width:{100 * memory / scale:.2f}%"></span>'
+            f'<i style="left:{100 * peak / scale:.2f}%"></i></span>'
+        )
         label = f'<span class="names">{names} <span class="soft">{capacity(memory)}</span></span>'
         rows.append(f'<li class="{"yes" if fits else "no"}">{label}{track}<span class="number">{verdict}</span></li>')
     sub = (
-        f"The line is the peak of reserved, {gib(peak)}. The CUDA context and other processes come on top of it, about half a GiB on a device of your own. "
+        f"The line is the peak of reserved, {gib(peak)}. The CUDA context and other processes come on top of it, "
+        "about half a GiB on a device of your own. "
         "A device that lacks a little may still do, by giving back cached memory: simulate it to know."
     )
     return _section("devices", "Which devices hold it", sub, f'<ul class="devices">{"".join(rows)}</ul>')
@@ -205,22 +272,41 @@ def steps(timeline: Timeline) -> str:
     rows = timeline.steps_needed
     if not rows:
         return ""
-    sub = "In GiB. Peaks include the level at which a step starts, as torch.cuda.reset_peak_memory_stats() at its start would give them."
+    sub = (
+        "In GiB. Peaks include the level at which a step starts, as torch.cuda.reset_peak_memory_stats() at its start "
+        "would give them."
+    )
     sub += " As they would be with enough memory." if timeline.unlimited is not None else ""
-    heads = [("step", ""), *((name, _number(wide)) for _, name, wide in COLUMNS), ("segments", _number(True)), ("cache given back", _number(True))]
+    heads = [
+        ("step", ""),
+        *((name, _number(wide)) for _, name, wide in COLUMNS),
+        ("segments", _number(True)),
+        ("cache given back", _number(True)),
+    ]
     head = "".join(f'<th scope="col" class="{look}">{name}</th>' for name, look in heads)
     lines = "".join(_row(step, rows) for step in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
-    return _section("steps", "Steps", sub, f'<div class="scroll" tabindex="0" role="region" aria-label="Table of steps">{table}</div>')
+    return _section(
+        "steps",
+        "Steps",
+        sub,
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Table of steps">{table}</div>',
+    )
 
 
 def _row(step: Step, rows: tuple[Step, ...]) -> str:
     cells = []
     for field, _, wide in COLUMNS:
         value = getattr(step, field)
-        top = field in ("peak_allocated", "peak_reserved", "peak_requested") and value == max(getattr(row, field) for row in rows)
-        cells.append(f'<td class="{_number(wide)}{" peak" if top else ""}">{"–" if value is None else f"{value / GIB:.2f}"}</td>')
-    cells.append(f'<td class="{_number(True)}">{step.peak_segments:,}</td><td class="{_number(True)}">{step.retries}</td>')
+        top = field in ("peak_allocated", "peak_reserved", "peak_requested") and value == max(
+            getattr(row, field) for row in rows
+        )
+        cells.append(
+            f'<td class="{_number(wide)}{" peak" if top else ""}">{"–" if value is None else f"{value / GIB:.2f}"}</td>'
+        )
+    cells.append(
+        f'<td class="{_number(True)}">{step.peak_segments:,}</td><td class="{_number(True)}">{step.retries}</td>'
+    )
     return f'<tr><th scope="row">{step.step}</th>{"".join(cells)}</tr>'
 
 
@@ -254,7 +340,10 @@ def _section(name: str, title: str, sub: str, content: str) -> str:
 
 
 def _options(rows: list[tuple[str, str]], chosen: str = "") -> str:
-    return "".join(f'<option value="{escape(value)}"{" selected" if value == chosen else ""}>{escape(name)}</option>' for value, name in rows)
+    return "".join(
+        f'<option value="{escape(value)}"{" selected" if value == chosen else ""}>{escape(name)}</option>'
+        for value, name in rows
+    )
 
 
 def _number(wide: bool) -> str:

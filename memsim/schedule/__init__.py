@@ -37,19 +37,30 @@ def record(model: Model, plan: Plan, stack: Stack, *, whole: bool = False) -> Ta
         return replace(tape, work=None)
     trained = [(layer, p) for layer, p in model.in_order() if p.trainable and not p.buffer]
     seconds = optimizer_seconds(plan.optimizer.name, plan.clip_grad_norm is not None, trained, plan.rates)
-    return replace(tape, work=with_optimizer(tape.work, tape.phase, tape.phases, seconds, "backward" if plan.in_backward else "optimizer"))
+    return replace(
+        tape,
+        work=with_optimizer(
+            tape.work, tape.phase, tape.phases, seconds, "backward" if plan.in_backward else "optimizer"
+        ),
+    )
 
 
 def alike_layers(model: Model) -> tuple[list[Hashable], list[bool]]:
     """What tells each layer's requests from another's, and whether it is the first of what is checkpointed as one."""
-    # Where kinds differ only in what they read, the first to read each thing must be among the layers that are not repeated: there it is let go of.
+    # Where kinds differ only in what they read, the first to read each thing must be among the layers that are not
+    # repeated: there it is let go of.
     same = model.alike and set(model.pattern[:2]) == set(model.pattern)
     rows: list[Hashable] = []
     begins: list[bool] = []
     for kind, (checkpoint, at) in zip(model.pattern, model.by_layer(), strict=True):
         rows.append((0 if same else kind, checkpoint, at))
         begins.append(at == 0)
-    if model.towers:  # layers at a tower's ends have other neighbours; in the last two, sums of gradients for all layers begin
-        ends = [(number, min(i - span.start, 1), min(span.stop - i, 3)) for number, span in enumerate(model.spans()) for i in span]
+    # layers at a tower's ends have other neighbours; in the last two, sums of gradients for all layers begin
+    if model.towers:
+        ends = [
+            (number, min(i - span.start, 1), min(span.stop - i, 3))
+            for number, span in enumerate(model.spans())
+            for i in span
+        ]
         rows = list(zip(rows, ends, strict=True))
     return rows, begins

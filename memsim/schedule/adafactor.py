@@ -1,5 +1,6 @@
-"""torch.optim.Adafactor, one tensor at a time (torch/optim/_adafactor.py, _single_tensor_adafactor): factored state, and locals that
-live from one parameter's update into the next one's."""
+"""torch.optim.Adafactor, one tensor at a time (torch/optim/_adafactor.py, _single_tensor_adafactor): factored state,
+and locals that live from one parameter's update into the next one's.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def update(m: Machine, parameters: list[tuple[int, Parameter]]) -> None:
             m.reduction_scratch(p.shape, contiguous(p.shape), (len(p.shape) - 2,), p.dtype)
             bind("col_mean", col_mean)
             estimate = m.alloc(p.nbytes, SCRATCH)
-            if len(p.shape) == 2:  # stacked matrices go through bmm, which asks for none where it sums over a single element
+            # stacked matrices go through bmm, which asks for none where it sums over a single element
+            if len(p.shape) == 2:
                 m.workspace()
             _mean_of_rows(m, p, rows // item)
         else:

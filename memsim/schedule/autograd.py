@@ -1,7 +1,7 @@
 """Forward execution of a layer graph and autograd's backward over it (torch/csrc/autograd/engine.cpp, checkpoint.py).
 
-Nodes run in the reverse of the order in which they were made, which is what the engine's priority queue comes to on one device; a leaf's
-AccumulateGrad runs as soon as its gradient is complete.
+Nodes run in the reverse of the order in which they were made, which is what the engine's priority queue comes to on one
+device; a leaf's AccumulateGrad runs as soon as its gradient is complete.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class Leaf:
 
 @dataclass(eq=False, slots=True)
 class Reentrant:
-    """A region of the reentrant kind (CheckpointFunction in torch/utils/checkpoint.py): its forward ran without autograd."""
+    """A region of the reentrant kind (CheckpointFunction in torch/utils/checkpoint.py): its forward ran without
+    autograd.
+    """
 
     graph: LayerGraph  # as it runs again: with autograd, its hidden states a leaf
     bound: dict[str, tuple[int, int]]  # (storage, value) of its inputs and parameters
@@ -58,8 +60,10 @@ class Autograd:
     nodes: list[Node] = field(default_factory=list)
     holding: Nodes | None = None  # where nodes of operators hold tensors until the graph goes
     attached: list[int] = field(default_factory=list)  # storages that nodes of reentrant checkpoints hold as long
-    hook: Callable[[Leaf], None] | None = None  # runs after a leaf has its gradient (register_post_accumulate_grad_hook)
-    made: list[tuple[Leaf, list[int]]] = field(default_factory=list)  # leaves that the graph made, and what their nodes hold
+    # runs after a leaf has its gradient (register_post_accumulate_grad_hook)
+    hook: Callable[[Leaf], None] | None = None
+    # leaves that the graph made, and what their nodes hold
+    made: list[tuple[Leaf, list[int]]] = field(default_factory=list)
     next_value: int = 0
     how: int = FORWARD  # what executing an operator is, for the estimate of time
 
@@ -108,7 +112,11 @@ class Autograd:
                         leaf.expected += 1
         if op.kind == "new_leaf":
             self._make_leaf(instance, op)
-        if frame is not None or offload or (op.unkept and "dead" in op.attrs and not any(spec.requires_grad for spec in op.inputs)):
+        if (
+            frame is not None
+            or offload
+            or (op.unkept and "dead" in op.attrs and not any(spec.requires_grad for spec in op.inputs))
+        ):
             self._drop_unkept(instance, op)
             return
         for storage in op.drops:
@@ -130,7 +138,9 @@ class Autograd:
                 held.append(leaf.grad.storage)
 
     def _drop_unkept(self, instance: Instance, op: Operator) -> None:
-        """Lets go of names in a checkpointed region's first run, or where what is saved is on the host, and of what elsewhere a graph would hold."""
+        """Lets go of names in a checkpointed region's first run, or where what is saved is on the host, and of what
+        elsewhere a graph would hold.
+        """
         for storage in (*op.unkept, *op.drops):
             if instance.storages[storage] >= 0:
                 self.machine.release(instance.storages[storage])
@@ -153,7 +163,8 @@ class Autograd:
         machine = self.machine
         buffers: dict[int, Grad] = dict(roots)
         before = machine.default_category, machine.scratch_category, machine.backward_thread
-        machine.default_category = machine.scratch_category = int(Category.LOGITS_AND_LOSS)  # until the first layer's backward
+        # until the first layer's backward
+        machine.default_category = machine.scratch_category = int(Category.LOGITS_AND_LOSS)
         machine.backward_thread = True
         while self.nodes:
             node = self.nodes.pop()
@@ -180,7 +191,8 @@ class Autograd:
             else:
                 edges = KINDS[op.kind].backward(machine, inputs, outputs, op.attrs, grads)
                 machine.worked(op, BACKWARD)
-            # Kernels that make every gradient make those that nobody asked for, too. What a function in Python returns is held until all are passed on.
+            # Kernels that make every gradient make those that nobody asked for, too. What a function in Python returns
+            # is held until all are passed on.
             unasked = [grad for i, grad in edges if not op.inputs[i].requires_grad]
             in_python = KINDS[op.kind].in_python(op.attrs)
             if not in_python:
@@ -193,7 +205,9 @@ class Autograd:
                 unpacked = frame.saved.pop((node.instance.layer, op.index))
             machine.release(*(unpacked if in_python else reversed(unpacked)))
             machine.leave()
-            edges = [(i, machine.cast(machine.sum_to(grad, op.inputs[i].shape), op.inputs[i].dtype)) for i, grad in edges]
+            edges = [
+                (i, machine.cast(machine.sum_to(grad, op.inputs[i].shape), op.inputs[i].dtype)) for i, grad in edges
+            ]
             machine.discard(*grads)
             if frame is None:
                 machine.release(*node.saved)
@@ -222,8 +236,9 @@ class Autograd:
         machine.default_category, machine.scratch_category, machine.backward_thread = before
 
     def checkpoint(self, instance: Instance, region: Reentrant, held: Sequence[int], saved: Sequence[int]) -> None:
-        """CheckpointFunction.apply: the layer ran without autograd; one node runs it again. `held` are the arguments by name, which the node's function
-        keeps until the graph goes, `saved` the others."""
+        """CheckpointFunction.apply: the layer ran without autograd; one node runs it again. `held` are the arguments by
+        name, which the node's function keeps until the graph goes, `saved` the others.
+        """
         machine, graph = self.machine, instance.graph
         for storage in reversed(held):
             machine.retain(storage)
@@ -242,7 +257,9 @@ class Autograd:
         machine, graph = self.machine, region.graph
         category, machine.default_category = machine.default_category, int(Category.RECOMPUTATION)
         holding = Nodes(tensors=False) if holds_tensors(graph) else None
-        inner = Autograd(machine, dict(self.leaves), holding=holding, hook=self.hook, next_value=self.next_value, how=RECOMPUTED)
+        inner = Autograd(
+            machine, dict(self.leaves), holding=holding, hook=self.hook, next_value=self.next_value, how=RECOMPUTED
+        )
         instance = inner.instance(graph, region.bound, first.layer, first.prefix)
         hidden, out = graph.inputs["hidden_states"], graph.outputs[0]
         leaf = Leaf(instance.storages[hidden.storage], hidden)

@@ -1,4 +1,6 @@
-"""State of bitsandbytes' optimizers (bitsandbytes/optim/optimizer.py, ademamix.py); their steps are kernels in place, without temporaries."""
+"""State of bitsandbytes' optimizers (bitsandbytes/optim/optimizer.py, ademamix.py); their steps are kernels in place,
+without temporaries.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,8 @@ BUFFERS = {
     "rmsprop-32bit": Buffers(ONE),
     "adagrad-8bit": Buffers(ONE, eight=True),
 }
-NO_BF16 = ("sgd-8bit", "rmsprop-8bit", "rmsprop-32bit", "adagrad-8bit")  # whose fp32 state has kernels for fp32 and fp16 gradients only (backends/cuda/ops.py)
+# whose fp32 state has kernels for fp32 and fp16 gradients only (backends/cuda/ops.py)
+NO_BF16 = ("sgd-8bit", "rmsprop-8bit", "rmsprop-32bit", "adagrad-8bit")
 
 
 def lacks_kernel(name: str, p: Parameter) -> bool:
@@ -76,7 +79,9 @@ def lacks_kernel(name: str, p: Parameter) -> bool:
 
 
 def paged_state(name: str, model: Model) -> int:
-    """Bytes of optimizer state that a paged optimizer keeps in managed memory, which lies on the host until its kernels want it; 0 for any other."""
+    """Bytes of optimizer state that a paged optimizer keeps in managed memory, which lies on the host until its kernels
+    want it; 0 for any other.
+    """
     buffers = BUFFERS.get(name)
     if buffers is None or not buffers.paged:
         return 0

@@ -1,5 +1,6 @@
-"""How PEFT finds a DoRA module's first magnitudes when it wraps a model (peft/tuners/lora/dora.py, DoraLinearLayer.update_layer): the norms of the rows of
-base + adapters, found in the dtype of the adapters, outside of autocast and with a graph that dies with the function.
+"""How PEFT finds a DoRA module's first magnitudes when it wraps a model (peft/tuners/lora/dora.py,
+DoraLinearLayer.update_layer): the norms of the rows of base + adapters, found in the dtype of the adapters, outside of
+autocast and with a graph that dies with the function.
 """
 
 from __future__ import annotations
@@ -24,17 +25,27 @@ COMPUTE = "bf16"  # bnb_4bit_compute_dtype, in which the weights were
 def placed(m: Machine, model: Model, layer: int, p: Parameter, named: Mapping[tuple[int, str], Parameter]) -> int:
     """The storage of the magnitudes p, as PEFT finds the first ones. named: the parameters by layer and name."""
     module = p.name.removesuffix(f".{MAGNITUDE_NAME}")
-    weight = named.get((layer, f"{module}.weight")) or replace(model.before[0], module="linear")  # a tied head has the embedding's
-    adapter = next(named[layer, name] for name in (f"{module}.lora_A.weight", f"{module}.lora_embedding_A") if (layer, name) in named)
-    return first_magnitude(m, weight, named.get((layer, f"{module}.bias")), adapter.shape[0], adapter.created_dtype or adapter.dtype)
+    # a tied head has the embedding's
+    weight = named.get((layer, f"{module}.weight")) or replace(model.before[0], module="linear")
+    adapter = next(
+        named[layer, name]
+        for name in (f"{module}.lora_A.weight", f"{module}.lora_embedding_A")
+        if (layer, name) in named
+    )
+    return first_magnitude(
+        m, weight, named.get((layer, f"{module}.bias")), adapter.shape[0], adapter.created_dtype or adapter.dtype
+    )
 
 
 def first_magnitude(m: Machine, weight: Parameter, bias: Parameter | None, rank: int, dtype: str) -> int:
-    """The storage of the magnitudes of a module of this weight [out, in], or [in, out] where it is stored the other way round. `dtype`: of the adapters."""
+    """The storage of the magnitudes of a module of this weight [out, in], or [in, out] where it is stored the other way
+    round. `dtype`: of the adapters.
+    """
     transposed = weight.module in ("conv1d", "embedding")
     out, inputs = weight.shape[::-1] if transposed else weight.shape
     n = out * inputs
-    halves = [m.alloc(4 * rank * inputs, SCRATCH), m.alloc(4 * out * rank, SCRATCH)] if dtype == "fp16" else []  # adapters in fp32
+    # adapters in fp32
+    halves = [m.alloc(4 * rank * inputs, SCRATCH), m.alloc(4 * out * rank, SCRATCH)] if dtype == "fp16" else []
     copy = copied(m, weight, bias) if weight.quantized.startswith("nf4") else []
     base, base_dtype = dequantized(m, weight, dtype)
     product = m.alloc((4 if halves else ITEMSIZE[dtype]) * n, SCRATCH)
@@ -67,7 +78,9 @@ def dequantized(m: Machine, weight: Parameter, dtype: str) -> tuple[list[int], s
 
 
 def copied(m: Machine, weight: Parameter, bias: Parameter | None) -> list[int]:
-    """deepcopy(base_layer) of a Linear4bit: each tensor's storage is cloned, and an empty tensor of an element made and let go of; a bias is cloned."""
+    """deepcopy(base_layer) of a Linear4bit: each tensor's storage is cloned, and an empty tensor of an element made and
+    let go of; a bias is cloned.
+    """
     blocks = -(-weight.elements // BLOCK)
     packed = (weight.elements + 1) // 2
     double = weight.quantized == "nf4-double"

@@ -13,7 +13,9 @@ ARGUMENTS = 3  # what nests further in the arguments by name of a reentrant chec
 
 
 def at_end(whole: Model, kept: list[int], attached: list[int]) -> tuple[list[int], list[int]]:
-    """What the graph lets go of before the loss itself goes and after it: the embeddings' output, and what reentrant checkpoints hold."""
+    """What the graph lets go of before the loss itself goes and after it: the embeddings' output, and what reentrant
+    checkpoints hold.
+    """
     nested, reentrant = _nested(whole), any(c.how == "reentrant" for c in whole.checkpoints)
     if reentrant and whole.settings.stack.checkpoints_positional_arguments:
         return attached[::-1] + kept, []
@@ -23,11 +25,16 @@ def at_end(whole: Model, kept: list[int], attached: list[int]) -> tuple[list[int
 
 
 def _nested(whole: Model) -> int:
-    """How many nodes written in Python the graph nests. From NESTED on, CPython puts off the end of its deallocation until the loss itself is gone."""
+    """How many nodes written in Python the graph nests. From NESTED on, CPython puts off the end of its deallocation
+    until the loss itself is gone.
+    """
     if whole.settings.stack.frees_nested_graphs_at_once:
         return 0
     rows = zip(whole.pattern, whole.by_layer(), strict=True)
-    return sum(1 if checkpoint.how == "reentrant" else nested_functions(whole.layer_graphs[kind]) for kind, (checkpoint, _) in rows)
+    return sum(
+        1 if checkpoint.how == "reentrant" else nested_functions(whole.layer_graphs[kind])
+        for kind, (checkpoint, _) in rows
+    )
 
 
 @lru_cache(maxsize=64)
@@ -49,11 +56,17 @@ def leaves_made(graph: LayerGraph) -> frozenset[int]:
 @lru_cache(maxsize=256)
 def casts_of_leaves(graph: LayerGraph) -> frozenset[int]:
     """Operators of a layer in which autocast casts a leaf that is no parameter, and keeps the result."""
-    return frozenset(op.index for op in graph.operators if op.attrs.get("autocast") and op.inputs[0].leaf and op.inputs[0].parameter is None)
+    return frozenset(
+        op.index
+        for op in graph.operators
+        if op.attrs.get("autocast") and op.inputs[0].leaf and op.inputs[0].parameter is None
+    )
 
 
 class Walk:
-    """The nodes that a forward pass over the whole model makes, without its memory: tensors that are told to require a gradient are numbered."""
+    """The nodes that a forward pass over the whole model makes, without its memory: tensors that are told to require a
+    gradient are numbered.
+    """
 
     def __init__(self, whole: Model, layer_graph: Callable[[int, bool, bool], LayerGraph]) -> None:
         self.whole, self.layer_graph = whole, layer_graph
@@ -93,7 +106,9 @@ class Walk:
         span = self.whole.spans()[tower]
         for layer in span:
             first = layer == span.start
-            graph = self.layer_graph(self.whole.pattern[layer], hidden.requires_grad or not first, first and hidden.leaf)
+            graph = self.layer_graph(
+                self.whole.pattern[layer], hidden.requires_grad or not first, first and hidden.leaf
+            )
             values, made, kept = self.fresh(graph), leaves_made(graph), casts_of_leaves(graph)
             for name, spec in graph.inputs.items():
                 values[spec.value] = given[name]
@@ -111,7 +126,8 @@ class Walk:
 
 
 def end_of_leaves(whole: Model, layer_graph: Callable[[int, bool, bool], LayerGraph]) -> tuple[list[int], list[int]]:
-    """In which order a model's graph lets go of tensors that were told to require a gradient, numbered as they were; before the loss itself, and after it.
+    """In which order a model's graph lets go of tensors that were told to require a gradient, numbered as they were;
+    before the loss itself, and after it.
 
     layer_graph: the graph of a kind of layer whose hidden states require a gradient or not, and are a leaf or not.
     """

@@ -1,6 +1,8 @@
-"""Temporaries of torch's foreach optimizers: lists of tensors, one for each parameter (torch/optim/*.py, _multi_tensor_*).
+"""Temporaries of torch's foreach optimizers: lists of tensors, one for each parameter (torch/optim/*.py,
+_multi_tensor_*).
 
-A step goes through the parameters dtype by dtype. Its lists are Python locals: those of one dtype live until the next one's replace them.
+A step goes through the parameters dtype by dtype. Its lists are Python locals: those of one dtype live until the next
+one's replace them.
 """
 
 from __future__ import annotations
@@ -67,8 +69,9 @@ def release(m: Machine, operator: str, tensors: Tensors) -> None:
 
 
 def by_dtype(rows: Rows) -> list[list[Row]]:
-    """torch.utils._foreach_utils._group_tensors_by_device_and_dtype: the dtype that is seen last comes first, for the groups come from a
-    std::unordered_map, where libstdc++ puts what is new ahead (ATen/native/ForeachUtils.h)."""
+    """torch.utils._foreach_utils._group_tensors_by_device_and_dtype: the dtype that is seen last comes first, for the
+    groups come from a std::unordered_map, where libstdc++ puts what is new ahead (ATen/native/ForeachUtils.h).
+    """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row[1].dtype, []).append(row)

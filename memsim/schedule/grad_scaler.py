@@ -1,7 +1,8 @@
-"""torch.amp.GradScaler: the loss times a scale, gradients divided by it before they are used (torch/amp/grad_scaler.py).
+"""torch.amp.GradScaler: the loss times a scale, gradients divided by it before they are used
+(torch/amp/grad_scaler.py).
 
-Everything it makes is one element. Gradients are unscaled in place, so their number does not matter. A step that finds an infinity is skipped;
-here none does, as in the recordings, whose values are zeros.
+Everything it makes is one element. Gradients are unscaled in place, so their number does not matter. A step that finds
+an infinity is skipped; here none does, as in the recordings, whose values are zeros.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class GradScaler:
         self._unscale_grads(inverse)
 
     def _unscale_grads(self, inverse: int) -> None:
-        """_unscale_grads_, and its caller's end: kernels get copies of the reciprocal and of the check, whose copy stays."""
+        """_unscale_grads_, and its caller's end: kernels get copies of the reciprocal and of the check, whose copy
+        stays.
+        """
         m = self.machine
         master = m.alloc(FLOAT, SCRATCH)
         self.found_inf = m.alloc(FLOAT, SCRATCH)
@@ -66,7 +69,9 @@ class GradScaler:
 
     @contextmanager
     def step(self, fused: bool) -> Iterator[None]:
-        """scaler.step(optimizer), the optimizer's own step inside, and scaler.update(). A fused optimizer gets the scale and the check."""
+        """scaler.step(optimizer), the optimizer's own step inside, and scaler.update(). A fused optimizer gets the
+        scale and the check.
+        """
         if not self.enabled:
             yield
             return

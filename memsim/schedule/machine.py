@@ -1,4 +1,6 @@
-"""The machine that operators run on: storages with reference counts, and the requests that follow, as PyTorch's tensors make them."""
+"""The machine that operators run on: storages with reference counts, and the requests that follow, as PyTorch's tensors
+make them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ FORWARD, RECOMPUTED, BACKWARD, COPIED = range(4)
 class Grad:
     """A gradient on its way through autograd: one reference to a storage, and how it is laid out (strides in elements).
 
-    A `view` keeps its base tensor alive, so autograd never accumulates into it in place. One that is `alone` is nobody else's, though its storage may be.
+    A `view` keeps its base tensor alive, so autograd never accumulates into it in place. One that is `alone` is nobody
+    else's, though its storage may be.
     """
 
     storage: int
@@ -51,7 +54,8 @@ class Machine:
         self.backward_thread = False  # whether autograd's own thread executes
         self.leftover: list[int] = []  # locals of a backward written in Python, which die after those that it unpacked
         self.workspaces: dict[tuple[str, bool], int] = {}  # kept ones of cuBLAS, by thread
-        self.work: list[tuple[int, int, Operator | int, int]] = []  # (event before which it is done, layer, operator or bytes copied, FORWARD …)
+        # (event before which it is done, layer, operator or bytes copied, FORWARD …)
+        self.work: list[tuple[int, int, Operator | int, int]] = []
 
     # context
 
@@ -120,10 +124,14 @@ class Machine:
 
     # gradients
 
-    def grad(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, view: bool = False, parameter: bool = False) -> Grad:
+    def grad(
+        self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, view: bool = False, parameter: bool = False
+    ) -> Grad:
         """A new gradient tensor."""
         n = ITEMSIZE[dtype] * math.prod(shape)
-        return Grad(self.alloc(n, int(Category.GRADIENTS) if parameter else self.scratch_category), shape, strides, dtype, view)
+        return Grad(
+            self.alloc(n, int(Category.GRADIENTS) if parameter else self.scratch_category), shape, strides, dtype, view
+        )
 
     def like(self, grad: Grad, dtype: str | None = None) -> Grad:
         """A new tensor with the shape and the dimension order of another."""
@@ -148,7 +156,11 @@ class Machine:
 
     def contiguous(self, grad: Grad) -> Grad:
         """grad.contiguous(): itself, or a copy."""
-        return self.same(grad) if is_contiguous(grad.shape, grad.strides) else self.grad(grad.shape, contiguous(grad.shape), grad.dtype)
+        return (
+            self.same(grad)
+            if is_contiguous(grad.shape, grad.strides)
+            else self.grad(grad.shape, contiguous(grad.shape), grad.dtype)
+        )
 
     def discard(self, *grads: Grad) -> None:
         """Lets go of temporaries, in order."""
@@ -178,7 +190,11 @@ class Machine:
     def workspace(self, lt: bool = False) -> None:
         """What a matrix product asks for besides its result: the workspace of cuBLAS, or of cuBLASLt."""
         software, kept = self.stack.software, self.stack.software.keeps_cublas_workspaces
-        own = [self.alloc(self.stack.cublaslt_workspace, self.scratch_category)] if lt and not software.keeps_cublaslt_workspaces else []
+        own = (
+            [self.alloc(self.stack.cublaslt_workspace, self.scratch_category)]
+            if lt and not software.keeps_cublaslt_workspaces
+            else []
+        )
         if kept:  # cuBLASLt takes the handle of cuBLAS, which comes with its workspace
             self._keep("cublas", self.stack.cublas_workspace)
             if lt and software.keeps_cublaslt_workspaces:
@@ -195,25 +211,42 @@ class Machine:
             self.layer = layer
 
     def reduction_scratch(
-        self, shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], dtype: str, accumulate: int = 4, out: str | None = None
+        self,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        dims: tuple[int, ...],
+        dtype: str,
+        accumulate: int = 4,
+        out: str | None = None,
     ) -> None:
-        """The staging buffer and semaphores of a reduction that is split over thread blocks; `accumulate`: bytes of an accumulator.
+        """The staging buffer and semaphores of a reduction that is split over thread blocks; `accumulate`: bytes of an
+        accumulator.
 
-        Where 32 bits do not index it, it is several, which add to each other in the result (of `out`) or in a buffer, where the result is as imprecise
-        as what is reduced (Reduce.cuh, gpu_reduce_kernel).
+        Where 32 bits do not index it, it is several, which add to each other in the result (of `out`) or in a buffer,
+        where the result is as imprecise as what is reduced (Reduce.cuh, gpu_reduce_kernel).
         """
         stack, itemsize = self.stack, ITEMSIZE[dtype]
         if is_indexed(shape, strides, itemsize):
-            staging, semaphores = reduction_scratch(shape, strides, dims, itemsize, stack.processors, stack.threads_per_processor, accumulate)
+            staging, semaphores = reduction_scratch(
+                shape, strides, dims, itemsize, stack.processors, stack.threads_per_processor, accumulate
+            )
             if staging:
                 self.scratch(staging, semaphores)
             return
         imprecise = dtype in ("bf16", "fp16") and (out or dtype) == dtype
-        buffer = self.alloc(accumulate * math.prod(shape[d] for d in range(len(shape)) if d not in dims), self.scratch_category) if imprecise else -1
+        buffer = (
+            self.alloc(
+                accumulate * math.prod(shape[d] for d in range(len(shape)) if d not in dims), self.scratch_category
+            )
+            if imprecise
+            else -1
+        )
         for reduced, kept in parts(shape, strides, dims, itemsize):
             sizes, steps = zip(*reduced, *kept, strict=True)
             over = tuple(range(len(reduced)))
-            staging, semaphores = reduction_scratch(sizes, steps, over, itemsize, stack.processors, stack.threads_per_processor, accumulate)
+            staging, semaphores = reduction_scratch(
+                sizes, steps, over, itemsize, stack.processors, stack.threads_per_processor, accumulate
+            )
             if staging:
                 self.scratch(staging, semaphores)
         if buffer >= 0:

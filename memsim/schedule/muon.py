@@ -1,7 +1,8 @@
-"""torch.optim.Muon, one matrix at a time (torch/optim/_muon.py): locals that live from one matrix's update into the next one's.
+"""torch.optim.Muon, one matrix at a time (torch/optim/_muon.py): locals that live from one matrix's update into the
+next one's.
 
-`optimizer: muon` is the recipe of Muon's authors: matrices of the decoder layers, and LoRA's matrices, by Muon; embeddings, head, norms,
-biases and stacks of experts by AdamW, which steps after it.
+`optimizer: muon` is the recipe of Muon's authors: matrices of the decoder layers, and LoRA's matrices, by Muon;
+embeddings, head, norms, biases and stacks of experts by AdamW, which steps after it.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ def update(m: Machine, rows: Rows) -> None:
 
 
 def orthogonalized(m: Machine, p: Parameter) -> int:
-    """_zeropower_via_newtonschulz: the storage of its result. addmm goes through cuBLASLt where what is added is contiguous and no dimension is
-    1 (seen in recordings of torch 2.15), and a matrix that is taller than wide is worked on as its transpose, a view."""
+    """_zeropower_via_newtonschulz: the storage of its result. addmm goes through cuBLASLt where what is added is
+    contiguous and no dimension is 1 (seen in recordings of torch 2.15), and a matrix that is taller than wide is worked
+    on as its transpose, a view.
+    """
     item = ITEMSIZE[DTYPE]
     least = min(p.shape)
     through_lt = not m.stack.software.adds_matrices_by_cublas
@@ -72,6 +75,8 @@ def orthogonalized(m: Machine, p: Parameter) -> int:
 
 
 def flops(p: Parameter) -> float:
-    """Floating-point operations of the iteration's products: matrix times transpose, square times square, square times matrix."""
+    """Floating-point operations of the iteration's products: matrix times transpose, square times square, square times
+    matrix.
+    """
     least, most = sorted(p.shape)
     return ITERATIONS * 2.0 * least * least * (2 * most + least)

@@ -1,8 +1,10 @@
-"""When autograd's nodes die, for some hold tensors of their own: those of functions written in Python, as attributes of their context.
+"""When autograd's nodes die, for some hold tensors of their own: those of functions written in Python, as attributes of
+their context.
 
-A node lives while one of its results, or a node that reads one, does. Nodes in C++ die before those that they read, of which the last dies first,
-one after the other (torch/csrc/autograd/function.cpp, deleteNode). A node in Python dies as soon as nothing reads its result, and what it reads
-dies within its own deallocation; where CPython finds too many of them within each other, it puts off the rest (Include/cpython/object.h, trashcan).
+A node lives while one of its results, or a node that reads one, does. Nodes in C++ die before those that they read, of
+which the last dies first, one after the other (torch/csrc/autograd/function.cpp, deleteNode). A node in Python dies as
+soon as nothing reads its result, and what it reads dies within its own deallocation; where CPython finds too many of
+them within each other, it puts off the rest (Include/cpython/object.h, trashcan).
 """
 
 from __future__ import annotations
@@ -13,15 +15,24 @@ from functools import lru_cache
 from memsim.graph import LayerGraph, Operator
 from memsim.operators import KINDS
 
-NESTED = 49  # nodes in Python on a path from the loss, from which on CPython puts some off until the loss itself is gone (PyTrash_UNWIND_LEVEL)
-MOST = 46  # within each other where they hold tensors, of which the last one's tensors are put off alone (seen in recordings, not read in the source)
+# nodes in Python on a path from the loss, from which on CPython puts some off until the loss itself is gone
+# (PyTrash_UNWIND_LEVEL)
+NESTED = 49
+# within each other where they hold tensors, of which the last one's tensors are put off alone (seen in recordings, not
+# read in the source)
+MOST = 46
 PYTHON_FUNCTIONS = ("linear4bit", "linear8bit", "flash_attn", "flash_attn_varlen", "put_rows", "python_gelu")
 
 
 @lru_cache(maxsize=256)
 def holds_tensors(graph: LayerGraph) -> bool:
-    """Whether a node of the graph holds tensors of its own: one that a Python function attached, or that of a leaf made in it."""
-    return any(op.kind == "new_leaf" or (op.requires_grad and KINDS[op.kind].attached(op.inputs, op.attrs)) for op in graph.operators)
+    """Whether a node of the graph holds tensors of its own: one that a Python function attached, or that of a leaf made
+    in it.
+    """
+    return any(
+        op.kind == "new_leaf" or (op.requires_grad and KINDS[op.kind].attached(op.inputs, op.attrs))
+        for op in graph.operators
+    )
 
 
 class Nodes:
@@ -52,7 +63,9 @@ class Nodes:
         return len(self.references) - 1
 
     def add(self, op: Operator, values: Sequence[int], storages: Sequence[int]) -> list[int]:
-        """An operator has run: the storages that its node takes a hold of. `values` and `storages` are by the layer graph's numbers."""
+        """An operator has run: the storages that its node takes a hold of. `values` and `storages` are by the layer
+        graph's numbers.
+        """
         if not op.requires_grad:
             return []
         held = [storages[s] for s in KINDS[op.kind].attached(op.inputs, op.attrs)]
@@ -67,7 +80,9 @@ class Nodes:
         return held
 
     def leaf(self, value: int) -> list[int]:
-        """A tensor that was told to require a gradient: the list of the storages that its AccumulateGrad holds, for its maker to fill."""
+        """A tensor that was told to require a gradient: the list of the storages that its AccumulateGrad holds, for its
+        maker to fill.
+        """
         held: list[int] = []
         self.producer[value] = self._add([], held, False)
         return held
@@ -80,7 +95,9 @@ class Nodes:
         return self.released
 
     def end(self, value: int) -> tuple[list[int], list[int]]:
-        """The loss goes, and the whole graph with it: the storages that nodes let go of, in order, before the loss's own and after it."""
+        """The loss goes, and the whole graph with it: the storages that nodes let go of, in order, before the loss's
+        own and after it.
+        """
         before: list[int] = []
         after: list[int] = []
         self._forget_unread(self.producer[value])

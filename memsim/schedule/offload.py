@@ -1,6 +1,8 @@
-"""Saved tensors in pinned host memory (torch.autograd.graph.save_on_cpu(pin_memory=True)): packed when an operator saves them, copied back for its backward.
+"""Saved tensors in pinned host memory (torch.autograd.graph.save_on_cpu(pin_memory=True)): packed when an operator
+saves them, copied back for its backward.
 
-Every saved tensor travels by itself, weights too, and as often as it is saved; the copies run on the stream that computes.
+Every saved tensor travels by itself, weights too, and as often as it is saved; the copies run on the stream that
+computes.
 """
 
 from __future__ import annotations
@@ -35,8 +37,10 @@ def saved_for_nothing(op: Operator) -> tuple[TensorSpec, ...]:
 
 
 def to_host(machine: Machine, op: Operator, saved: Sequence[TensorSpec], results: bool) -> None:
-    """packed.copy_(tensor) of the operands that are saved, before the operator runs, or of the results, after; a function written in Python saves all of them
-    after. What is not contiguous is made so on the device first (ATen/native/cuda/Copy.cu, copy_requires_temporaries)."""
+    """packed.copy_(tensor) of the operands that are saved, before the operator runs, or of the results, after; a
+    function written in Python saves all of them after. What is not contiguous is made so on the device first
+    (ATen/native/cuda/Copy.cu, copy_requires_temporaries).
+    """
     made = {spec.storage for spec in op.outputs} - {spec.storage for spec in op.inputs}
     late = KINDS[op.kind].in_python(op.attrs)
     for spec in saved:
@@ -58,6 +62,11 @@ def from_host(machine: Machine, op: Operator, spec: TensorSpec) -> int:
 
 
 def laid_out(op: Operator, tensors: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """The operator's tensors as they are after the journey: contiguous; how the gradient of a weight is laid out, a product knows from forward."""
+    """The operator's tensors as they are after the journey: contiguous; how the gradient of a weight is laid out, a
+    product knows from forward.
+    """
     weight = op.inputs[1].storage if saves_transposed(op) else -1
-    return tuple(replace(spec, strides=contiguous(spec.shape)) if spec.storage in op.saved and spec.storage != weight else spec for spec in tensors)
+    return tuple(
+        replace(spec, strides=contiguous(spec.shape)) if spec.storage in op.saved and spec.storage != weight else spec
+        for spec in tensors
+    )

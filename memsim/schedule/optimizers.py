@@ -1,4 +1,6 @@
-"""What optimizers allocate: state at the first step, temporaries at every step (torch/optim/*.py, torch/nn/utils/clip_grad.py)."""
+"""What optimizers allocate: state at the first step, temporaries at every step (torch/optim/*.py,
+torch/nn/utils/clip_grad.py).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Optimizer:
     name: str
 
     def parts(self, rows: Rows) -> list[tuple[str, Rows]]:
-        """The torch optimizers that it consists of, in the order in which they step and forget gradients, each with its parameters."""
+        """The torch optimizers that it consists of, in the order in which they step and forget gradients, each with its
+        parameters.
+        """
         if self.name != "muon":
             return [(self.name, rows)]
         matrices, rest = muon.parts(rows)
@@ -58,7 +62,9 @@ class Optimizer:
         m.layer = NO_LAYER
 
     def clip(self, m: Machine, rows: Rows, whole: Sequence[Parameter]) -> None:
-        """torch.nn.utils.clip_grad_norm_; `whole` are the trainable parameters of every layer, `rows` those that are executed."""
+        """torch.nn.utils.clip_grad_norm_; `whole` are the trainable parameters of every layer, `rows` those that are
+        executed.
+        """
         clip_grad_norm(m, [row for row in rows if row[2].grad is not None], whole)
         m.layer = NO_LAYER
 
@@ -139,7 +145,9 @@ NORM_CHUNK = 65536  # elements that one block of a multi-tensor kernel takes (AT
 
 
 def clip_grad_norm(m: Machine, rows: Rows, whole: Sequence[Parameter]) -> None:
-    """_get_total_norm and _clip_grads_with_norm_: a norm for each gradient, stacked; the total; the clipping coefficient."""
+    """_get_total_norm and _clip_grads_with_norm_: a norm for each gradient, stacked; the total; the clipping
+    coefficient.
+    """
     norms: list[tuple[int, int]] = []
     for group in by_dtype(rows):
         dtype = group[0][1].dtype

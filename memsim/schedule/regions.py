@@ -1,7 +1,9 @@
-"""What stands between a layer and backward: torch.utils.checkpoint's regions, and saved tensors that travel to the host.
+"""What stands between a layer and backward: torch.utils.checkpoint's regions, and saved tensors that travel to the
+host.
 
-A region is what one call of checkpoint() runs: a layer, a segment of several, or a part of one. It keeps its arguments, and runs again when
-backward first asks for what an operator in it saved (_CheckpointFrame in torch/utils/checkpoint.py).
+A region is what one call of checkpoint() runs: a layer, a segment of several, or a part of one. It keeps its arguments,
+and runs again when backward first asks for what an operator in it saved (_CheckpointFrame in
+torch/utils/checkpoint.py).
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class Frame:
     operators: Sequence[Operator] | None = None  # of its one layer, where it is a part of it
     pending: int = 0  # nodes whose saved tensors are still hooked to it
     saved: dict[tuple[int, int], list[int]] | None = None  # (layer, operator index) → storages, once recomputed
-    cached: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # the results that were kept, until the region runs again
+    # the results that were kept, until the region runs again
+    cached: dict[tuple[int, int], list[int]] = field(default_factory=dict)
 
     def of(self, instance: Instance) -> Sequence[Operator]:
         """The operators of the region in one of its layers."""
@@ -60,8 +63,12 @@ class Frame:
             machine.release(*storages)
 
 
-def open_region(machine: Machine, checkpoint: Checkpoint, names: Sequence[str], bound: dict[str, tuple[int, int]]) -> Frame | None:
-    """A call of torch.utils.checkpoint.checkpoint, where there is one. names: of its arguments, in the order in which it lets go of them."""
+def open_region(
+    machine: Machine, checkpoint: Checkpoint, names: Sequence[str], bound: dict[str, tuple[int, int]]
+) -> Frame | None:
+    """A call of torch.utils.checkpoint.checkpoint, where there is one. names: of its arguments, in the order in which
+    it lets go of them.
+    """
     if checkpoint.how not in ("full", "selective"):
         return None
     held = tuple(bound[name][0] for name in names if name in bound)
@@ -70,7 +77,9 @@ def open_region(machine: Machine, checkpoint: Checkpoint, names: Sequence[str], 
     return Frame(held, checkpoint.saves)
 
 
-def core_region(machine: Machine, instance: Instance, op: Operator, frame: Frame | None, bound: dict[str, tuple[int, int]]) -> Frame | None:
+def core_region(
+    machine: Machine, instance: Instance, op: Operator, frame: Frame | None, bound: dict[str, tuple[int, int]]
+) -> Frame | None:
     """The call of checkpoint that an operator of a layer is in, where only the core of attention is checkpointed."""
     arguments: tuple[int, ...] | None = op.attrs.get("core")  # type: ignore[assignment]
     if arguments is None or frame is not None:
@@ -84,17 +93,28 @@ def core_region(machine: Machine, instance: Instance, op: Operator, frame: Frame
     return Frame(held, instances=[instance], operators=[op for op in instance.graph.operators if op.attrs.get("core")])
 
 
-SAME_FUNCTION = {"mul_scalar": "mul", "complex_mul": "mul", "add_scalar": "add", "reshape": "clone", "pow": "square", "matmul": "bmm"}
+SAME_FUNCTION = {
+    "mul_scalar": "mul",
+    "complex_mul": "mul",
+    "add_scalar": "add",
+    "reshape": "clone",
+    "pow": "square",
+    "matmul": "bmm",
+}
 
 
 def function_of(op: Operator) -> str:
-    """Which function of torch.ops.aten an operator calls, by a name that tells those apart that selective checkpointing may keep results of."""
+    """Which function of torch.ops.aten an operator calls, by a name that tells those apart that selective checkpointing
+    may keep results of.
+    """
     kind = SAME_FUNCTION.get(op.kind, op.kind)
     return kind if kind != "linear" else "addmm" if len(op.inputs) == 3 else "mm"
 
 
 def results_kept(op: Operator) -> list[int]:
-    """Storages (of the graph) that a selective checkpoint keeps of an operator: all its results, the hidden ones too."""
+    """Storages (of the graph) that a selective checkpoint keeps of an operator: all its results, the
+    hidden ones too.
+    """
     taken = {spec.storage for spec in op.inputs}
     return [spec.storage for spec in op.outputs if spec.storage not in taken]
 
@@ -171,7 +191,9 @@ def _keep(machine: Machine, frame: Frame, again: Instance, op: Operator) -> None
             machine.retain(again.storages[s])
 
 
-def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Sequence[int], nodes: Nodes | None) -> None:
+def _recompute_last(
+    machine: Machine, frame: Frame, given: int | None, casts: Sequence[int], nodes: Nodes | None
+) -> None:
     """The last layer of the region, or the part of it that the region is."""
     first = frame.instances[-1]
     graph, again = first.graph, _again(first, given)
@@ -185,7 +207,11 @@ def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Se
     last = max(op.index for op in operators if op.saved)
     alive: dict[int, None] = {}
     for op in operators:
-        before_compute = op.index == last and not any(out.storage in op.saved for out in op.outputs) and not KINDS[op.kind].in_python(op.attrs)
+        before_compute = (
+            op.index == last
+            and not any(out.storage in op.saved for out in op.outputs)
+            and not KINDS[op.kind].in_python(op.attrs)
+        )
         if not before_compute:
             _execute(machine, frame, again, op, nodes)
             for out in op.outputs:
@@ -198,7 +224,8 @@ def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Se
             if s in alive or frame.operators is None:
                 _let_go(machine, storages[s], nodes)
                 alive.pop(s, None)
-    # The exception unwinds. The results of the operator that it left go first, and what autocast made for it; then what else the expression had made.
+    # The exception unwinds. The results of the operator that it left go first, and what autocast made for it; then what
+    # else the expression had made.
     stack: tuple[int, ...] = graph.operators[last].attrs.get("stack", ())  # type: ignore[assignment]
     casts_of = {out.storage for op in operators if op.attrs.get("autocast") for out in op.outputs}
     cast = [s for s in graph.operators[last].drops if s in casts_of]
@@ -206,7 +233,8 @@ def _recompute_last(machine: Machine, frame: Frame, given: int | None, casts: Se
         if s in alive:
             _let_go(machine, storages[s], nodes)
             del alive[s]
-    if graph.cached or casts:  # the exception ends the contexts, autocast's too, and only then do the frames that it passed die
+    # the exception ends the contexts, autocast's too, and only then do the frames that it passed die
+    if graph.cached or casts:
         machine.at(AUTOCAST_CACHE)
         machine.release(*casts)
         for s in graph.cached:

@@ -27,12 +27,16 @@ class Stack:
 
     @property
     def grouped_kernel(self) -> bool:
-        """Whether torch has a grouped product of bf16 for the device, in one kernel (_scaled_mm_allowed_device, sm90 and sm100)."""
+        """Whether torch has a grouped product of bf16 for the device, in one kernel (_scaled_mm_allowed_device, sm90
+        and sm100).
+        """
         return self.sm // 10 in (9, 10)
 
     def grouped_workspace(self, rows: int, columns: int) -> int:
-        """Bytes of the workspace of that kernel for an expert's result of rows × columns: 128-byte tensor maps for each multiprocessor. On
-        Hopper they are of both operands, C and D; on Blackwell the kernel of each tile size has more (seen in recordings, not read in the source)."""
+        """Bytes of the workspace of that kernel for an expert's result of rows × columns: 128-byte tensor maps for each
+        multiprocessor. On Hopper they are of both operands, C and D; on Blackwell the kernel of each tile size has more
+        (seen in recordings, not read in the source).
+        """
         maps = 4 if self.sm < 100 else 42 if min(rows, columns) <= 128 else 46
         return 128 * maps * self.processors
 
@@ -47,31 +51,41 @@ class Stack:
         """Bytes."""
         return CUBLASLT_WORKSPACE
 
-    # Tiles are threads × items of cub/device/dispatch/tuning/tuning_{scan,unique_by_key,radix_sort}.cuh for 8-byte keys and values.
+    # Tiles are threads × items of cub/device/dispatch/tuning/tuning_{scan,unique_by_key,radix_sort}.cuh for 8-byte keys
+    # and values.
 
     def scan_bytes(self, n: int) -> int:
-        """Temporary storage of cub::DeviceScan over n items of 8 bytes: a 16-byte descriptor for each tile of 128 threads × 7 items."""
+        """Temporary storage of cub::DeviceScan over n items of 8 bytes: a 16-byte descriptor for each tile of 128
+        threads × 7 items.
+        """
         return self._aliased_after_head(16 * (-(-n // 896) + CUB_PADDING))
 
     def short_scan_bytes(self, n: int = 1) -> int:
-        """Temporary storage of cub::DeviceScan over n items of 4 bytes: an 8-byte descriptor for each tile of 128 threads × 15 items."""
+        """Temporary storage of cub::DeviceScan over n items of 4 bytes: an 8-byte descriptor for each tile of 128
+        threads × 15 items.
+        """
         return self._aliased_after_head(8 * (-(-n // 1920) + CUB_PADDING))
 
     def sum_bytes(self, n: int) -> int:
-        """Temporary storage of cub::DeviceReduce::Sum over n items, to 4 bytes: none for a single tile, which asks for a byte, else a sum
-        for each block of a grid of 5 times as many as run at once. That is OCCUPANCY a multiprocessor on the virtual GPU; a real one may run more."""
+        """Temporary storage of cub::DeviceReduce::Sum over n items, to 4 bytes: none for a single tile, which asks for
+        a byte, else a sum for each block of a grid of 5 times as many as run at once. That is OCCUPANCY a
+        multiprocessor on the virtual GPU; a real one may run more.
+        """
         if n <= CUB_REDUCE_TILE:
             return 1
         return _aliased(4 * 5 * OCCUPANCY * self.processors)
 
     def select_bytes(self, n: int) -> int:
-        """Temporary storage of cub::DeviceSelect::Flagged over n items of 8 bytes, of which one flag byte says whether they are taken."""
+        """Temporary storage of cub::DeviceSelect::Flagged over n items of 8 bytes, of which one flag byte says whether
+        they are taken.
+        """
         tile = 640 if self.sm in (86, 89) else 3520 if self.sm >= 100 else 4224 if self.sm >= 90 else 2304
         return self._aliased_after_head(8 * (-(-n // tile) + CUB_PADDING))
 
     def unique_bytes(self, n: int) -> int:
-        """Temporary storage of cub::DeviceSelect::UniqueByKey over n pairs of 8-byte keys and values (of 4 bytes, with offsets of 4 bytes, on
-        some stacks); its tile is tuned for each architecture and for both sizes."""
+        """Temporary storage of cub::DeviceSelect::UniqueByKey over n pairs of 8-byte keys and values (of 4 bytes, with
+        offsets of 4 bytes, on some stacks); its tile is tuned for each architecture and for both sizes.
+        """
         short = self.software.unique_in_32_bits
         if self.sm >= 90:
             tile = 640 * 7 if short else 448 * 11
@@ -84,9 +98,10 @@ class Stack:
         return _aliased(0 if self.software.cub_without_head else 256, descriptors)
 
     def sort_bytes(self, n: int, bits: int) -> int:
-        """Temporary storage of cub::DeviceRadixSort over n pairs of 8-byte keys and values: two buffers, a histogram of 256 8-byte
-        counters for each pass over 8 bits, a 4-byte look-back for each tile of items, and the passes' own counters. What a single thread block
-        sorts needs none, and asks for a byte."""
+        """Temporary storage of cub::DeviceRadixSort over n pairs of 8-byte keys and values: two buffers, a histogram of
+        256 8-byte counters for each pass over 8 bits, a 4-byte look-back for each tile of items, and the passes' own
+        counters. What a single thread block sorts needs none, and asks for a byte.
+        """
         if n <= CUB_SINGLE_TILE:
             return 1
         passes = -(-bits // 8)
@@ -95,7 +110,8 @@ class Stack:
         return _aliased(buffer, buffer, passes * 256 * 8, -(-n // tile) * 256 * 4, passes * 8)
 
     def embedding_sort(self, indices: int, rows: int, width: int, half: bool = True) -> EmbeddingSort | None:
-        """What embedding_dense_backward_cuda allocates beside the gradient; None where one kernel does it all, up to 3072 indices.
+        """What embedding_dense_backward_cuda allocates beside the gradient; None where one kernel does it all, up to
+        3072 indices.
 
         Few rows that many indices share are summed by atomic additions, those of 16-bit numbers (`half`) in fp32.
         """
@@ -131,7 +147,8 @@ class EmbeddingSort:
 CUB_PADDING = 32  # tile descriptors ahead of the first
 CUB_REDUCE_TILE = 4096  # items of 1 byte: 256 threads × 16
 OCCUPANCY = 2
-CUB_SINGLE_TILE = 256 * 9  # pairs of 8-byte keys and values: 256 threads × 19 items of 4 bytes (SingleTilePolicy, scaled by RegBoundScaling)
+# pairs of 8-byte keys and values: 256 threads × 19 items of 4 bytes (SingleTilePolicy, scaled by RegBoundScaling)
+CUB_SINGLE_TILE = 256 * 9
 
 
 def _aliased(*sizes: int) -> int:
@@ -154,6 +171,8 @@ DEVICES = {
 
 
 def stack_for(sm: int, processors: int | None = None, software: Software = GOLDEN) -> Stack:
-    """A software stack on a device of compute capability sm / 10, with so many multiprocessors (else those of the best-known such device)."""
+    """A software stack on a device of compute capability sm / 10, with so many multiprocessors (else those of the
+    best-known such device).
+    """
     known, threads = DEVICES.get(sm, DEVICES[80])
     return Stack(sm, processors or known, threads, software)

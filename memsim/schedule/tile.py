@@ -1,8 +1,9 @@
 """From a few executed layers and steps to the whole Tape: layers that repeat and the last step are repeated as arrays.
 
-Where layers repeat, singly or in periods of several, three repetitions are executed: the one in the middle has ordinary neighbours on both sides, so its
-events stand for all but the first and the last. A storage is known by the repetition that allocated it and its rank among that one's storages, which is
-how an event of one finds its neighbour's storage in every copy. Where what is executed does not repeat (`Irregular`), all layers are executed instead.
+Where layers repeat, singly or in periods of several, three repetitions are executed: the one in the middle has ordinary
+neighbours on both sides, so its events stand for all but the first and the last. A storage is known by the repetition
+that allocated it and its rank among that one's storages, which is how an event of one finds its neighbour's storage in
+every copy. Where what is executed does not repeat (`Irregular`), all layers are executed instead.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Repeat:
 
 
 def repeats_of(layers: Sequence[Hashable], begins: Sequence[bool]) -> tuple[list[int], tuple[Repeat, ...]]:
-    """Which layers to execute, and which of those repeat; layers that are equal are alike. The first layer and the last are never repeated.
+    """Which layers to execute, and which of those repeat; layers that are equal are alike. The first layer and the last
+    are never repeated.
 
     begins: whether a layer is the first of what is checkpointed as one, which is never divided.
     """
@@ -98,7 +100,19 @@ def events_of(machine: Machine, rates: Rates | None = None) -> Events:
     phase, layer, operator = (np.repeat(marks[:, column], counts) for column in (1, 2, 3))
     action, storage = np.array(machine.actions, np.int64), np.array(machine.events, np.int64)
     sizes, category, owner = (np.array(values, np.int64) for values in (machine.bytes, machine.category, machine.owner))
-    return Events(action, storage, phase, layer, operator, sizes, category, owner, tuple(machine.phases), tuple(names), work_of(machine, rates))
+    return Events(
+        action,
+        storage,
+        phase,
+        layer,
+        operator,
+        sizes,
+        category,
+        owner,
+        tuple(machine.phases),
+        tuple(names),
+        work_of(machine, rates),
+    )
 
 
 FAR, BEFORE, MIDDLE, AFTER, BEYOND = range(5)  # where a layer is, as seen from the repeated ones
@@ -115,7 +129,11 @@ def _tile(events: Events, repeat: Repeat) -> Events:
     start, period, copies = repeat.start, repeat.period, repeat.copies
     layers = int(max(events.owner.max(initial=0), events.layer.max(initial=0))) + 1
     place = np.full(layers + 1, FAR)
-    place[start - period : start], place[start : start + period], place[start + period : start + 2 * period] = BEFORE, MIDDLE, AFTER
+    place[start - period : start], place[start : start + period], place[start + period : start + 2 * period] = (
+        BEFORE,
+        MIDDLE,
+        AFTER,
+    )
     place[start + 2 * period :] = BEYOND
     place[-1] = NO_LAYER  # which -1 finds
     owner, s = place[events.owner], len(events.bytes)
@@ -124,10 +142,13 @@ def _tile(events: Events, repeat: Repeat) -> Events:
     for ids in members:
         rank[ids] = np.arange(len(ids))
     before, middle, after = members
-    if not all(len(ids) == len(middle) and (events.bytes[ids] == events.bytes[middle]).all() for ids in (before, after)):
+    if not all(
+        len(ids) == len(middle) and (events.bytes[ids] == events.bytes[middle]).all() for ids in (before, after)
+    ):
         raise Irregular
     ranks = len(middle)
-    table = np.empty((copies + 2, ranks), np.int64)  # the storage of each rank, of the one before, each copy, and the one after
+    # the storage of each rank, of the one before, each copy, and the one after
+    table = np.empty((copies + 2, ranks), np.int64)
     table[0], table[-1] = before, after
     table[1] = middle  # the first copy keeps the executed numbers
     table[2:-1] = s + np.arange((copies - 1) * ranks).reshape(copies - 1, ranks)
@@ -139,7 +160,9 @@ def _tile(events: Events, repeat: Repeat) -> Events:
     of = np.where(storage < 0, NO_LAYER, owner[storage])
     neighbours = (of >= BEFORE) & (of <= AFTER)
     own = place[events.layer]
-    if np.any(neighbours & (of != own) & (np.abs(of - own) != 1)) or np.any((own == MIDDLE) & ((of == FAR) | (of == BEYOND))):
+    if np.any(neighbours & (of != own) & (np.abs(of - own) != 1)) or np.any(
+        (own == MIDDLE) & ((of == FAR) | (of == BEYOND))
+    ):
         raise Irregular
     fixed = storage.copy()
     to_last = (own == AFTER) & (of == MIDDLE)
@@ -155,8 +178,18 @@ def _tile(events: Events, repeat: Repeat) -> Events:
         if at == MIDDLE:
             order = np.arange(copies) if previous == BEFORE else np.arange(copies)[::-1]
             row = np.clip(order[:, None] + 1 + (of[begin:end] - MIDDLE)[None, :], 0, copies + 1)
-            ids = np.where(neighbours[begin:end][None, :], table[row, np.minimum(rank[storage[begin:end]], ranks - 1)[None, :]], storage[begin:end][None, :])
-            pieces.append((np.tile(index, copies), ids.ravel(), (order[:, None] * period + events.layer[begin:end][None, :]).ravel()))
+            ids = np.where(
+                neighbours[begin:end][None, :],
+                table[row, np.minimum(rank[storage[begin:end]], ranks - 1)[None, :]],
+                storage[begin:end][None, :],
+            )
+            pieces.append(
+                (
+                    np.tile(index, copies),
+                    ids.ravel(),
+                    (order[:, None] * period + events.layer[begin:end][None, :]).ravel(),
+                )
+            )
         else:
             pieces.append((index, fixed[begin:end], real_layer[events.layer[begin:end]]))
         if at != NO_LAYER:
@@ -205,7 +238,10 @@ def repeat_last_step(events: Events, steps: int) -> Events:
         parts.append((template, ids, to[events.phase[template]]))
     index, ids, phase = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     times = steps - 2
-    sizes, category, owner = (np.concatenate([values, np.tile(values[made], times)]) for values in (events.bytes, events.category, events.owner))
+    sizes, category, owner = (
+        np.concatenate([values, np.tile(values[made], times)])
+        for values in (events.bytes, events.category, events.owner)
+    )
     return Events(
         events.action[index],
         ids,
@@ -232,7 +268,11 @@ def tape_of(events: Events) -> Tape:
         phase=events.phase.astype(np.int32),
         operator=events.operator.astype(np.int32),
         layer=events.layer.astype(np.int32),
-        category=np.where(events.storage < 0, int(Category.UNATTRIBUTED), events.category[events.storage]).astype(np.uint8) if n else np.zeros(0, np.uint8),
+        category=np.where(events.storage < 0, int(Category.UNATTRIBUTED), events.category[events.storage]).astype(
+            np.uint8
+        )
+        if n
+        else np.zeros(0, np.uint8),
         phases=events.phases,
         operators=events.operators,
         work=events.work,

@@ -1,6 +1,7 @@
 """When events happen, by estimate: what is executed before each event, in seconds (cost.py).
 
-Work counts before the next event, whatever layer that is of: as work is done alike in every layer, a layer's sum stays right.
+Work counts before the next event, whatever layer that is of: as work is done alike in every layer, a layer's sum stays
+right.
 """
 
 from __future__ import annotations
@@ -64,14 +65,20 @@ def optimizer_seconds(name: str, clips: bool, parameters: Iterable[tuple[int, Pa
     moved, tensors, flops = 0.0, 0, 0.0
     for layer, p in parameters:
         matrix = name == "muon" and muon.is_matrix(layer, p)
-        moved += p.elements * optimizer_bytes("adamw" if name == "muon" and not matrix else name, ITEMSIZE[p.dtype], clips)
+        moved += p.elements * optimizer_bytes(
+            "adamw" if name == "muon" and not matrix else name, ITEMSIZE[p.dtype], clips
+        )
         flops += muon.flops(p) if matrix else 0
         tensors += 1
-    seconds = moved / (rates.device.memory_bandwidth * rates.efficiency.memory) + flops / (rates.peak(muon.DTYPE) * rates.efficiency.matmul)
+    seconds = moved / (rates.device.memory_bandwidth * rates.efficiency.memory) + flops / (
+        rates.peak(muon.DTYPE) * rates.efficiency.matmul
+    )
     return max(seconds, rates.efficiency.launch * min(tensors, 100))
 
 
-def with_optimizer(work: Columns | None, phase: NDArray[np.int32], phases: tuple[str, ...], seconds: float, during: str = "optimizer") -> Columns | None:
+def with_optimizer(
+    work: Columns | None, phase: NDArray[np.int32], phases: tuple[str, ...], seconds: float, during: str = "optimizer"
+) -> Columns | None:
     """The work, with the optimizer's time spread evenly over the events of each phase of this kind."""
     if work is None:
         return None

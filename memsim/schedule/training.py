@@ -1,6 +1,8 @@
-"""Training steps: load, then forward, backward and optimizer, for a model small enough to execute operator by operator in Python.
+"""Training steps: load, then forward, backward and optimizer, for a model small enough to execute operator by operator
+in Python.
 
-`record` executes a few layers only; `tile` repeats the middle one (schedule/tile.py), so that an 80-layer model costs what five layers cost.
+`record` executes a few layers only; `tile` repeats the middle one (schedule/tile.py), so that an 80-layer model costs
+what five layers cost.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ from memsim.schedule.optimizers import FUSED, Optimizer
 from memsim.schedule.regions import Frame, Instance, core_region, open_region
 from memsim.tape import AUTOCAST_CACHE, Category
 
-LAYER_INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")  # of a layer, where the graph does not name them
-CREATED = {"parameter adapter": 1, "copy": 2}  # the turn at which PEFT makes adapters: of modules, of parameters, then copies of modules
+# of a layer, where the graph does not name them
+LAYER_INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")
+# the turn at which PEFT makes adapters: of modules, of parameters, then copies of modules
+CREATED = {"parameter adapter": 1, "copy": 2}
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,11 @@ class Training:
     plan: Plan
     machine: Machine
     whole: Model  # with all its layers, where `model` has a few of them
-    parameters: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)  # (layer, name) → (storage, autograd value)
+    # (layer, name) → (storage, autograd value)
+    parameters: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
     leaves: dict[int, Leaf] = field(default_factory=dict)  # by autograd value
-    order: list[tuple[int, Parameter, Leaf]] = field(default_factory=list)  # trainable, as model.parameters() gives them
+    # trainable, as model.parameters() gives them
+    order: list[tuple[int, Parameter, Leaf]] = field(default_factory=list)
     state: dict[int, list[int]] = field(default_factory=dict)  # optimizer state by parameter storage
     states: dict[int, dict[int, list[int]]] = field(default_factory=dict)  # the same, of each parameter's own optimizer
     row_of: dict[Leaf, tuple[int, Parameter, Leaf]] = field(default_factory=dict)
@@ -65,9 +71,12 @@ class Training:
     asked: bool = False  # autocast has asked whether the device has bfloat16
     quantized: bool = False  # a weight was, so the map for scales is there
     recasts: set[tuple[int, str]] = field(default_factory=set)  # parameters that their modules have cast for good
-    told: list[tuple[Leaf, list[int]]] = field(default_factory=list)  # tensors told to require a gradient, and what of each its accumulator holds
-    ending: tuple[list[int], list[int]] | None = None  # the order in which the graph lets go of those tensors: before the loss itself goes, and after
-    kept_casts: dict[int, tuple[Instance, TensorSpec]] = field(default_factory=dict)  # of leaves by value: where autocast cast them, and the result
+    # tensors told to require a gradient, and what of each its accumulator holds
+    told: list[tuple[Leaf, list[int]]] = field(default_factory=list)
+    # the order in which the graph lets go of those tensors: before the loss itself goes, and after
+    ending: tuple[list[int], list[int]] | None = None
+    # of leaves by value: where autocast cast them, and the result
+    kept_casts: dict[int, tuple[Instance, TensorSpec]] = field(default_factory=dict)
     casts: list[Instance] = field(default_factory=list)  # of the layers in this forward pass
     scaler: GradScaler = field(init=False)
 
@@ -75,14 +84,18 @@ class Training:
         self.scaler = GradScaler(self.machine, self.plan.grad_scaler)
 
     def load(self) -> None:
-        """Moves the model to the device a parameter at a time, in module order; adapters follow when the model is wrapped."""
+        """Moves the model to the device a parameter at a time, in module order; adapters follow when the model is
+        wrapped.
+        """
         machine = self.machine
         machine.enter("load")
         rows = self.model.in_order()
         for layer, p in rows:
             if not p.adapter:
                 self.place(layer, p, p.created_dtype or p.dtype)
-        cast = [(layer, p) for layer, p in rows if not p.adapter and (p.cast_twice or p.created_dtype not in ("", p.dtype))]
+        cast = [
+            (layer, p) for layer, p in rows if not p.adapter and (p.cast_twice or p.created_dtype not in ("", p.dtype))
+        ]
         for layer, p in cast:  # PEFT's prepare_model_for_kbit_training
             self.recast(layer, p.name, p.elements * ITEMSIZE[p.cast_twice or p.dtype])
         prepared = bool(cast) or self.model.settings.loaded == "fp32"  # which leaves nothing to cast
@@ -123,7 +136,9 @@ class Training:
         machine.layer = NO_LAYER
 
     def copy_again(self, rows: list[tuple[int, Parameter]]) -> None:
-        """Modules that train as a whole are copied from the original once more, and the first copies go, a module after the other."""
+        """Modules that train as a whole are copied from the original once more, and the first copies go, a module after
+        the other.
+        """
         for _, module in groupby(rows, key=lambda row: (row[0], row[1].name.rpartition(".")[0])):
             of_module = list(module)
             first = [self.parameters[layer, p.name][0] for layer, p in of_module]
@@ -143,11 +158,19 @@ class Training:
             kind, _, group = p.quantized.partition(":")
             storage, *_ = [machine.alloc(size, int(category)) for size in packed_sizes(kind, p.shape, int(group))]
         elif p.quantized:
-            storage = quantize(machine, p.elements, p.quantized == "nf4-double", int(category), int(Category.SCRATCH), not self.quantized)
+            storage = quantize(
+                machine,
+                p.elements,
+                p.quantized == "nf4-double",
+                int(category),
+                int(Category.SCRATCH),
+                not self.quantized,
+            )
             self.quantized = True
         else:
             storage = machine.alloc(p.elements * ITEMSIZE[dtype], int(category))
-            if p.module == COPY and p.buffer:  # deepcopy of a tensor that is no parameter also makes an empty one of an element
+            # deepcopy of a tensor that is no parameter also makes an empty one of an element
+            if p.module == COPY and p.buffer:
                 machine.scratch(ITEMSIZE[dtype])
         self.parameters[layer, p.name] = storage, -1 - storage
 
@@ -180,7 +203,9 @@ class Training:
             return
         if self.plan.clip_grad_norm:
             self.scaler.unscale()
-            self.plan.optimizer.clip(machine, self.order, [p for _, p in self.whole.in_order() if p.trainable and not p.buffer])
+            self.plan.optimizer.clip(
+                machine, self.order, [p for _, p in self.whole.in_order() if p.trainable and not p.buffer]
+            )
         with self.scaler.step(fused=self.plan.optimizer.name in FUSED):
             self.plan.optimizer.step(machine, self.order, self.state)
         self.plan.optimizer.zero_grad(machine, self.order)
@@ -205,9 +230,12 @@ class Training:
         given = {name: machine.alloc(nbytes, int(Category.INPUTS)) for name, nbytes in self.model.batch_bytes().items()}
         tokens, *others = given.values()
         self.begin_autocast()
-        reentrant = bool(self.model.checkpoints) and all(c.how == "reentrant" for c in self.model.checkpoints)  # whose graphs are not in this one
+        # whose graphs are not in this one
+        reentrant = bool(self.model.checkpoints) and all(c.how == "reentrant" for c in self.model.checkpoints)
         holding = Nodes(tensors=False) if not reentrant and any(map(holds_tensors, self.model.layer_graphs)) else None
-        autograd = Autograd(machine, dict(self.leaves), holding=holding, hook=self.step_one if self.plan.in_backward else None)
+        autograd = Autograd(
+            machine, dict(self.leaves), holding=holding, hook=self.step_one if self.plan.in_backward else None
+        )
         outer = self.model.outer
         bound = {name: (given[name], -(10**9) - i) for i, name in enumerate(outer.inputs)}
         bound |= {name: self.parameters[-1, name] for name in outer.parameters}
@@ -276,7 +304,9 @@ class Training:
             instance.storages[spec.storage] = self.parameters[layer, spec.parameter][0]
 
     def begin_autocast(self) -> None:
-        """torch.autocast asks once whether the device has bfloat16; before sm 80, by making such a tensor (torch/cuda, is_bf16_supported)."""
+        """torch.autocast asks once whether the device has bfloat16; before sm 80, by making such a tensor (torch/cuda,
+        is_bf16_supported).
+        """
         if self.model.settings.technique.autocast == "bf16" and self.machine.stack.sm < 80 and not self.asked:
             self.asked = True
             self.machine.at("autocast.is_bf16_supported")
@@ -294,8 +324,9 @@ class Training:
         self.casts.clear()
 
     def layer_graph(self, kind: int, requires_grad: bool, leaf: bool, grad: bool = True) -> LayerGraph:
-        """The graph of a kind of layer for hidden states that do or do not require a gradient, or are a leaf, whose casts autocast keeps; or without
-        autograd."""
+        """The graph of a kind of layer for hidden states that do or do not require a gradient, or are a leaf, whose
+        casts autocast keeps; or without autograd.
+        """
         graph = self.model.layer_graphs[kind]
         hidden = graph.inputs["hidden_states"]
         leaf = leaf and self.model.settings.technique.autocast is not None
@@ -314,11 +345,14 @@ class Training:
         span = model.spans()[int(op.attrs.get("tower", 0))]  # type: ignore[call-overload]
         by_layer = model.by_layer()
         names: tuple[str, ...] = op.attrs.get("names") or LAYER_INPUTS  # type: ignore[assignment]
-        given = {name: (storages[spec.storage], values[spec.value]) for name, spec in zip(names, op.inputs, strict=False)}
+        given = {
+            name: (storages[spec.storage], values[spec.value]) for name, spec in zip(names, op.inputs, strict=False)
+        }
         hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad
         frame: Frame | None = None
         returned: list[int] = []  # what else the layer before returned, in a tuple with its hidden states
-        moved = op.inputs[0].storage in op.drops and not op.attrs.get("held")  # nobody but the loop has a name for the hidden states
+        # nobody but the loop has a name for the hidden states
+        moved = op.inputs[0].storage in op.drops and not op.attrs.get("held")
         for layer in span:
             kind, (checkpoint, at) = model.pattern[layer], by_layer[layer]
             first = layer == span.start
@@ -355,8 +389,12 @@ class Training:
                 returned = [instance.storages[spec.storage] for spec in graph.outputs[1:]]
             if not first or moved:
                 machine.release(hidden[0])
-            hidden, requires_grad = (instance.storages[out.storage], instance.values[out.value]), out.requires_grad or reentrant
-            if frame is not None and not frame.pending and at == checkpoint.layers - 1:  # nothing in it asks for its arguments
+            hidden, requires_grad = (
+                (instance.storages[out.storage], instance.values[out.value]),
+                out.requires_grad or reentrant,
+            )
+            # nothing in it asks for its arguments
+            if frame is not None and not frame.pending and at == checkpoint.layers - 1:
                 frame.close(machine)
             for name, spec in zip(graph.results[1:], graph.outputs[1:], strict=False):
                 given[name] = instance.storages[spec.storage], instance.values[spec.value]
@@ -371,12 +409,17 @@ class Training:
                 machine.release(storages[storage])
 
     def is_cast(self, instance: Instance, op: Operator) -> bool:
-        """Whether autocast has cast this leaf, which several layers read, before, and keeps the result; else it does now."""
+        """Whether autocast has cast this leaf, which several layers read, before, and keeps the result; else it does
+        now.
+        """
         (out,) = op.outputs
         before = self.kept_casts.setdefault(instance.values[op.inputs[0].value], (instance, out))
         if before[0] is instance:
             return False
-        instance.storages[out.storage], instance.values[out.value] = before[0].storages[before[1].storage], before[0].values[before[1].value]
+        instance.storages[out.storage], instance.values[out.value] = (
+            before[0].storages[before[1].storage],
+            before[0].values[before[1].value],
+        )
         self.machine.retain(instance.storages[out.storage])
         return True
 

@@ -1,8 +1,9 @@
 """The checkpointing with the least recomputation whose peak fits a budget: `checkpointing: {budget: 24GiB}`.
 
-Layers of a kind are alike, so a plan is how many layers of each kind keep which operators' results (choices.py). A mixed-integer program (HiGHS, through
-scipy) finds the cheapest plan that could fit: while the loss is computed, everything that all layers keep is alive at once, so the requested bytes there
-are a base and a sum over layers, and reserved memory is no less. That is a bound no plan can beat. Each plan is then simulated; where fragmentation or
+Layers of a kind are alike, so a plan is how many layers of each kind keep which operators' results (choices.py). A
+mixed-integer program (HiGHS, through scipy) finds the cheapest plan that could fit: while the loss is computed,
+everything that all layers keep is alive at once, so the requested bytes there are a base and a sum over layers, and
+reserved memory is no less. That is a bound no plan can beat. Each plan is then simulated; where fragmentation or
 another moment of the step needs more, the sum is allowed less, until one fits.
 """
 
@@ -49,7 +50,10 @@ class Found:
             if self.seconds <= self.bound * (1 + 1e-6)
             else f"no plan of layers that fits recomputes less than {duration(self.bound)}"
         )
-        return f"found checkpointing {in_words(self.strategy)}: it recomputes {duration(self.seconds)} a micro-batch, {least} ({self.tried} simulated)"
+        return (
+            f"found checkpointing {in_words(self.strategy)}: it recomputes {duration(self.seconds)} a micro-batch, "
+            f"{least} ({self.tried} simulated)"
+        )
 
 
 class Search:
@@ -72,9 +76,15 @@ class Search:
         return self.simulated[key]
 
     def fits(self, strategy: Strategy) -> bool:
-        """Whether its simulated peak does, without the allocator having to give back its cache, which stalls every step."""
+        """Whether its simulated peak does, without the allocator having to give back its cache, which stalls every
+        step.
+        """
         timeline = self.timeline(strategy)
-        return not timeline.out_of_memory and timeline.peak_reserved <= self.budget and not any(step.retries for step in timeline.steps)
+        return (
+            not timeline.out_of_memory
+            and timeline.peak_reserved <= self.budget
+            and not any(step.retries for step in timeline.steps)
+        )
 
     def base(self) -> int:
         """Bytes requested while the loss is computed, without what layers keep; from the strategy "full"."""
@@ -83,33 +93,50 @@ class Search:
         return requested_around_loss(self.timeline("full")) - kept - self.arguments()
 
     def arguments(self) -> int:
-        """Bytes of what checkpoints hold as their arguments alone, such as position ids: without them it is not there while the loss is computed."""
+        """Bytes of what checkpoints hold as their arguments alone, such as position ids: without them it is not there
+        while the loss is computed.
+        """
         held = {
             name: graph.storage_bytes[spec.storage]
             for graph in self.model.layer_graphs
             for name, spec in graph.inputs.items()
-            if name in self.model.hold_inputs and name != "hidden_states" and not any(spec.storage in op.saved for op in graph.operators)
+            if name in self.model.hold_inputs
+            and name != "hidden_states"
+            and not any(spec.storage in op.saved for op in graph.operators)
         }
         return sum(held.values())
 
     def solve(self, allowed: float) -> tuple[list[list[int]], float] | None:
-        """The cheapest numbers of layers, by kind and choice, that keep no more bytes than that, and the seconds that HiGHS proves to be the least."""
+        """The cheapest numbers of layers, by kind and choice, that keep no more bytes than that, and the seconds that
+        HiGHS proves to be the least.
+        """
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         flat = [(kind, c) for kind, rows in enumerate(self.choices) for c in rows]
         seconds = np.array([c.seconds for _, c in flat])
         scale = max(float(seconds.max()), 1e-12)
         rules = [LinearConstraint(np.array([[c.kept / MIB for _, c in flat]]), -np.inf, allowed / MIB)]
-        rules += [LinearConstraint(np.array([[float(k == kind) for k, _ in flat]]), count, count) for kind, count in self.counts.items()]
+        rules += [
+            LinearConstraint(np.array([[float(k == kind) for k, _ in flat]]), count, count)
+            for kind, count in self.counts.items()
+        ]
         most = np.array([float(self.counts[kind]) for kind, _ in flat])
-        answer = milp(seconds / scale, constraints=rules, integrality=np.ones(len(flat)), bounds=Bounds(0, most), options={"mip_rel_gap": 0.0})
+        answer = milp(
+            seconds / scale,
+            constraints=rules,
+            integrality=np.ones(len(flat)),
+            bounds=Bounds(0, most),
+            options={"mip_rel_gap": 0.0},
+        )
         if answer.x is None:
             return None
         numbers = iter(np.round(answer.x).astype(int).tolist())
         return [[next(numbers) for _ in rows] for rows in self.choices], max(0.0, float(answer.mip_dual_bound) * scale)
 
     def plan(self, numbers: list[list[int]]) -> Strategy:
-        """What recomputes most comes first: by the time that backward gets there, the layers after it have let go of what they kept."""
+        """What recomputes most comes first: by the time that backward gets there, the layers after it have let go of
+        what they kept.
+        """
         queues = [
             [c.strategy for c, n in reversed(list(zip(rows, counts, strict=True))) for _ in range(n)]
             for rows, counts in zip(self.choices, numbers, strict=True)
@@ -150,7 +177,9 @@ def with_strategy(run: Run, strategy: Strategy) -> Run:
 
 
 def requested_around_loss(timeline: Timeline) -> int:
-    """The most bytes requested at once while everything that layers keep is alive: after the last layer's forward, before the first backward of one."""
+    """The most bytes requested at once while everything that layers keep is alive: after the last layer's forward,
+    before the first backward of one.
+    """
     tape, requested = timeline.tape, timeline.whole.requested
     most = 0
     for span in timeline.spans:
@@ -166,7 +195,9 @@ def requested_around_loss(timeline: Timeline) -> int:
 
 
 def find(run: Run) -> Found:
-    """The strategy with the least recomputation that fits the Run's budget. Raises InputError, and Unreachable where none does."""
+    """The strategy with the least recomputation that fits the Run's budget. Raises InputError, and Unreachable where
+    none does.
+    """
     assert isinstance(run.checkpointing, dict)
     budget = read_bytes(run.checkpointing["budget"])
     if budget > run.device_bytes:
@@ -220,7 +251,11 @@ def _by_plans(search: Search) -> tuple[Strategy | None, float]:
 
 
 def _kept(search: Search, numbers: list[list[int]]) -> int:
-    return sum(n * c.kept for rows, counts in zip(search.choices, numbers, strict=True) for c, n in zip(rows, counts, strict=True))
+    return sum(
+        n * c.kept
+        for rows, counts in zip(search.choices, numbers, strict=True)
+        for c, n in zip(rows, counts, strict=True)
+    )
 
 
 def _by_fixed(search: Search, best: Strategy | None) -> Strategy | None:
@@ -229,11 +264,19 @@ def _by_fixed(search: Search, best: Strategy | None) -> Strategy | None:
     fixed: list[Strategy] = ["selective", "megatron", "full"]
     fixed += [{"every": k} for k in range(2, min(n, 5))]
     for strategy in sorted(fixed, key=search.seconds):
-        if search.could_fit(strategy) and (best is None or search.seconds(strategy) < search.seconds(best)) and search.fits(strategy):
+        if (
+            search.could_fit(strategy)
+            and (best is None or search.seconds(strategy) < search.seconds(best))
+            and search.fits(strategy)
+        ):
             best = strategy
     while best is not None:
         # the first k layers: one fewer as long as that fits
-        cheaper: Strategy = {"first": max([k for k in range(1, n) if search.seconds({"first": k}) < search.seconds(best) * (1 - 1e-9)], default=0)}
+        cheaper: Strategy = {
+            "first": max(
+                [k for k in range(1, n) if search.seconds({"first": k}) < search.seconds(best) * (1 - 1e-9)], default=0
+            )
+        }
         if cheaper == {"first": 0} or not search.could_fit(cheaper) or not search.fits(cheaper):
             break
         best = cheaper
@@ -254,13 +297,23 @@ def _by_segments(search: Search) -> Strategy | None:
 def _least(search: Search) -> str:
     """Why nothing fits, in a line."""
     key, timeline = min(search.simulated.items(), key=lambda row: row[1].peak_reserved)
-    held = sorted(((CATEGORY_NAMES[category], count) for category, count in timeline.at_peak().by_category.items()), key=lambda row: -row[1])
+    held = sorted(
+        ((CATEGORY_NAMES[category], count) for category, count in timeline.at_peak().by_category.items()),
+        key=lambda row: -row[1],
+    )
     words = ", ".join(f"{name} {gib(count)}" for name, count in held[:3])
-    return f"checkpointing: no strategy fits {gib(search.budget)}; the least reachable peak is {gib(timeline.peak_reserved)}, with {key}, held there by {words}"
+    return (
+        f"checkpointing: no strategy fits {gib(search.budget)}; the least reachable peak is "
+        f"{gib(timeline.peak_reserved)}, with {key}, held there by {words}"
+    )
 
 
-def simulate_within(run: Run, other_order: bool = False, strict: bool = False, measured_step: float | None = None) -> Timeline:
-    """`simulate` for a Run with a budget: the Timeline of the strategy that is found. Raises InputError, and Unreachable."""
+def simulate_within(
+    run: Run, other_order: bool = False, strict: bool = False, measured_step: float | None = None
+) -> Timeline:
+    """`simulate` for a Run with a budget: the Timeline of the strategy that is found. Raises InputError, and
+    Unreachable.
+    """
     found = find(run)
     timeline = found.timeline
     if other_order or strict or measured_step is not None:
@@ -271,6 +324,12 @@ def simulate_within(run: Run, other_order: bool = False, strict: bool = False, m
     return replace(
         timeline,
         about=replace(
-            about, name=run.name, facts=(*facts, ("found", in_words(found.strategy))), run=run.plain(), yaml=run.to_yaml(), command=command, note=found.line
+            about,
+            name=run.name,
+            facts=(*facts, ("found", in_words(found.strategy))),
+            run=run.plain(),
+            yaml=run.to_yaml(),
+            command=command,
+            note=found.line,
         ),
     )

@@ -1,4 +1,6 @@
-"""What a layer may be asked to keep for backward, with what each choice holds and what it costs: the Pareto front over all sets of operators."""
+"""What a layer may be asked to keep for backward, with what each choice holds and what it costs: the Pareto front over
+all sets of operators.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,16 @@ from memsim.passes.checkpoint import SAVED, operators_of
 from memsim.schedule.regions import results_kept
 from memsim.strategy import Strategy
 
-# The residual stream, which an addition makes, may be what the next layer keeps as well; then what two layers hold would not add up.
+# The residual stream, which an addition makes, may be what the next layer keeps as well; then what two layers hold
+# would not add up.
 SHARED = ("add", "dropout")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A strategy for one layer: bytes (requested) that it holds from forward to backward, and seconds of recomputation."""
+    """A strategy for one layer: bytes (requested) that it holds from forward to backward, and seconds of
+    recomputation.
+    """
 
     strategy: Strategy
     kept: int
@@ -52,7 +57,9 @@ def choices(model: Model, rates: Rates) -> list[list[Choice]]:
 
 def choice(graph: LayerGraph, strategy: Strategy, checkpoint: Checkpoint, rates: Rates) -> Choice:
     """What a layer with this graph holds and recomputes."""
-    own = {spec.storage for spec in graph.parameters.values()} | {spec.storage for name, spec in graph.inputs.items() if name != "hidden_states"}
+    own = {spec.storage for spec in graph.parameters.values()} | {
+        spec.storage for name, spec in graph.inputs.items() if name != "hidden_states"
+    }
     hidden = graph.inputs["hidden_states"].storage
     saving = [op for op in graph.operators if op.requires_grad and op.saved]
     if checkpoint.how == "none":
@@ -67,11 +74,15 @@ def choice(graph: LayerGraph, strategy: Strategy, checkpoint: Checkpoint, rates:
         again = [op for op in _until_last_saved(graph.operators) if op.kind not in checkpoint.saves]
         kept = {hidden} | {s for op in graph.operators if op.kind in checkpoint.saves for s in results_kept(op)}
     # What autocast keeps of weights is there while the loss is computed, whatever the layer keeps.
-    return Choice(strategy, sum(graph.storage_bytes[s] for s in kept - own - set(graph.cached)), recomputation(again, rates))
+    return Choice(
+        strategy, sum(graph.storage_bytes[s] for s in kept - own - set(graph.cached)), recomputation(again, rates)
+    )
 
 
 def _until_last_saved(operators: Sequence[Operator]) -> list[Operator]:
-    """Where torch.utils.checkpoint stops early: at the last saved tensor, which an operator's operands are before it runs."""
+    """Where torch.utils.checkpoint stops early: at the last saved tensor, which an operator's operands are before it
+    runs.
+    """
     last = max((i for i, op in enumerate(operators) if op.saved), default=-1)
     if last < 0:  # nothing trains
         return []
@@ -80,7 +91,9 @@ def _until_last_saved(operators: Sequence[Operator]) -> list[Operator]:
 
 
 def front(rows: Sequence[Choice]) -> list[Choice]:
-    """The Pareto front: the fewest bytes of all that recompute as little. Among equals the earlier, which is the simpler."""
+    """The Pareto front: the fewest bytes of all that recompute as little. Among equals the earlier, which is the
+    simpler.
+    """
     kept: list[Choice] = []
     for row in sorted(rows, key=lambda row: (row.seconds, row.kept)):
         if not kept or row.kept < kept[-1].kept:

@@ -8,9 +8,11 @@ MIB = 1 << 20
 
 
 def smallest(survives: Callable[[int], bool], low: int, high: int, step: int = MIB) -> int:
-    """The least multiple of `step` bytes above `low` at which `survives` turns true; `low` is known to fail, `high` to survive.
+    """The least multiple of `step` bytes above `low` at which `survives` turns true; `low` is known to fail, `high` to
+    survive.
 
-    Survival need not be monotonic in memory (garbage collection, expandable segments): the result survives, and `step` less does not.
+    Survival need not be monotonic in memory (garbage collection, expandable segments): the result survives, and `step`
+    less does not.
     """
     fails, lives = low // step, -(-high // step)
     while lives - fails > 1:

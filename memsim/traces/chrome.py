@@ -1,4 +1,6 @@
-"""Chrome traces of the PyTorch profiler: `[memory]` events → a Trace with its answer. They give sizes and totals, but not what the allocator was asked."""
+"""Chrome traces of the PyTorch profiler: `[memory]` events → a Trace with its answer. They give sizes and totals, but
+not what the allocator was asked.
+"""
 
 from __future__ import annotations
 
@@ -40,15 +42,31 @@ def load_chrome(path: str | Path) -> Totals:
         data = place.read_bytes()
         loaded = json.loads(gzip.decompress(data) if place.suffix == ".gz" else data)
         events = loaded["traceEvents"] if isinstance(loaded, dict) else loaded
-        found = [event for event in events if event.get("name") == "[memory]" and event["args"].get("Device Type") == CUDA]
+        found = [
+            event for event in events if event.get("name") == "[memory]" and event["args"].get("Device Type") == CUDA
+        ]
         device = found[0]["args"].get("Device Id", 0) if found else 0
-        found = sorted((event for event in found if event["args"].get("Device Id", 0) == device), key=lambda event: float(event["ts"]))
+        found = sorted(
+            (event for event in found if event["args"].get("Device Id", 0) == device),
+            key=lambda event: float(event["ts"]),
+        )
         arguments = [event["args"] for event in found]
-        address, size, allocated, reserved = (_column(arguments, key) for key in ("Addr", "Bytes", "Total Allocated", "Total Reserved"))
+        address, size, allocated, reserved = (
+            _column(arguments, key) for key in ("Addr", "Bytes", "Total Allocated", "Total Reserved")
+        )
         seconds = np.array([float(event["ts"]) / 1e6 for event in found], np.float64)
     except OSError as error:
         raise InputError(f"{path}: cannot be read as a Chrome trace: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, OverflowError, zlib.error) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        RecursionError,
+        OverflowError,
+        zlib.error,
+    ) as error:
         words = f"{type(error).__name__} {' '.join(str(error).split())[:120]}"
         raise InputError(f"{path}: is not a Chrome trace of the PyTorch profiler: {words}") from error
     if not found:
@@ -61,9 +79,11 @@ def _column(rows: list[dict[str, Any]], key: str) -> Ints:
 
 
 def trace_of_totals(totals: Totals) -> Trace:
-    """The Trace whose answer is the recorded totals. What lived before the first event is its first events, so far as a free names it.
+    """The Trace whose answer is the recorded totals. What lived before the first event is its first events, so far as a
+    free names it.
 
-    Sizes are those of blocks. A free of a block that nobody allocated meanwhile lasts from the start; what is left of the first total is one storage.
+    Sizes are those of blocks. A free of a block that nobody allocated meanwhile lasts from the start; what is left of
+    the first total is one storage.
     """
     n = len(totals.bytes)
     live: dict[int, int] = {}
@@ -85,7 +105,9 @@ def trace_of_totals(totals: Totals) -> Trace:
     k, of = len(early), np.array(sizes, np.int64)
     start = np.array(early, np.int64)
     storage = np.concatenate([start, owner])
-    action = np.concatenate([np.full(k, Action.ALLOC, np.uint8), np.where(totals.bytes >= 0, Action.ALLOC, Action.FREE).astype(np.uint8)])
+    action = np.concatenate(
+        [np.full(k, Action.ALLOC, np.uint8), np.where(totals.bytes >= 0, Action.ALLOC, Action.FREE).astype(np.uint8)]
+    )
     # An address may be anything but 0; the rest of what was there has none.
     address = np.concatenate([np.ones(k, np.int64), np.maximum(totals.address, 1)])
     grown = np.minimum(np.cumsum(of[start]), first) if k else start

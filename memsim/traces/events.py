@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 from memsim.errors import InputError
 from memsim.tape import Action, Category, Tape
 from memsim.traces.rebuild import SMALL_SEGMENT, Rebuilt, Segment, rebuild
-from memsim.traces.recorder import ALLOC, FREE_COMPLETED, FREE_REQUESTED, OOM, SEGMENT_ALLOC, SEGMENT_FREE, SEGMENT_MAP, SEGMENT_UNMAP, Recording
+from memsim.traces.recorder import (
+    ALLOC,
+    FREE_COMPLETED,
+    FREE_REQUESTED,
+    OOM,
+    SEGMENT_ALLOC,
+    SEGMENT_FREE,
+    SEGMENT_MAP,
+    SEGMENT_UNMAP,
+    Recording,
+)
 from memsim.traces.trace import Trace
 
 Ints = NDArray[np.int64]
@@ -42,10 +52,11 @@ def trace_of_events(
 ) -> Trace:
     """The Trace of recorded events, which begins with the requests that rebuild the `initial` segments.
 
-    A free that completes at once is a FREE. One that completes later waits for an event on another stream, which the recording does not name: it is
-    the RECORD_STREAM of a stream of its own, and the COMPLETE of that. A run of segment_free that no failed allocation explains becomes an EMPTY_CACHE.
-    Without a known device memory one stands for every run: where the allocator released its cache to try again, the addresses are the same.
-    Raises InputError for a negative size, a free of what was never allocated, an address that is allocated twice.
+    A free that completes at once is a FREE. One that completes later waits for an event on another stream, which the
+    recording does not name: it is the RECORD_STREAM of a stream of its own, and the COMPLETE of that. A run of
+    segment_free that no failed allocation explains becomes an EMPTY_CACHE. Without a known device memory one stands for
+    every run: where the allocator released its cache to try again, the addresses are the same. Raises InputError for a
+    negative size, a free of what was never allocated, an address that is allocated twice.
     """
     negative = np.flatnonzero(events.bytes < 0)
     if len(negative):
@@ -71,7 +82,9 @@ def trace_of_events(
 
 
 def memory_of(events: Recording, reserved: int = 0) -> int | None:
-    """Bytes of the device, where an out of memory tells: what is free then, and what is reserved; `reserved` is that at the start."""
+    """Bytes of the device, where an out of memory tells: what is free then, and what is reserved; `reserved` is that at
+    the start.
+    """
     failed = np.flatnonzero(events.action == OOM)
     if not len(failed):
         return None
@@ -122,7 +135,9 @@ def _lives(events: Recording, start: Rebuilt, source: str) -> _Lives:
     late = (done != place[asks] + 1) if completes else np.zeros(len(asks), bool)
     unasked = (kind == FREE_COMPLETED) & (before == ALLOC)
     by_event = np.argsort(place[asks][late])
-    return _Lives(storage, np.concatenate([place[asks][~late], place[unasked]]), place[asks][late][by_event], done[late][by_event])
+    return _Lives(
+        storage, np.concatenate([place[asks][~late], place[unasked]]), place[asks][late][by_event], done[late][by_event]
+    )
 
 
 def _streams(lives: _Lives) -> Ints:
@@ -144,7 +159,9 @@ def _streams(lives: _Lives) -> Ints:
 
 
 def _rows(events: Recording, lives: _Lives, start: Rebuilt, emptied: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    """(rows of action, storage, bytes, stream, phase; recorded addresses; whether they are recorded), those of `start` first."""
+    """(rows of action, storage, bytes, stream, phase; recorded addresses; whether they are recorded), those of `start`
+    first.
+    """
     n = len(events)
     born = np.flatnonzero((events.action == ALLOC) | (events.action == OOM))
     streams = _streams(lives)
@@ -152,7 +169,13 @@ def _rows(events: Recording, lives: _Lives, start: Rebuilt, emptied: Ints) -> tu
 
     def rows(action: Action, at: Ints, place: int, storage: Ints | int, size: Ints | int, stream: Ints | int) -> Ints:
         made = np.zeros((len(at), 7), np.int64)
-        made[:, 0], made[:, 1], made[:, 2], made[:, 3], made[:, 4] = PLACES * at + place, int(action), storage, size, stream
+        made[:, 0], made[:, 1], made[:, 2], made[:, 3], made[:, 4] = (
+            PLACES * at + place,
+            int(action),
+            storage,
+            size,
+            stream,
+        )
         made[:, 5] = events.phase[at]
         return made
 
@@ -206,11 +229,14 @@ def _emptied(events: Recording, start: Rebuilt, settings: str, device_memory: in
 
 
 def _given(events: Recording, start: Rebuilt) -> Ints:
-    """Addresses that the driver gave: of segments, and of the reservations for expandable memory, where the first page of a pool that has none goes.
+    """Addresses that the driver gave: of segments, and of the reservations for expandable memory, where the first page
+    of a pool that has none goes.
 
     A reservation is given back with its last page.
     """
-    calls = np.flatnonzero((events.action >= SEGMENT_ALLOC) & (events.action <= SEGMENT_UNMAP) & (events.action != SEGMENT_FREE))
+    calls = np.flatnonzero(
+        (events.action >= SEGMENT_ALLOC) & (events.action <= SEGMENT_UNMAP) & (events.action != SEGMENT_FREE)
+    )
     given: list[int] = []
     held = dict(start.expandable)  # first address of each reservation: its pool
     mapped = dict(start.mapped)  # bytes by reservation

@@ -21,10 +21,12 @@ from memsim.traces.trace import Trace
 
 
 def load_trace(path: str | Path, device_memory: int | str | None = None, watch: Watch | None = None) -> Trace:
-    """Reads a PyTorch snapshot (.pickle), a recording or an operation list (.npz), or a Chrome trace of the profiler (.json, .json.gz).
+    """Reads a PyTorch snapshot (.pickle), a recording or an operation list (.npz), or a Chrome trace of the profiler
+    (.json, .json.gz).
 
-    device_memory: bytes, or "24GiB", of the device that was recorded on, where the file does not say: it tells which releases of memory the allocator
-    had to make, and which the program asked for by empty_cache(). watch: what a snapshot's file is read through. Raises InputError, one line naming the file.
+    device_memory: bytes, or "24GiB", of the device that was recorded on, where the file does not say: it tells which
+    releases of memory the allocator had to make, and which the program asked for by empty_cache(). watch: what a
+    snapshot's file is read through. Raises InputError, one line naming the file.
     """
     place, memory = Path(path), bytes_of(device_memory)
     if place.suffix in (".pickle", ".pkl"):
@@ -32,7 +34,10 @@ def load_trace(path: str | Path, device_memory: int | str | None = None, watch: 
     if place.name.endswith((".json", ".json.gz")):
         return trace_of_totals(load_chrome(place))
     if place.suffix != ".npz":
-        raise InputError(f"{path}: is not a trace; .pickle (PyTorch's snapshots), .npz (recordings, operation lists) and .json (Chrome traces) are")
+        raise InputError(
+            f"{path}: is not a trace; .pickle (PyTorch's snapshots), .npz (recordings, operation lists) and .json "
+            "(Chrome traces) are"
+        )
     return _operations(place) if _is_operations(place) else _recording(place, memory)
 
 
@@ -53,23 +58,46 @@ def _operations(path: Path) -> Trace:
     except Exception as error:  # a broken archive raises nearly anything
         raise InputError(f"{path}: is not an operation list: {' '.join(str(error).split())[:160]}") from error
     if operations.ndim != 2 or operations.shape[1] != 4 or operations.dtype.kind not in "iu":
-        raise InputError(f"{path}: ops: has shape {operations.shape}; rows of four whole numbers (kind, id, bytes, stream) are valid")
+        raise InputError(
+            f"{path}: ops: has shape {operations.shape}; rows of four whole numbers (kind, id, bytes, stream) are valid"
+        )
     operations = operations.astype(np.int64)
     for column, name, most in ((0, "kind", 3), (1, "id", 2**62), (2, "bytes", 2**58), (3, "stream", 2**62)):
         bad = np.flatnonzero((operations[:, column] < 0) | (operations[:, column] > most))
         if len(bad):
-            raise InputError(f"{path}: ops: row {int(bad[0])}: {name} {int(operations[bad[0], column])} is not in 0 … {most}")
+            raise InputError(
+                f"{path}: ops: row {int(bad[0])}: {name} {int(operations[bad[0], column])} is not in 0 … {most}"
+            )
     tape = tape_of_operations(operations)
     lost = np.flatnonzero((tape.action == Action.FREE) & (tape.storage < 0))
     if len(lost):
-        raise InputError(f"{path}: ops: row {int(lost[0])}: frees id {int(operations[lost[0], 1])}, which was never allocated")
+        raise InputError(
+            f"{path}: ops: row {int(lost[0])}: frees id {int(operations[lost[0], 1])}, which was never allocated"
+        )
     n = len(tape)
     if answers is None:
-        return Trace(tape, str(path), "operations", np.zeros(n, np.int64), np.zeros(n, bool), settings=settings, device_memory=memory)
+        return Trace(
+            tape,
+            str(path),
+            "operations",
+            np.zeros(n, np.int64),
+            np.zeros(n, bool),
+            settings=settings,
+            device_memory=memory,
+        )
     if answers.shape != (n, 2) or answers.dtype.kind not in "iu":
         raise InputError(f"{path}: answers: has shape {answers.shape}; ({n}, 2) is valid")
     answers = answers.astype(np.int64)
-    return Trace(tape, str(path), "operations", answers[:, 0], tape.action == Action.ALLOC, answers[:, 1].copy(), settings=settings, device_memory=memory)
+    return Trace(
+        tape,
+        str(path),
+        "operations",
+        answers[:, 0],
+        tape.action == Action.ALLOC,
+        answers[:, 1].copy(),
+        settings=settings,
+        device_memory=memory,
+    )
 
 
 def _recording(path: Path, told: int | None) -> Trace:

@@ -11,21 +11,25 @@ _ACTIONS = (Action.ALLOC, Action.FREE, Action.EMPTY_CACHE, Action.RECORD_STREAM)
 
 
 def tape_of_operations(operations: NDArray[np.int64]) -> Tape:
-    """The Tape of an operation list [n, 4]. An id may be allocated again once it is free: each allocation is a storage of its own."""
+    """The Tape of an operation list [n, 4]. An id may be allocated again once it is free: each allocation is a storage
+    of its own.
+    """
     kind, identity, size, stream = (np.ascontiguousarray(column) for column in operations.T)
     action = np.array(_ACTIONS, np.uint8)[kind]
     n = len(kind)
     storage = np.full(n, -1, np.int64)
     allocs = kind == 0
     storage[allocs] = np.arange(allocs.sum())
-    # The storage of any other row is that of the last ALLOC of its id: sorted by id and then by place, the ALLOC before it.
+    # The storage of any other row is that of the last ALLOC of its id: sorted by id and then by place, the ALLOC before
+    # it.
     order = np.argsort(identity, kind="stable")
     order = order[kind[order] != 2]
     before = np.maximum.accumulate(np.where(allocs[order], np.arange(len(order)), -1))
     known = before >= 0
     owner = np.where(known, order[before], 0)
     storage[order] = np.where(known & (identity[owner] == identity[order]), storage[owner], -1)
-    # RECORD_STREAM and FREE of what was never allocated do nothing in the original: they are left out of the storages by -1.
+    # RECORD_STREAM and FREE of what was never allocated do nothing in the original: they are left out of the storages
+    # by -1.
     requested = np.zeros(n, np.int64)
     requested[allocs] = size[allocs]
     sizes = requested[allocs]
@@ -46,7 +50,9 @@ def tape_of_operations(operations: NDArray[np.int64]) -> Tape:
 
 
 def operations_of_tape(tape: Tape) -> NDArray[np.int64]:
-    """The operation list [n, 4] of a Tape without COMPLETE events, its streams numbered in order from 0, the default stream."""
+    """The operation list [n, 4] of a Tape without COMPLETE events, its streams numbered in order from 0, the default
+    stream.
+    """
     kind = np.zeros(5, np.int64)
     kind[list(_ACTIONS)] = np.arange(len(_ACTIONS))
     handles = np.unique(np.append(tape.stream.view(np.uint64), np.uint64(0)))

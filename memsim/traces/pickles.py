@@ -1,4 +1,6 @@
-"""Untrusted pickles: plain containers, strings, numbers, bytes, None and booleans load; anything that names a global does not."""
+"""Untrusted pickles: plain containers, strings, numbers, bytes, None and booleans load; anything that names a global
+does not.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,15 @@ class _Plain(pickle.Unpickler):
 
     def persistent_load(self, pid: object) -> object:
         """Raises InputError, always."""
-        raise InputError("refers to an object outside of the file; only plain containers, strings and numbers are loaded")
+        raise InputError(
+            "refers to an object outside of the file; only plain containers, strings and numbers are loaded"
+        )
 
 
 def load_plain(path: Path, watch: Watch | None = None) -> object:
-    """The object in the file, which is read through `watch`. Raises InputError, one line, where the file is cut off, foreign or more than plain data."""
+    """The object in the file, which is read through `watch`. Raises InputError, one line, where the file is cut off,
+    foreign or more than plain data.
+    """
     collects = gc.isenabled()
     gc.disable()  # millions of new containers, none of them garbage
     try:

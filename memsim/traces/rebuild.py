@@ -1,7 +1,9 @@
-"""Requests that bring an empty allocator into the state in which a recording began: segments, live blocks, and free blocks between them.
+"""Requests that bring an empty allocator into the state in which a recording began: segments, live blocks, and free
+blocks between them.
 
-They are made for default settings (the Trace says how many they are, and `allocate` serves them so): each segment is filled from front to back,
-gaps and all, and then the gaps are freed. Gaps of expandable memory without pages behind them are given back on the way.
+They are made for default settings (the Trace says how many they are, and `allocate` serves them so): each segment is
+filled from front to back, gaps and all, and then the gaps are freed. Gaps of expandable memory without pages behind
+them are given back on the way.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Rebuilt:
     rows: list[Row] = field(default_factory=list)
     live: dict[int, tuple[int, int]] = field(default_factory=dict)  # address: storage, bytes
     given: list[int] = field(default_factory=list)  # addresses that the driver gives, in order
-    expandable: dict[int, tuple[int, bool]] = field(default_factory=dict)  # reservations: the pool of each, stream and whether it is the small one
+    # reservations: the pool of each, stream and whether it is the small one
+    expandable: dict[int, tuple[int, bool]] = field(default_factory=dict)
     mapped: dict[int, int] = field(default_factory=dict)  # bytes behind each
     reserved: int = 0  # bytes held from the driver
     storages: int = 0
@@ -62,7 +65,9 @@ class Rebuilt:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Part of a segment: a block in use with what is too small behind it to be asked for by itself, or a gap, or pages that are not there."""
+    """Part of a segment: a block in use with what is too small behind it to be asked for by itself, or a gap, or pages
+    that are not there.
+    """
 
     bytes: int
     live: Live | None = None
@@ -101,8 +106,10 @@ def rebuild(segments: Iterable[Segment]) -> Rebuilt:
                 made.live[piece.live.address] = storage, asked
             else:
                 larger.append((storage, piece.live, piece.bytes, segment))
-    for storage, live, size, segment in reversed(larger):  # nothing else so large is free, so the block goes where it was
-        spare = size - live.block if segment.small or segment.expandable else SMALL  # bytes that stay with the block, or come free by themselves
+    # nothing else so large is free, so the block goes where it was
+    for storage, live, size, segment in reversed(larger):
+        # bytes that stay with the block, or come free by themselves
+        spare = size - live.block if segment.small or segment.expandable else SMALL
         kept = live.bytes if size - _rounded(live.bytes) <= spare else live.block
         made.free(storage, size)
         made.live[live.address] = made.alloc(kept, segment.stream), kept
@@ -123,8 +130,8 @@ def _rounded(size: int) -> int:
 def _pieces(segment: Segment) -> list[_Piece]:
     """The segment from front to back.
 
-    A gap of at most 1 MiB behind a live block of a large segment belongs to that block: the allocator does not split off so little, except from
-    expandable memory, where it is free, but cannot be asked for by itself.
+    A gap of at most 1 MiB behind a live block of a large segment belongs to that block: the allocator does not split
+    off so little, except from expandable memory, where it is free, but cannot be asked for by itself.
     """
     pieces: list[_Piece] = []
     at, end = segment.address, segment.address + segment.bytes

@@ -1,6 +1,7 @@
 """The recorder's .npz: every event of PyTorch's allocator while a training job ran, in order.
 
-Its arrays (../shared/golden/README.md): `action` (index into `actions`), `address`, `bytes`, `stream`, `phase` (index into `phases`).
+Its arrays (../shared/golden/README.md): `action` (index into `actions`), `address`, `bytes`, `stream`,
+`phase` (index into `phases`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,20 @@ from numpy.typing import NDArray
 from memsim.errors import InputError
 from memsim.tape import Action, Category, Tape
 
-ACTIONS = ("alloc", "free_requested", "free_completed", "segment_alloc", "segment_free", "segment_map", "segment_unmap", "snapshot", "oom")
-ALLOC, FREE_REQUESTED, FREE_COMPLETED, SEGMENT_ALLOC, SEGMENT_FREE, SEGMENT_MAP, SEGMENT_UNMAP, SNAPSHOT, OOM = range(len(ACTIONS))
+ACTIONS = (
+    "alloc",
+    "free_requested",
+    "free_completed",
+    "segment_alloc",
+    "segment_free",
+    "segment_map",
+    "segment_unmap",
+    "snapshot",
+    "oom",
+)
+ALLOC, FREE_REQUESTED, FREE_COMPLETED, SEGMENT_ALLOC, SEGMENT_FREE, SEGMENT_MAP, SEGMENT_UNMAP, SNAPSHOT, OOM = range(
+    len(ACTIONS)
+)
 LARGEST = 2**30  # bytes of one array: a file that claims more is not a recording
 NUMBERS = {"action": np.uint8, "address": np.int64, "bytes": np.int64, "stream": np.int64, "phase": np.int32}
 
@@ -29,7 +42,9 @@ class Recording:
 
     action: NDArray[np.uint8]  # [n] index into ACTIONS
     address: NDArray[np.int64]  # [n] of the block or segment; free device memory in bytes for oom
-    bytes: NDArray[np.int64]  # [n] requested for alloc, free_requested, free_completed; rounded to 512 for oom; the driver's for segment_*
+    bytes: NDArray[
+        np.int64
+    ]  # [n] requested for alloc, free_requested, free_completed; rounded to 512 for oom; the driver's for segment_*
     stream: NDArray[np.int64]  # [n]
     phase: NDArray[np.int32]  # [n] index into phases
     phases: tuple[str, ...]
@@ -46,7 +61,9 @@ def load(path: str | Path) -> Recording:
     phases = tuple(str(name) for name in arrays["phases"])
     unknown = [name for name in names if name not in ACTIONS]
     if unknown:
-        raise InputError(f"{path}: actions: {unknown[0]!r} is not an action of the recorder; valid are {', '.join(ACTIONS)}")
+        raise InputError(
+            f"{path}: actions: {unknown[0]!r} is not an action of the recorder; valid are {', '.join(ACTIONS)}"
+        )
     columns: dict[str, NDArray[Any]] = {}
     for key, kind in NUMBERS.items():
         column = arrays[key]
@@ -77,8 +94,14 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
                 if sizes[key] > LARGEST:
                     raise InputError(f"{path}: {key}: larger than {LARGEST} bytes, which no recording is")
                 array = file[key]
-                if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in ("iu" if key in NUMBERS else "U"):
-                    raise InputError(f"{path}: {key}: is not a list of {'whole numbers' if key in NUMBERS else 'names'}")
+                if (
+                    not isinstance(array, np.ndarray)
+                    or array.ndim != 1
+                    or array.dtype.kind not in ("iu" if key in NUMBERS else "U")
+                ):
+                    raise InputError(
+                        f"{path}: {key}: is not a list of {'whole numbers' if key in NUMBERS else 'names'}"
+                    )
                 found[key] = array
     except InputError:
         raise
@@ -98,7 +121,9 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
-        words = "" if "pickle" in str(error) else " ".join(str(error).split())[:160]  # numpy's advice to load pickles is none for a stranger's file
+        words = (
+            "" if "pickle" in str(error) else " ".join(str(error).split())[:160]
+        )  # numpy's advice to load pickles is none for a stranger's file
         raise InputError(f"{path}: is not a recording (.npz)" + (f": {words}" if words else "")) from error
     return found
 
@@ -122,9 +147,15 @@ def ordinals(recording: Recording) -> NDArray[np.int64]:
     if len(wrong):
         first = int(wrong[np.argmin(at[order][wrong])])
         event = int(at[order][first])
-        reason = ("is allocated while it is in use", "is freed while it is not allocated", "completes a free that was not requested")[int(kind[first])]
+        reason = (
+            "is allocated while it is in use",
+            "is freed while it is not allocated",
+            "completes a free that was not requested",
+        )[int(kind[first])]
         raise InputError(f"event {event}: address {int(where[first])} {reason}")
-    alloc_position = np.maximum.accumulate(np.where(kind == ALLOC, np.arange(len(at)), 0)) if len(at) else np.zeros(0, np.int64)
+    alloc_position = (
+        np.maximum.accumulate(np.where(kind == ALLOC, np.arange(len(at)), 0)) if len(at) else np.zeros(0, np.int64)
+    )
     result[at[order]] = made[order][alloc_position]
     return result
 
@@ -134,7 +165,9 @@ def to_tape(recording: Recording) -> Tape:
 
     An `oom` is the ALLOC that failed, its bytes already rounded to 512. Raises InputError as `ordinals` does.
     """
-    kept = np.flatnonzero((recording.action == ALLOC) | (recording.action == FREE_REQUESTED) | (recording.action == OOM))
+    kept = np.flatnonzero(
+        (recording.action == ALLOC) | (recording.action == FREE_REQUESTED) | (recording.action == OOM)
+    )
     action = recording.action[kept]
     born = action != FREE_REQUESTED
     number = np.cumsum(born) - 1  # of storages, failed ones included

@@ -1,4 +1,6 @@
-"""PyTorch's memory snapshots (`torch.cuda.memory._dump_snapshot`) → Trace; the state at their start is rebuilt backwards from the final segments."""
+"""PyTorch's memory snapshots (`torch.cuda.memory._dump_snapshot`) → Trace; the state at their start is rebuilt
+backwards from the final segments.
+"""
 
 from __future__ import annotations
 
@@ -16,55 +18,100 @@ from memsim.errors import InputError
 from memsim.traces.events import memory_of, trace_of_events
 from memsim.traces.pickles import Watch, load_plain
 from memsim.traces.rebuild import LARGE_SEGMENT, SMALL, SMALL_SEGMENT, Live, Segment
-from memsim.traces.recorder import ACTIONS, ALLOC, FREE_COMPLETED, SEGMENT_ALLOC, SEGMENT_FREE, SEGMENT_MAP, SEGMENT_UNMAP, Recording
+from memsim.traces.recorder import (
+    ACTIONS,
+    ALLOC,
+    FREE_COMPLETED,
+    SEGMENT_ALLOC,
+    SEGMENT_FREE,
+    SEGMENT_MAP,
+    SEGMENT_UNMAP,
+    Recording,
+)
 from memsim.traces.trace import Trace
 
-CODES = {**{name: code for code, name in enumerate(ACTIONS)}, "free": FREE_COMPLETED, "user_defined": ACTIONS.index("snapshot")}
+CODES = {
+    **{name: code for code, name in enumerate(ACTIONS)},
+    "free": FREE_COMPLETED,
+    "user_defined": ACTIONS.index("snapshot"),
+}
 Rows = list[dict[str, Any]]
 Ints = NDArray[np.int64]
 
 
 def load_snapshot(path: Path, device_memory: int | None = None, watch: Watch | None = None) -> Trace:
-    """The events of the device that has most; device_memory is its bytes, where they are known. Raises InputError, naming the file and the key."""
+    """The events of the device that has most; device_memory is its bytes, where they are known. Raises InputError,
+    naming the file and the key.
+    """
     data = load_plain(path, watch)
     try:
-        if not isinstance(data, dict) or not isinstance(data["device_traces"], list) or not isinstance(data["segments"], list):
-            raise InputError(f"{path}: is not a memory snapshot of PyTorch, which has the keys segments and device_traces")
+        if (
+            not isinstance(data, dict)
+            or not isinstance(data["device_traces"], list)
+            or not isinstance(data["segments"], list)
+        ):
+            raise InputError(
+                f"{path}: is not a memory snapshot of PyTorch, which has the keys segments and device_traces"
+            )
         traces: list[Rows] = data.pop("device_traces")
         device = max(range(len(traces)), key=lambda index: len(traces[index]), default=0)
         events = _events(traces[device] if traces else [], path)
         traces.clear()  # a million dicts
         segments = [segment for segment in data["segments"] if segment.get("device", 0) == device]
         settings = data.get("allocator_settings", {})
-        text = str(settings.get("PYTORCH_CUDA_ALLOC_CONF") or settings.get("PYTORCH_ALLOC_CONF") or "") if isinstance(settings, Mapping) else ""
+        text = (
+            str(settings.get("PYTORCH_CUDA_ALLOC_CONF") or settings.get("PYTORCH_ALLOC_CONF") or "")
+            if isinstance(settings, Mapping)
+            else ""
+        )
         initial = _initial(events, segments, Settings.parse(text))
     except InputError as error:
-        raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: allocator_settings: {error}") from None
+        raise InputError(
+            str(error) if str(error).startswith(str(path)) else f"{path}: allocator_settings: {error}"
+        ) from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(f"{path}: is not a memory snapshot of PyTorch: {type(error).__name__} {' '.join(str(error).split())[:100]}") from error
+        raise InputError(
+            f"{path}: is not a memory snapshot of PyTorch: {type(error).__name__} {' '.join(str(error).split())[:100]}"
+        ) from error
     if not len(events):
         raise InputError(f"{path}: device_traces: is empty; record with torch.cuda.memory._record_memory_history()")
     return trace_of_events(
-        events, initial, str(path), "snapshot", settings=text, device_memory=device_memory or memory_of(events, sum(s.bytes for s in initial))
+        events,
+        initial,
+        str(path),
+        "snapshot",
+        settings=text,
+        device_memory=device_memory or memory_of(events, sum(s.bytes for s in initial)),
     )
 
 
 def _events(rows: Rows, path: Path) -> Recording:
-    """The rows as columns; an out of memory has the device's free bytes for an address, as the recorder writes it. Raises InputError."""
+    """The rows as columns; an out of memory has the device's free bytes for an address, as the recorder writes it.
+    Raises InputError.
+    """
     n = len(rows)
     unknown = {row["action"] for row in rows if not isinstance(row["action"], str) or row["action"] not in CODES}
     if unknown:
         event = next(at for at, row in enumerate(rows) if row["action"] in unknown)
-        raise InputError(f"{path}: event {event}: {rows[event]['action']!r} is not an action of the allocator; valid are {', '.join(CODES)}")
+        raise InputError(
+            f"{path}: event {event}: {rows[event]['action']!r} is not an action of the allocator; valid are "
+            f"{', '.join(CODES)}"
+        )
     action = np.fromiter((CODES[row["action"]] for row in rows), np.uint8, n)
-    address = np.fromiter((row["device_free"] if row["action"] == "oom" else row.get("addr", 0) for row in rows), np.int64, n)
+    address = np.fromiter(
+        (row["device_free"] if row["action"] == "oom" else row.get("addr", 0) for row in rows), np.int64, n
+    )
     size, stream = (np.fromiter((row[key] for row in rows), np.int64, n) for key in ("size", "stream"))
     return Recording(action, address, size, stream, np.zeros(n, np.int32), ("trace",))
 
 
 def _initial(events: Recording, segments: Rows, settings: Settings) -> list[Segment]:
     """The segments and live blocks before the first event: the events, run backwards from the end."""
-    held = {int(s["address"]): (int(s["total_size"]), int(s["stream"]), s["segment_type"] == "small") for s in segments if not s.get("is_expandable")}
+    held = {
+        int(s["address"]): (int(s["total_size"]), int(s["stream"]), s["segment_type"] == "small")
+        for s in segments
+        if not s.get("is_expandable")
+    }
     live: dict[int, Live] = {}
     for segment in segments:
         at = int(segment["address"])
@@ -85,21 +132,26 @@ def _initial(events: Recording, segments: Rows, settings: Settings) -> list[Segm
         else:
             held[address] = (size, stream, size == SMALL_SEGMENT)
     made = [Segment(address, size, stream, small, ()) for address, (size, stream, small) in held.items()]
-    made = sorted(made + _mapped(events, [s for s in segments if s.get("is_expandable")]), key=lambda segment: segment.address)
+    made = sorted(
+        made + _mapped(events, [s for s in segments if s.get("is_expandable")]), key=lambda segment: segment.address
+    )
     places = [segment.address for segment in made]
     inside: list[list[Live]] = [[] for _ in made]
     for address in sorted(live):
         at = bisect_right(places, address) - 1
         if at >= 0 and address < places[at] + made[at].bytes:
             inside[at].append(live[address])
-    return _whole_blocks(events, [replace(segment, live=tuple(blocks)) for segment, blocks in zip(made, inside, strict=True)])
+    return _whole_blocks(
+        events, [replace(segment, live=tuple(blocks)) for segment, blocks in zip(made, inside, strict=True)]
+    )
 
 
 def _whole_blocks(events: Recording, segments: list[Segment]) -> list[Segment]:
     """The segments, their blocks with their whole size as far as the events tell it.
 
-    A block of a large segment may be larger than its request, by up to 1 MiB that was too little to split off, and the free of it does not say so.
-    But whoever is first to get memory of the gap behind it, while it lives, gets the gap's first bytes.
+    A block of a large segment may be larger than its request, by up to 1 MiB that was too little to split off, and the
+    free of it does not say so. But whoever is first to get memory of the gap behind it, while it lives, gets the gap's
+    first bytes.
     """
     allocs = np.flatnonzero(events.action == ALLOC)
     allocs = allocs[np.argsort(events.address[allocs], kind="stable")]
@@ -116,7 +168,12 @@ def _whole_blocks(events: Recording, segments: list[Segment]) -> list[Segment]:
 
     def settled(segment: Segment) -> Segment:
         limits = [live.address for live in segment.live[1:]] + [segment.address + segment.bytes]
-        return replace(segment, live=tuple(whole(live, limit) for live, limit in zip(segment.live, limits[: len(segment.live)], strict=True)))
+        return replace(
+            segment,
+            live=tuple(
+                whole(live, limit) for live, limit in zip(segment.live, limits[: len(segment.live)], strict=True)
+            ),
+        )
 
     return [segment if segment.small or segment.expandable else settled(segment) for segment in segments]
 
@@ -130,14 +187,20 @@ def _mapped(events: Recording, segments: Rows) -> list[Segment]:
     if not len(changes) and not segments:
         return []
     ends = np.array([(int(s["address"]), int(s["total_size"])) for s in segments], np.int64).reshape(-1, 2)
-    address, size = (np.concatenate(columns) for columns in ((ends[:, 0], events.address[changes]), (ends[:, 1], events.bytes[changes])))
+    address, size = (
+        np.concatenate(columns)
+        for columns in ((ends[:, 0], events.address[changes]), (ends[:, 1], events.bytes[changes]))
+    )
     sign = np.concatenate([np.ones(len(ends), np.int64), np.where(events.action[changes] == SEGMENT_MAP, -1, 1)])
     points, at = np.unique(np.concatenate([address, address + size]), return_inverse=True)
     change = np.zeros(len(points), np.int64)
     np.add.at(change, at, np.concatenate([sign, -sign]))
     edges = np.diff(np.concatenate([[0], np.cumsum(change) > 0]).astype(np.int8))
     owners = [(int(s["address"]), int(s["stream"]), s["segment_type"] == "small") for s in segments]
-    owners += [(int(events.address[e]), int(events.stream[e]), int(events.bytes[e]) == SMALL_SEGMENT) for e in changes[events.action[changes] == SEGMENT_MAP]]
+    owners += [
+        (int(events.address[e]), int(events.stream[e]), int(events.bytes[e]) == SMALL_SEGMENT)
+        for e in changes[events.action[changes] == SEGMENT_MAP]
+    ]
     owners.sort()
     made: list[Segment] = []
     for start, stop in zip(points[edges == 1].tolist(), points[edges == -1].tolist(), strict=True):

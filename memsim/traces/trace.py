@@ -13,7 +13,9 @@ from memsim.tape import Tape
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """Requests in order, and the recorded answers. The first `prefix` events rebuild the state in which the recording began."""
+    """Requests in order, and the recorded answers. The first `prefix` events rebuild the state in which the recording
+    began.
+    """
 
     tape: Tape
     source: str  # the file
@@ -22,7 +24,8 @@ class Trace:
     known: NDArray[np.bool_]  # [n] events whose address was recorded
     reserved: NDArray[np.int64] | None = None  # [n] bytes reserved after each event, where they were recorded
     prefix: int = 0
-    segments: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # addresses that the driver gave, in order
+    # addresses that the driver gave, in order
+    segments: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     settings: str = ""  # as PYTORCH_ALLOC_CONF
     device_memory: int | None = None  # bytes, where the file says or implies it
     torch: str | None = None  # version, where the file says it

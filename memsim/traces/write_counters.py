@@ -14,7 +14,8 @@ COUNTERS = ("requested", "allocated", "active", "reserved")
 
 
 def write_counters(timeline: Timeline, path: str | Path) -> None:
-    """Writes the counters in bytes, an entry an event that changes one; an event of the tape is a microsecond, phases are slices.
+    """Writes the counters in bytes, an entry an event that changes one; an event of the tape is a microsecond, phases
+    are slices.
 
     Raises InputError where the path cannot be written; then there is no file.
     """
@@ -24,11 +25,30 @@ def write_counters(timeline: Timeline, path: str | Path) -> None:
     changed = np.ones(n, bool)
     changed[1:] = (columns[1:] != columns[:-1]).any(axis=1)
     at = np.flatnonzero(changed)
-    events: list[dict[str, object]] = [{"ph": "M", "pid": 0, "name": "process_name", "args": {"name": timeline.about.name or "memsim"}}]
+    events: list[dict[str, object]] = [
+        {"ph": "M", "pid": 0, "name": "process_name", "args": {"name": timeline.about.name or "memsim"}}
+    ]
     for span in timeline.spans:
         if span.start < n:
-            events.append({"ph": "X", "pid": 0, "tid": 0, "name": span.phase, "ts": span.start, "dur": min(span.stop, n) - span.start})
+            events.append(
+                {
+                    "ph": "X",
+                    "pid": 0,
+                    "tid": 0,
+                    "name": span.phase,
+                    "ts": span.start,
+                    "dur": min(span.stop, n) - span.start,
+                }
+            )
     for event, row in zip(at.tolist(), columns[at].tolist(), strict=True):
-        events.append({"ph": "C", "pid": 0, "name": "GPU memory (bytes)", "ts": event, "args": dict(zip(COUNTERS, row, strict=True))})
+        events.append(
+            {
+                "ph": "C",
+                "pid": 0,
+                "name": "GPU memory (bytes)",
+                "ts": event,
+                "args": dict(zip(COUNTERS, row, strict=True)),
+            }
+        )
     with beside(Path(path)) as file:
         file.write(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode())

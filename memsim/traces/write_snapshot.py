@@ -1,4 +1,6 @@
-"""Timeline → a memory snapshot as `torch.cuda.memory._dump_snapshot` writes it, for PyTorch's _memory_viz.py and pytorch.org/memory_viz."""
+"""Timeline → a memory snapshot as `torch.cuda.memory._dump_snapshot` writes it, for PyTorch's _memory_viz.py and
+pytorch.org/memory_viz.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ Frames = list[dict[str, Any]]
 
 
 def write_snapshot(timeline: Timeline, path: str | Path) -> None:
-    """Writes the events as far as the device served them, and the segments after the last. Frames are operator, layer and phase.
+    """Writes the events as far as the device served them, and the segments after the last. Frames are operator, layer
+    and phase.
 
     Raises InputError where the path cannot be written; then there is no file.
     """
@@ -59,7 +62,9 @@ def _settings(text: str, torch: str) -> dict[str, Any]:
         "release_lock_on_cudamalloc": False,
         "pinned_use_cuda_host_register": False,
         "graph_capture_record_stream_reuse": False,
-        "roundup_power2_divisions": {str(1 << power): divisions for power, divisions in enumerate(settings.roundup_power2_divisions)},
+        "roundup_power2_divisions": {
+            str(1 << power): divisions for power, divisions in enumerate(settings.roundup_power2_divisions)
+        },
     }
 
 
@@ -85,16 +90,33 @@ def _events(timeline: Timeline, frames: _Frames, segments: _SegmentsMade) -> lis
     tape, answer, lives = timeline.tape, timeline.answer, lifetimes(timeline.tape, timeline.answer)
     driver: dict[int, list[dict[str, Any]]] = {}
     for call, event in enumerate(answer.driver_event.tolist()):
-        name, address, size = DRIVER[DriverAction(int(answer.driver_action[call]))], int(answer.driver_address[call]), int(answer.driver_bytes[call])
+        name, address, size = (
+            DRIVER[DriverAction(int(answer.driver_action[call]))],
+            int(answer.driver_address[call]),
+            int(answer.driver_bytes[call]),
+        )
         driver.setdefault(event, []).append(_row(name, address, size, segments.stream[call], event, frames))
     late: dict[int, list[int]] = {}  # storages whose free is noticed at an event
-    for storage in np.flatnonzero((lives.released > lives.died) & (lives.released < answer.processed) & (lives.block > 0)).tolist():
+    for storage in np.flatnonzero(
+        (lives.released > lives.died) & (lives.released < answer.processed) & (lives.block > 0)
+    ).tolist():
         late.setdefault(int(lives.released[storage]), []).append(storage)
     made: list[dict[str, Any]] = []
     columns = (tape.action[: answer.processed], tape.storage, tape.bytes, answer.address)
-    for event, (action, storage, size, address) in enumerate(zip(*(column[: answer.processed].tolist() for column in columns), strict=True)):
+    for event, (action, storage, size, address) in enumerate(
+        zip(*(column[: answer.processed].tolist() for column in columns), strict=True)
+    ):
         for other in late.get(event, ()):
-            made.append(_row("free_completed", int(lives.address[other]), int(lives.bytes[other]), segments.stream_of(lives, other), event, frames))
+            made.append(
+                _row(
+                    "free_completed",
+                    int(lives.address[other]),
+                    int(lives.bytes[other]),
+                    segments.stream_of(lives, other),
+                    event,
+                    frames,
+                )
+            )
         made += driver.get(event, [])
         if action == Action.ALLOC and address == -1:
             failed = answer.out_of_memory
@@ -111,7 +133,14 @@ def _events(timeline: Timeline, frames: _Frames, segments: _SegmentsMade) -> lis
 
 
 def _row(action: str, address: int, size: int, stream: int, event: int, frames: _Frames) -> dict[str, Any]:
-    return {"action": action, "addr": address, "size": size, "stream": stream, "time_us": event, "frames": frames.of(event)}
+    return {
+        "action": action,
+        "addr": address,
+        "size": size,
+        "stream": stream,
+        "time_us": event,
+        "frames": frames.of(event),
+    }
 
 
 class _SegmentsMade:
@@ -122,7 +151,9 @@ class _SegmentsMade:
         self.stream: list[int] = []
         self.made: list[tuple[int, int]] = []  # (first address, call) of every segment and mapping, by address
         for call, (event, action, address) in enumerate(
-            zip(answer.driver_event.tolist(), answer.driver_action.tolist(), answer.driver_address.tolist(), strict=True)
+            zip(
+                answer.driver_event.tolist(), answer.driver_action.tolist(), answer.driver_address.tolist(), strict=True
+            )
         ):
             if action in (DriverAction.SEGMENT_ALLOC, DriverAction.SEGMENT_MAP):
                 insort(self.made, (address, call))
@@ -146,7 +177,9 @@ def _segments(timeline: Timeline, frames: _Frames, calls: _SegmentsMade) -> list
     lives = lifetimes(timeline.tape, answer)
     layout = block_map(answer, lives, answer.processed - 1)
     made: list[dict[str, Any]] = []
-    for index, (address, size) in enumerate(zip(layout.segment_address.tolist(), layout.segment_bytes.tolist(), strict=True)):
+    for index, (address, size) in enumerate(
+        zip(layout.segment_address.tolist(), layout.segment_bytes.tolist(), strict=True)
+    ):
         call = calls.call_of(address)
         event = int(answer.driver_event[call])
         blocks: list[dict[str, Any]] = []
@@ -155,7 +188,15 @@ def _segments(timeline: Timeline, frames: _Frames, calls: _SegmentsMade) -> list
             state = "inactive" if storage < 0 else "active_pending_free" if layout.waiting[at] else "active_allocated"
             asked = block if storage < 0 else int(lives.bytes[storage])
             stack = frames.of(int(lives.born[storage])) if storage >= 0 else []
-            blocks.append({"address": int(layout.address[at]), "size": block, "requested_size": asked, "state": state, "frames": stack})
+            blocks.append(
+                {
+                    "address": int(layout.address[at]),
+                    "size": block,
+                    "requested_size": asked,
+                    "state": state,
+                    "frames": stack,
+                }
+            )
         used = [block for block in blocks if block["state"] != "inactive"]
         allocated = sum(block["size"] for block in used if block["state"] == "active_allocated")
         made.append(
@@ -169,7 +210,8 @@ def _segments(timeline: Timeline, frames: _Frames, calls: _SegmentsMade) -> list
                 "stream": calls.stream[call],
                 "segment_type": "small" if int(timeline.tape.bytes[event]) <= SMALL else "large",
                 "segment_pool_id": (0, 0),
-                "is_expandable": int(answer.driver_action[call]) in (DriverAction.SEGMENT_MAP, DriverAction.SEGMENT_UNMAP),
+                "is_expandable": int(answer.driver_action[call])
+                in (DriverAction.SEGMENT_MAP, DriverAction.SEGMENT_UNMAP),
                 "frames": frames.of(event),
                 "blocks": blocks,
             }

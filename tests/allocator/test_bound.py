@@ -24,7 +24,9 @@ def buffers(*rows: tuple[int, int, int]) -> Buffers:
 
 
 def validate(problem: Buffers, offset: list[int], height: int) -> None:
-    """Plain Python, every pair: who lives at the same time lies apart; nothing reaches above the height, something reaches it."""
+    """Plain Python, every pair: who lives at the same time lies apart; nothing reaches above the height, something
+    reaches it.
+    """
     rows = list(zip(problem.lower.tolist(), problem.upper.tolist(), problem.size.tolist(), offset, strict=True))
     for (low, up, size, at), (other_low, other_up, other_size, other_at) in combinations(rows, 2):
         if low < other_up and other_low < up:
@@ -39,7 +41,12 @@ def live_by_moment(problem: Buffers) -> int:
     return max((sum(size for low, up, size in rows if low <= moment < up) for moment, _, _ in rows), default=0)
 
 
-INSTANCES = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30), st.integers(1, 50)).map(lambda row: (row[0], row[0] + row[1], row[2])), max_size=40)
+INSTANCES = st.lists(
+    st.tuples(st.integers(0, 30), st.integers(1, 30), st.integers(1, 50)).map(
+        lambda row: (row[0], row[0] + row[1], row[2])
+    ),
+    max_size=40,
+)
 
 
 @given(rows=INSTANCES)
@@ -72,7 +79,8 @@ def test_nothing_to_place() -> None:
 
 
 def test_equal_to_the_lower_bound_where_that_can_be_reached() -> None:
-    # Two long ones with short ones between them, as activations with temporaries: in order of time the second long one would lie above a hole.
+    # Two long ones with short ones between them, as activations with temporaries: in order of time the second long one
+    # would lie above a hole.
     problem = buffers((0, 10, 4), (1, 3, 8), (2, 10, 4), (4, 6, 8), (7, 9, 8))
     packing = pack(problem)
     assert packing.height == most_live(problem) == 16

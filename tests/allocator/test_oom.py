@@ -15,17 +15,23 @@ from memsim.traces.oplist import tape_of_operations
 
 FULL = "CUDA out of memory. Tried to allocate 302.00 MiB. GPU 0 has a total capacity of 2.00 GiB of which "
 HINT = (
-    " If reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation.  See documentation for "
-    "Memory Management  (https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-cuda-alloc-conf)"
+    " If reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to "
+    "avoid fragmentation.  See documentation for "
+    "Memory Management  "
+    "(https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-cuda-alloc-conf)"
 )
 EXPANDABLE = (
-    " expandable_segments is enabled. If instead the process is running out of virtual address space (VSZ), expandable segments may be over-reserving VA (each "
-    "segment reserves ~9/8 of device memory, times the number of streams); reduce it via PYTORCH_CUDA_ALLOC_CONF expandable_segments_reserve / "
+    " expandable_segments is enabled. If instead the process is running out of virtual address space (VSZ), "
+    "expandable segments may be over-reserving VA (each "
+    "segment reserves ~9/8 of device memory, times the number of streams); reduce it via PYTORCH_CUDA_ALLOC_CONF "
+    "expandable_segments_reserve / "
     "expandable_segments_reserve_by_class."
 )
 RESERVE = (
-    " This allocation exceeds the expandable-segment reserve of 204.80 MiB for this stream, and a single allocation cannot span expandable segments. Raise "
-    "PYTORCH_CUDA_ALLOC_CONF expandable_segments_reserve or expandable_segments_reserve_by_class (or unset it) so that a segment is at least 302.00 MiB."
+    " This allocation exceeds the expandable-segment reserve of 204.80 MiB for this stream, and a single allocation "
+    "cannot span expandable segments. Raise "
+    "PYTORCH_CUDA_ALLOC_CONF expandable_segments_reserve or expandable_segments_reserve_by_class (or unset it) so "
+    "that a segment is at least 302.00 MiB."
 )
 
 
@@ -34,7 +40,8 @@ RESERVE = (
     [
         (
             "",
-            f"{FULL}236.00 MiB is free. Of the allocated memory 1.76 GiB is allocated by PyTorch, and 12.00 MiB is reserved by PyTorch but unallocated.{HINT}",
+            f"{FULL}236.00 MiB is free. Of the allocated memory 1.76 GiB is allocated by PyTorch, and 12.00 MiB is "
+            f"reserved by PyTorch but unallocated.{HINT}",
         ),
         (
             "per_process_memory_fraction:0.5",
@@ -48,11 +55,13 @@ RESERVE = (
         ),
         (
             "expandable_segments:True,expandable_segments_reserve:0.1",
-            f"{FULL}2.00 GiB is free. Of the allocated memory 0 bytes is allocated by PyTorch, and 0 bytes is reserved by PyTorch but unallocated.{RESERVE}",
+            f"{FULL}2.00 GiB is free. Of the allocated memory 0 bytes is allocated by PyTorch, and 0 bytes is "
+            f"reserved by PyTorch but unallocated.{RESERVE}",
         ),
         (
             "throw_on_cudamalloc_oom:True",
-            "CUDA out of memory. Allocation was preemptively rejected because it would exceed per_process_memory_fraction limit. Requested size: 300.00 MiB",
+            "CUDA out of memory. Allocation was preemptively rejected because it would exceed "
+            "per_process_memory_fraction limit. Requested size: 300.00 MiB",
         ),
     ],
 )
@@ -68,7 +77,12 @@ def test_message_of_golden_runs(golden: Path) -> None:
     """The numbers of a recorded failure, put into words."""
     recorded = json.loads((golden / "qwen2.5-0.5b-full-oom.json").read_text())
     with np.load(golden / "qwen2.5-0.5b-full-oom.npz") as file:
-        names, action, address, size = [str(name) for name in file["actions"]], file["action"], file["address"].astype(np.int64), file["bytes"]
+        names, action, address, size = (
+            [str(name) for name in file["actions"]],
+            file["action"],
+            file["address"].astype(np.int64),
+            file["bytes"],
+        )
     rows: list[tuple[int, int, int, int]] = []
     at: dict[int, int] = {}
     for code, place, count in zip(action.tolist(), address.tolist(), size.tolist(), strict=True):
@@ -77,7 +91,9 @@ def test_message_of_golden_runs(golden: Path) -> None:
             rows.append((0, len(rows), count, 0))
         elif names[code] == "free_requested":
             rows.append((1, at.pop(place), 0, 0))
-    answer = allocate(tape_of_operations(np.array(rows, np.int64)), None, int(recorded["run"]["device_memory_gib"] * 2**30))
+    answer = allocate(
+        tape_of_operations(np.array(rows, np.int64)), None, int(recorded["run"]["device_memory_gib"] * 2**30)
+    )
     assert answer.out_of_memory is not None
     assert answer.out_of_memory.event == at[int(address[action == names.index("oom")][0])]
     assert message(answer.out_of_memory) == recorded["oom"]

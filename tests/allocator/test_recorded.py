@@ -1,4 +1,6 @@
-"""Operation lists that PyTorch's own allocator answered: those beside this file, and the golden ones next to the repository."""
+"""Operation lists that PyTorch's own allocator answered: those beside this file, and the golden ones next to the
+repository.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,16 @@ def test_every_counter_equals_pytorchs_after_every_operation(path: Path) -> None
         ops, expected, text, device = file["ops"], file["answers"], str(file["settings"]), int(file["device_memory"])
     answer = allocate(tape_of_operations(ops), Settings.parse(text), device, stop_at_oom=False)
     address = np.where(ops[:, 0] == 0, answer.address, 0)
-    counted = (address, answer.reserved, answer.requested, answer.allocated, answer.active, answer.segments, answer.retries, answer.ooms)
+    counted = (
+        address,
+        answer.reserved,
+        answer.requested,
+        answer.allocated,
+        answer.active,
+        answer.segments,
+        answer.retries,
+        answer.ooms,
+    )
     np.testing.assert_array_equal(np.stack(counted, axis=1), expected)
 
 
@@ -29,7 +40,12 @@ def test_every_golden_list_agrees(shared: Path) -> None:
     assert len(paths) >= 100
     for path in paths:
         with np.load(path) as file:
-            ops, expected, text, device = file["ops"], file["answers"], str(file["settings"]), int(file["device_memory"])
+            ops, expected, text, device = (
+                file["ops"],
+                file["answers"],
+                str(file["settings"]),
+                int(file["device_memory"]),
+            )
             stats = json.loads(str(file["stats"]))
         answer = allocate(tape_of_operations(ops), Settings.parse(text), device, stop_at_oom=False)
         address = np.where(ops[:, 0] == 0, answer.address, 0)
@@ -47,7 +63,9 @@ def test_an_operation_list_becomes_a_tape_and_back() -> None:
 
 
 def test_an_id_that_is_allocated_again_is_another_storage() -> None:
-    tape = tape_of_operations(np.array([(0, 7, 512, 0), (1, 7, 0, 0), (0, 7, 1024, 0), (1, 7, 0, 0), (1, 9, 0, 0)], np.int64))
+    tape = tape_of_operations(
+        np.array([(0, 7, 512, 0), (1, 7, 0, 0), (0, 7, 1024, 0), (1, 7, 0, 0), (1, 9, 0, 0)], np.int64)
+    )
     assert tape.storage.tolist() == [0, 0, 1, 1, -1]
     assert tape.bytes.tolist() == [512, 512, 1024, 1024, 0]
     assert allocate(tape).address[4] == 0

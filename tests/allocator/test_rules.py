@@ -32,7 +32,8 @@ def test_ties_between_segments() -> None:
 
 
 def test_ties_by_creation_of_the_block() -> None:
-    # In 2.12 a split makes a block of the head; the remainder stays the older. Both holes here are heads, and the first is the older.
+    # In 2.12 a split makes a block of the head; the remainder stays the older. Both holes here are heads, and the first
+    # is the older.
     assert allocate(two_holes(), Settings(torch="2.12.1")).address[-1] == allocate(two_holes(), Settings()).address[1]
 
 
@@ -56,7 +57,9 @@ def delayed(*, complete: bool) -> Tape:
     at = 3 if complete else 4
     fill = {"action": Action.COMPLETE, "storage": -1, "stream": 7}
     columns = ("action", "storage", "bytes", "stream", "phase", "operator", "layer", "category")
-    return dataclasses.replace(tape, **{name: np.insert(getattr(tape, name), at, fill.get(name, 0)) for name in columns})
+    return dataclasses.replace(
+        tape, **{name: np.insert(getattr(tape, name), at, fill.get(name, 0)) for name in columns}
+    )
 
 
 def test_events_complete_when_the_recording_says_so() -> None:
@@ -83,7 +86,8 @@ def test_reservations_too_short_for_a_request_stay_before_2_15() -> None:
     script.alloc(30 * MIB)
     tape = tape_of_operations(np.array(script.rows, np.int64))
     answers = [
-        allocate(tape, dataclasses.replace(Settings(expandable_segments=True), torch=torch), 1 << 30, stop_at_oom=False) for torch in ("2.14.0", "2.15.0")
+        allocate(tape, dataclasses.replace(Settings(expandable_segments=True), torch=torch), 1 << 30, stop_at_oom=False)
+        for torch in ("2.14.0", "2.15.0")
     ]
     assert answers[0].address[1] == BASE
     assert answers[1].address[1] > BASE

@@ -1,4 +1,6 @@
-"""Setting strings, read and refused as PyTorch reads and refuses them; each accepted and refused string was tried on PyTorch 2.15.0."""
+"""Setting strings, read and refused as PyTorch reads and refuses them; each accepted and refused string was tried on
+PyTorch 2.15.0.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ def test_defaults() -> None:
         ("expandable_segments_reserve:nonsense", "expandable_segments_reserve", None),
         ("per_process_memory_fraction:0.95", "per_process_memory_fraction", 0.95),
         ("roundup_power2_divisions:8", "roundup_power2_divisions", (8,) * 16),
-        ("roundup_power2_divisions:[64:8,256:4,1024:4,>:1]", "roundup_power2_divisions", (8,) * 7 + (0, 4, 0, 4) + (1,) * 5),
+        (
+            "roundup_power2_divisions:[64:8,256:4,1024:4,>:1]",
+            "roundup_power2_divisions",
+            (8,) * 7 + (0, 4, 0, 4) + (1,) * 5,
+        ),
         ("roundup_power2_divisions:[64:8,65536:2]", "roundup_power2_divisions", (8,) * 7 + (0,) * 8 + (2,)),
         ("pinned_num_register_threads:8,throw_on_cudamalloc_oom:True", "throw_on_cudamalloc_oom", True),
         ("expandable_segments_reserve_by_class:[a:0.5,b:1G],expandable_segments:True", "expandable_segments", True),
@@ -74,7 +80,10 @@ def test_refused(text: str, key: str) -> None:
 
 
 def test_versions_differ() -> None:
-    assert Settings.parse("roundup_power2_divisions:[64:8,256:4,1024:4,>:1]", "2.9.1").roundup_power2_divisions == (8,) * 7 + (0, 4, 0) + (1,) * 6
+    assert (
+        Settings.parse("roundup_power2_divisions:[64:8,256:4,1024:4,>:1]", "2.9.1").roundup_power2_divisions
+        == (8,) * 7 + (0, 4, 0) + (1,) * 6
+    )
     assert Settings.parse("max_split_size_mb:20", "2.10.0").max_split_size == 20 * MIB
     for text, torch in [
         ("max_split_size_mb:20", "2.9.1"),

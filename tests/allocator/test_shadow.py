@@ -34,7 +34,9 @@ def test_answers_are_sound_at_every_operation(operations: NDArray[np.int64], tex
 @pytest.mark.parametrize("torch", VERSIONS)
 @given(operations=operation_lists(), text=settings_strings(), device=DEVICES)
 @effort(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_blocks_tile_segments_at_every_operation(torch: str, operations: NDArray[np.int64], text: str, device: int) -> None:
+def test_blocks_tile_segments_at_every_operation(
+    torch: str, operations: NDArray[np.int64], text: str, device: int
+) -> None:
     tape = tape_of_operations(operations)
     settings = dataclasses.replace(Settings.parse(text), torch=torch)
     whole = allocate(tape, settings, device, stop_at_oom=False)
@@ -53,7 +55,11 @@ def test_blocks_tile_segments_at_every_operation(torch: str, operations: NDArray
         assert rows[e] == whole.address[e]
         segments = structure(heap)
         mapped = [[b for b in run if not int(heap[b + arena.META]) & arena.IS_UNMAPPED] for run in segments]
-        assert sum(int(heap[b + arena.SIZE]) for run in mapped for b in run) == int(heap[arena.RESERVED]) == whole.reserved[e]
+        assert (
+            sum(int(heap[b + arena.SIZE]) for run in mapped for b in run)
+            == int(heap[arena.RESERVED])
+            == whole.reserved[e]
+        )
         ordinary = [run for run in segments if not int(heap[run[0] + arena.META]) & arena.IS_EXPANDABLE]
         assert len(ordinary) == int(heap[arena.SEGMENTS])
 
@@ -63,7 +69,16 @@ def test_a_log_of_driver_calls_that_is_too_short_stops_the_replay_and_can_be_mad
     heap = arena.blank(1, 0, 64)
     Settings().write(heap, 1 << 30)
     block_of, rows = np.zeros(3, np.int64), np.zeros(9 * 4, np.int64)
-    columns = (np.zeros(0, np.int64), tape.action, tape.storage, tape.bytes, tape.stream.view(np.uint64), np.zeros(1, np.uint64), block_of, rows)
+    columns = (
+        np.zeros(0, np.int64),
+        tape.action,
+        tape.storage,
+        tape.bytes,
+        tape.stream.view(np.uint64),
+        np.zeros(1, np.uint64),
+        block_of,
+        rows,
+    )
     assert replay(heap, *columns, np.zeros(CALL_WORDS * 17, np.int64), 0, 4, False) == 2
     assert replay(heap, *columns, np.zeros(CALL_WORDS * 64, np.int64), 2, 4, False) == 4
     assert rows[3] == allocate(tape).address[3]

@@ -33,7 +33,11 @@ def test_the_cache_is_flushed_before_giving_up() -> None:
     script.free(script.alloc(40 * MIB), script.alloc(40 * MIB))
     script.alloc(60 * MIB)
     answer = script.answer(device_memory=128 * MIB)
-    assert [(action, size // MIB) for action, _, size in calls(answer)[2:]] == [("SEGMENT_FREE", 40), ("SEGMENT_FREE", 40), ("SEGMENT_ALLOC", 60)]
+    assert [(action, size // MIB) for action, _, size in calls(answer)[2:]] == [
+        ("SEGMENT_FREE", 40),
+        ("SEGMENT_FREE", 40),
+        ("SEGMENT_ALLOC", 60),
+    ]
     assert (answer.retries[-1], answer.ooms[-1]) == (1, 0)
 
 
@@ -66,7 +70,11 @@ def test_oversize_blocks_are_released_first() -> None:
     script.free(script.alloc(40 * MIB), script.alloc(50 * MIB), script.alloc(60 * MIB))
     script.alloc(90 * MIB)
     answer = script.answer("max_split_size_mb:32", 160 * MIB)
-    assert [(action, size // MIB) for action, _, size in calls(answer)[3:]] == [("SEGMENT_FREE", 60), ("SEGMENT_FREE", 50), ("SEGMENT_ALLOC", 90)]
+    assert [(action, size // MIB) for action, _, size in calls(answer)[3:]] == [
+        ("SEGMENT_FREE", 60),
+        ("SEGMENT_FREE", 50),
+        ("SEGMENT_ALLOC", 90),
+    ]
     assert answer.retries[-1] == 0
 
 
@@ -77,7 +85,10 @@ def test_garbage_collection_frees_the_older() -> None:
     script.free(script.alloc(80 * MIB))
     script.alloc(110 * MIB)
     answer = script.answer("garbage_collection_threshold:0.5,per_process_memory_fraction:0.8", 512 * MIB)
-    assert [(action, size // MIB) for action, _, size in calls(answer)[3:]] == [("SEGMENT_FREE", 90), ("SEGMENT_ALLOC", 110)]
+    assert [(action, size // MIB) for action, _, size in calls(answer)[3:]] == [
+        ("SEGMENT_FREE", 90),
+        ("SEGMENT_ALLOC", 110),
+    ]
 
 
 def test_expandable_segments_map_unmap_and_fill_gaps() -> None:

@@ -34,7 +34,11 @@ V3: dict[str, Any] = {
     "vocab_size": 100,
 }
 V2: dict[str, Any] = {**V3, "model_type": "deepseek_v2", "topk_method": "greedy"}
-GLM: dict[str, Any] = {**{key: value for key, value in V3.items() if "lora" not in key and "qk_" not in key}, "model_type": "glm4_moe", "head_dim": 32}
+GLM: dict[str, Any] = {
+    **{key: value for key, value in V3.items() if "lora" not in key and "qk_" not in key},
+    "model_type": "glm4_moe",
+    "head_dim": 32,
+}
 
 
 def built(model: dict[str, Any], **changes: Any) -> Model:
@@ -71,7 +75,8 @@ def test_keys_wider_than_values_are_for_the_memory_efficient_kernel() -> None:
     assert "flash_attention" in kinds(built({**V3, "v_head_dim": 24}), 0)
     settings = Settings(1, 64, "bf16", "sdpa")
     assert chosen(settings, "bf16", (192, 128), False, True, offset=128) == "efficient"
-    assert chosen(settings, "bf16", (192, 128), False, True, offset=20) == "math"  # values do not begin at a multiple of 16 bytes
+    # values do not begin at a multiple of 16 bytes
+    assert chosen(settings, "bf16", (192, 128), False, True, offset=20) == "math"
 
 
 def test_what_chooses_experts_has_no_backward() -> None:
@@ -83,9 +88,13 @@ def test_what_chooses_experts_has_no_backward() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "full", "reentrant", "offload", "selective"])
-@pytest.mark.parametrize("model", [V2, {**V2, "topk_method": "group_limited_greedy"}, V3, GLM], ids=["greedy", "v2", "v3", "glm"])
+@pytest.mark.parametrize(
+    "model", [V2, {**V2, "topk_method": "group_limited_greedy"}, V3, GLM], ids=["greedy", "v2", "v3", "glm"]
+)
 def test_every_step_ends_with_what_is_kept(model: dict[str, Any], checkpointing: str) -> None:
-    timeline = simulate(Run(model=model, batch={"size": 2, "sequence": 16}, checkpointing=checkpointing, optimizer="sgd"))
+    timeline = simulate(
+        Run(model=model, batch={"size": 2, "sequence": 16}, checkpointing=checkpointing, optimizer="sgd")
+    )
     first, *others = timeline.steps
     assert {step.end_allocated for step in others} == {first.end_allocated} == {timeline.loaded_allocated}
 
@@ -112,7 +121,11 @@ def test_what_is_not_modelled_is_refused(changes: dict[str, object], words: str)
         (V3, {"topk_group": 3}, "model.topk_group: 3 is more than the 2 groups"),
         (V3, {"num_experts_per_tok": 9}, "model.num_experts_per_tok: 9 is more than the 8 experts"),
         (V3, {"first_k_dense_replace": -1}, "model.first_k_dense_replace: -1 is no number of layers"),
-        (V2, {"num_attention_heads": 3, "num_key_value_heads": 3}, "model.num_attention_heads: 3 does not divide the 64 of hidden_size"),
+        (
+            V2,
+            {"num_attention_heads": 3, "num_key_value_heads": 3},
+            "model.num_attention_heads: 3 does not divide the 64 of hidden_size",
+        ),
         (GLM, {"partial_rotary_factor": 2}, "model.partial_rotary_factor: 2 is not a share"),
     ],
 )

@@ -14,9 +14,33 @@ from memsim.schedule.training import Plan
 from memsim.simulation import model_of, simulate, stack_of
 from memsim.tape import Action, Tape
 
-BERT = {"model_type": "bert", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 9, "num_attention_heads": 4, "vocab_size": 500}
-VIT = {"model_type": "vit", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 9, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
-T5 = {"model_type": "t5", "d_model": 64, "d_ff": 96, "d_kv": 16, "num_layers": 9, "num_decoder_layers": 8, "num_heads": 4, "vocab_size": 500}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 9,
+    "num_attention_heads": 4,
+    "vocab_size": 500,
+}
+VIT = {
+    "model_type": "vit",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 9,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+T5 = {
+    "model_type": "t5",
+    "d_model": 64,
+    "d_ff": 96,
+    "d_kv": 16,
+    "num_layers": 9,
+    "num_decoder_layers": 8,
+    "num_heads": 4,
+    "vocab_size": 500,
+}
 CLASSES = {**BERT, "architectures": ["BertForSequenceClassification"], "num_labels": 3}
 
 
@@ -40,14 +64,22 @@ def test_counts_are_those_published(name: str, parameters: int) -> None:
 
 def test_a_head_of_classes_takes_the_place_of_the_masked_lm() -> None:
     named, plain = model_of(Run(model=CLASSES)), model_of(Run(model=BERT))
-    assert {p.name for p in named.after} == {"pooler.dense.weight", "pooler.dense.bias", "classifier.weight", "classifier.bias"}
+    assert {p.name for p in named.after} == {
+        "pooler.dense.weight",
+        "pooler.dense.bias",
+        "classifier.weight",
+        "classifier.bias",
+    }
     assert any(p.name == "cls.predictions.bias" for p in plain.after)
     assert [spec.shape for spec in named.outer.inputs.values()] == [(1, 512), (1,)]
 
 
 def test_peft_trains_the_classifier_as_a_whole() -> None:
     model = model_of(Run(model=CLASSES, method={"kind": "lora", "targets": ["query"]}))
-    assert [p.name for p in model.after if p.trainable] == ["classifier.modules_to_save.weight", "classifier.modules_to_save.bias"]
+    assert [p.name for p in model.after if p.trainable] == [
+        "classifier.modules_to_save.weight",
+        "classifier.modules_to_save.bias",
+    ]
 
 
 def test_all_linear_takes_what_is_not_the_output_embeddings() -> None:
@@ -56,7 +88,9 @@ def test_all_linear_takes_what_is_not_the_output_embeddings() -> None:
 
 
 def test_wo_is_not_quantized() -> None:
-    rows = [p for kind in model_of(Run(model=T5, method={"kind": "qlora"})).layers for p in kind if p.module == "linear"]
+    rows = [
+        p for kind in model_of(Run(model=T5, method={"kind": "qlora"})).layers for p in kind if p.module == "linear"
+    ]
     assert {p.quantized for p in rows if ".wo." in p.name} == {""}
     assert {p.quantized for p in rows if ".wo." not in p.name} == {"nf4-double"}
 
@@ -69,7 +103,10 @@ def test_an_image_has_its_own_number_of_tokens() -> None:
 
 
 def test_a_decoder_gets_as_many_tokens_as_its_encoder_unless_told() -> None:
-    plain, told, shorter = (simulate(Run(model=T5, batch={"sequence": 64, **target}, steps=1)) for target in ({}, {"target": 64}, {"target": 16}))
+    plain, told, shorter = (
+        simulate(Run(model=T5, batch={"sequence": 64, **target}, steps=1))
+        for target in ({}, {"target": 64}, {"target": 16})
+    )
     assert plain.tape.bytes.tolist() == told.tape.bytes.tolist()
     assert shorter.peak_requested < plain.peak_requested and shorter.about.tokens == 80
     assert dict(plain.about.facts)["layers"] == "encoder 0 to 8, decoder 9 to 16"
@@ -78,19 +115,49 @@ def test_a_decoder_gets_as_many_tokens_as_its_encoder_unless_told() -> None:
 @pytest.mark.parametrize(
     ("data", "line"),
     [
-        ({"model": BERT, "batch": {"target": 4}}, "batch.target: 4 tokens of a decoder go with an encoder-decoder (t5), not with model_type bert"),
-        ({"model": BERT, "batch": {"sequence": 513}}, "batch.sequence: 513 tokens are more than the 512 positions that bert has"),
-        ({"model": {**BERT, "tie_word_embeddings": False}}, "model.tie_word_embeddings: False is not supported yet; True is"),
-        ({"model": {**BERT, "architectures": ["BertForQuestionAnswering"]}}, "model.architectures: BertForQuestionAnswering is not supported yet; "),
-        ({"model": {**CLASSES, "num_labels": 1}}, "model.num_labels: 1 is not supported yet, as it asks for another loss; 2 and more are"),
+        (
+            {"model": BERT, "batch": {"target": 4}},
+            "batch.target: 4 tokens of a decoder go with an encoder-decoder (t5), not with model_type bert",
+        ),
+        (
+            {"model": BERT, "batch": {"sequence": 513}},
+            "batch.sequence: 513 tokens are more than the 512 positions that bert has",
+        ),
+        (
+            {"model": {**BERT, "tie_word_embeddings": False}},
+            "model.tie_word_embeddings: False is not supported yet; True is",
+        ),
+        (
+            {"model": {**BERT, "architectures": ["BertForQuestionAnswering"]}},
+            "model.architectures: BertForQuestionAnswering is not supported yet; ",
+        ),
+        (
+            {"model": {**CLASSES, "num_labels": 1}},
+            "model.num_labels: 1 is not supported yet, as it asks for another loss; 2 and more are",
+        ),
         ({"model": {**BERT, "hidden_act": "mish"}}, "model.hidden_act: mish is not supported yet; gelu_new, "),
         ({"model": VIT, "batch": {"padding": 0.1}}, "batch.padding: vit takes images, which are not padded; 0 is"),
-        ({"model": {**VIT, "patch_size": 64}}, "model.patch_size: a patch of 64 × 64 is larger than an image of 32 × 32"),
+        (
+            {"model": {**VIT, "patch_size": 64}},
+            "model.patch_size: a patch of 64 × 64 is larger than an image of 32 × 32",
+        ),
         ({"model": {**VIT, "image_size": [32]}}, "model.image_size: [32] is neither a positive whole number nor two"),
-        ({"model": T5, "checkpointing": "sqrt"}, "checkpointing: sqrt with model_type t5 is not supported yet; none, full and selective are"),
-        ({"model": T5, "train": {"only": ["lm_head"]}}, "train.only: 'lm_head' matches no parameter; names are such as shared.weight and decoder.layers."),
-        ({"model": T5, "method": {"kind": "lora", "targets": ["shared"]}}, "method.targets: embeddings of t5 are not supported yet; its linear modules are"),
-        ({"model": {**T5, "feed_forward_proj": "twice-gelu"}}, "model.feed_forward_proj: 'twice-gelu' is neither an activation nor gated-ACTIVATION"),
+        (
+            {"model": T5, "checkpointing": "sqrt"},
+            "checkpointing: sqrt with model_type t5 is not supported yet; none, full and selective are",
+        ),
+        (
+            {"model": T5, "train": {"only": ["lm_head"]}},
+            "train.only: 'lm_head' matches no parameter; names are such as shared.weight and decoder.layers.",
+        ),
+        (
+            {"model": T5, "method": {"kind": "lora", "targets": ["shared"]}},
+            "method.targets: embeddings of t5 are not supported yet; its linear modules are",
+        ),
+        (
+            {"model": {**T5, "feed_forward_proj": "twice-gelu"}},
+            "model.feed_forward_proj: 'twice-gelu' is neither an activation nor gated-ACTIVATION",
+        ),
         ({"model": T5, "stack": "hf-4.48"}, "model_type: t5 with stack hf-4.48 is not supported yet; llama, "),
         (
             {"model": CLASSES, "method": {"kind": "qlora", "modules_to_save": ["query"]}},
@@ -105,17 +172,25 @@ def test_what_is_refused(data: dict[str, object], line: str) -> None:
 
 
 def test_a_budget_is_refused_for_a_decoder_beside_an_encoder() -> None:
-    with pytest.raises(Unsupported, match=r"checkpointing: .*budget.* with model_type t5 is not supported yet; none, full and selective are"):
+    with pytest.raises(
+        Unsupported,
+        match=r"checkpointing: .*budget.* with model_type t5 is not supported yet; none, full and " r"selective are",
+    ):
         simulate(Run(model=T5, checkpointing={"budget": "1GiB"}))
 
 
 @pytest.mark.parametrize("model", [BERT, VIT, T5, {**T5, "num_layers": 1}])
-@pytest.mark.parametrize("more", [{}, {"checkpointing": "full", "method": {"kind": "lora"}}, {"method": {"kind": "qlora"}, "checkpointing": "full"}])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"checkpointing": "full", "method": {"kind": "lora"}}, {"method": {"kind": "qlora"}, "checkpointing": "full"}],
+)
 def test_tiled_equals_executed(model: dict[str, object], more: dict[str, object]) -> None:
     run = Run(model=model, batch={"size": 2, "sequence": 48}, **more)
     kept, repeats = repeats_of(*alike_layers(model_of(run)))
     assert repeats and len(kept) < len(model_of(run).pattern)
-    tiled, whole = (record(model_of(run), Plan(3, 1, None, Optimizer("adamw")), stack_of(run), whole=flag) for flag in (False, True))
+    tiled, whole = (
+        record(model_of(run), Plan(3, 1, None, Optimizer("adamw")), stack_of(run), whole=flag) for flag in (False, True)
+    )
     assert len(tiled) == len(whole)
     for name in ("action", "bytes", "layer", "category"):
         assert np.array_equal(getattr(tiled, name), getattr(whole, name)), name

@@ -1,4 +1,6 @@
-"""flash_attention_2: what it refuses, what it needs beside sdpa's kernel, and what padding changes. Recordings hold every event of it."""
+"""flash_attention_2: what it refuses, what it needs beside sdpa's kernel, and what padding changes. Recordings hold
+every event of it.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,32 @@ SMALL = {
 
 
 def run(**keys: object) -> Run:
-    return Run(**{"model": SMALL, "attention": "flash_attention_2", "steps": 1, "batch": {"size": 2, "sequence": 64}, **keys})
+    return Run(
+        **{"model": SMALL, "attention": "flash_attention_2", "steps": 1, "batch": {"size": 2, "sequence": 64}, **keys}
+    )
 
 
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        ({"precision": "fp32"}, "attention: flash_attention_2 does not run in fp32 .FlashAttention only support fp16 and bf16 data type.; precision bf16"),
-        ({"sm": 75}, "attention: flash_attention_2 does not run on sm 75 .FlashAttention only supports Ampere GPUs or newer.; sdpa does"),
-        ({"model": {**SMALL, "head_dim": 264}}, "attention: flash_attention_2 takes heads of at most 256 elements, not 264; sdpa takes them"),
-        ({"batch": {"size": 2, "sequence": 7, "padding": 0.9}}, "batch.padding: 0.9 of 7 tokens leaves none for flash_attention_2; a smaller share does"),
+        (
+            {"precision": "fp32"},
+            "attention: flash_attention_2 does not run in fp32 .FlashAttention only support fp16 and bf16 data type.; "
+            "precision bf16",
+        ),
+        (
+            {"sm": 75},
+            "attention: flash_attention_2 does not run on sm 75 .FlashAttention only supports Ampere GPUs or newer.; "
+            "sdpa does",
+        ),
+        (
+            {"model": {**SMALL, "head_dim": 264}},
+            "attention: flash_attention_2 takes heads of at most 256 elements, not 264; sdpa takes them",
+        ),
+        (
+            {"batch": {"size": 2, "sequence": 7, "padding": 0.9}},
+            "batch.padding: 0.9 of 7 tokens leaves none for flash_attention_2; a smaller share does",
+        ),
     ],
 )
 def test_what_flash_attn_refuses_is_refused(keys: dict[str, object], text: str) -> None:
@@ -39,19 +57,27 @@ def test_what_flash_attn_refuses_is_refused(keys: dict[str, object], text: str) 
 
 
 def test_an_older_stack_is_not_held() -> None:
-    with pytest.raises(Unsupported, match=r"attention: flash_attention_2 with stack hf-4\.48 is not supported yet; sdpa, eager are"):
+    with pytest.raises(
+        Unsupported, match=r"attention: flash_attention_2 with stack hf-4\.48 is not supported yet; sdpa, " r"eager are"
+    ):
         model_of(run(stack="hf-4.48"))
 
 
 def test_a_family_whose_recordings_are_not_held_is_refused() -> None:
-    with pytest.raises(Unsupported, match="attention: flash_attention_2 with model_type exaone4 is not supported yet; sdpa and eager are"):
+    with pytest.raises(
+        Unsupported,
+        match="attention: flash_attention_2 with model_type exaone4 is not supported yet; sdpa and eager are",
+    ):
         model_of(run(model={**SMALL, "model_type": "exaone4"}))
 
 
 def test_gemma2_runs_with_it() -> None:
     gemma = {**SMALL, "model_type": "gemma2", "head_dim": 32}
     assert simulate(run(model=gemma)).peak_allocated > 0
-    with pytest.raises(InputError, match="attention: sdpa does not run with gemma2, whose logits are soft-capped; eager and flash_attention_2 do"):
+    with pytest.raises(
+        InputError,
+        match="attention: sdpa does not run with gemma2, whose logits are soft-capped; eager and flash_attention_2 do",
+    ):
         model_of(run(model=gemma, attention="sdpa"))
 
 
@@ -62,7 +88,9 @@ def kinds(**keys: object) -> list[str]:
 def test_padding_is_taken_out_and_put_back() -> None:
     assert "flash_attn" in kinds() and "nonzero" not in kinds()
     padded = kinds(batch={"size": 2, "sequence": 64, "padding": 0.1})
-    assert padded.count("index") == 3 and padded.index("nonzero") < padded.index("flash_attn_varlen") < padded.index("put_rows")
+    assert padded.count("index") == 3 and padded.index("nonzero") < padded.index("flash_attn_varlen") < padded.index(
+        "put_rows"
+    )
 
 
 def test_only_a_batch_of_one_is_asked_whether_it_is_packed() -> None:
@@ -71,7 +99,10 @@ def test_only_a_batch_of_one_is_asked_whether_it_is_packed() -> None:
 
 
 def test_heads_are_cast_under_autocast_and_padded_to_eights() -> None:
-    specs = {op.kind: op.inputs for op in model_of(run(precision="amp-bf16", model={**SMALL, "head_dim": 20})).layer_graphs[0].operators}
+    specs = {
+        op.kind: op.inputs
+        for op in model_of(run(precision="amp-bf16", model={**SMALL, "head_dim": 20})).layer_graphs[0].operators
+    }
     assert [spec.dtype for spec in specs["flash_attn"]] == ["bf16"] * 6
     assert [spec.shape[-1] for spec in specs["flash_attn"]] == [20] * 3 + [24] * 3
     assert set(HALF) == {"bf16", "fp16"}

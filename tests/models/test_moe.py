@@ -30,7 +30,15 @@ def events(**changes: object) -> int:
 
 @pytest.mark.parametrize(
     ("routing", "rows", "expected"),
-    [("balanced", 100, 8), ("balanced", 6, 6), ("worst", 100, 2), ("zeros", 100, 0), (2.0, 100, 8), (4.0, 16, 8), (1.0, 6, 6)],
+    [
+        ("balanced", 100, 8),
+        ("balanced", 6, 6),
+        ("worst", 100, 2),
+        ("zeros", 100, 0),
+        (2.0, 100, 8),
+        (4.0, 16, 8),
+        (1.0, 6, 6),
+    ],
 )
 def test_experts_that_have_a_row(routing: str | float, rows: int, expected: int) -> None:
     assert hit(routing, 8, 2, rows) == expected
@@ -80,5 +88,12 @@ def test_a_routing_survives_being_written_out() -> None:
 
 
 def test_layers_may_be_dense() -> None:
-    qwen = {**MIXTRAL, "model_type": "qwen3_moe", "moe_intermediate_size": 32, "num_hidden_layers": 5, "mlp_only_layers": [0], "decoder_sparse_step": 2}
+    qwen = {
+        **MIXTRAL,
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": 32,
+        "num_hidden_layers": 5,
+        "mlp_only_layers": [0],
+        "decoder_sparse_step": 2,
+    }
     assert model_of(Run(model=qwen)).pattern == (1, 0, 1, 0, 1)

@@ -68,7 +68,9 @@ def test_a_view_is_possible_where_numpy_needs_no_copy(case: tuple[np.ndarray, tu
         ((4, 5), (0, 1), (2, 2, 5), (0, 0, 1)),
     ],
 )
-def test_views_that_models_make(shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...], expected: tuple[int, ...] | None) -> None:
+def test_views_that_models_make(
+    shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...], expected: tuple[int, ...] | None
+) -> None:
     assert view_strides(shape, strides, new) == expected
 
 
@@ -82,6 +84,8 @@ def test_a_result_is_dense_in_the_order_of_its_operand(x: np.ndarray) -> None:
     assert like(x.shape) == contiguous(x.shape)
 
 
-@pytest.mark.parametrize(("a", "b"), [((2, 3), (3,)), ((4, 1, 6), (5, 1)), ((1,), (2, 2)), ((), (3,)), ((7, 1), (7, 9))])
+@pytest.mark.parametrize(
+    ("a", "b"), [((2, 3), (3,)), ((4, 1, 6), (5, 1)), ((1,), (2, 2)), ((), (3,)), ((7, 1), (7, 9))]
+)
 def test_broadcast_as_numpy_does(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     assert broadcast(a, b) == broadcast(b, a) == np.broadcast_shapes(a, b)

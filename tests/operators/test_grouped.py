@@ -8,7 +8,9 @@ from memsim.operators.grouped import argument_bytes
 from memsim.schedule.stack import stack_for
 
 
-@pytest.mark.parametrize(("experts", "expected"), [(1, 84), (2, 120), (3, 204), (4, 240), (8, 480), (64, 3840), (128, 7680)])
+@pytest.mark.parametrize(
+    ("experts", "expected"), [(1, 84), (2, 120), (3, 204), (4, 240), (8, 480), (64, 3840), (128, 7680)]
+)
 def test_arguments_of_a_grouped_product(experts: int, expected: int) -> None:
     assert argument_bytes(experts) == expected
 
@@ -28,6 +30,9 @@ def test_workspace_of_a_grouped_product(sm: int, processors: int, rows: int, col
     assert stack_for(sm, processors).grouped_workspace(rows, columns) == expected
 
 
-@pytest.mark.parametrize(("n", "bits", "expected"), [(1, 1, 1), (2304, 10, 1), (2305, 10, 43007), (3000, 10, 53759), (4097, 64, 83967), (4097, 11, 71679)])
+@pytest.mark.parametrize(
+    ("n", "bits", "expected"),
+    [(1, 1, 1), (2304, 10, 1), (2305, 10, 43007), (3000, 10, 53759), (4097, 64, 83967), (4097, 11, 71679)],
+)
 def test_what_sorting_pairs_asks_for(n: int, bits: int, expected: int) -> None:
     assert stack_for(90).sort_bytes(n, bits) == expected

@@ -27,7 +27,11 @@ def test_a_weight_is_cast_once_and_what_it_multiplies_each_time() -> None:
 
 def test_frozen_weights_are_cast_at_every_use() -> None:
     graph = model_of(run(method={"kind": "lora"})).layer_graphs[0]
-    assert {graph.operators[at].name.split(".")[-2] for at, op in enumerate(graph.operators) if any(o.storage in graph.cached for o in op.outputs)} == {
+    assert {
+        graph.operators[at].name.split(".")[-2]
+        for at, op in enumerate(graph.operators)
+        if any(o.storage in graph.cached for o in op.outputs)
+    } == {
         "lora_A",
         "lora_B",
     }
@@ -44,7 +48,14 @@ def test_the_cache_is_emptied_once_the_loss_is_there() -> None:
 
 
 def test_an_input_that_is_a_leaf_is_cast_once_and_kept() -> None:
-    fields = {"model_type": "olmo2", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 500}
+    fields = {
+        "model_type": "olmo2",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "vocab_size": 500,
+    }
     model = model_of(Run(model=fields, precision="amp-bf16", method={"kind": "lora"}, checkpointing="full"))
     graph = model.layer_graphs[0]
     inputs = {**graph.inputs, "hidden_states": replace(graph.inputs["hidden_states"], leaf=True)}

@@ -12,7 +12,14 @@ from memsim.run import Run
 from memsim.simulation import model_of, tape_of_run
 from memsim.tape import Action, Category, Tape
 
-SMALL = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 500}
+SMALL = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "vocab_size": 500,
+}
 
 
 def tape(checkpointing: object) -> Tape:
@@ -50,7 +57,12 @@ def of_layers(strategy: object, layers: int = 4) -> list[str]:
 def test_which_layers() -> None:
     assert of_layers({"every": 2}) == ["full", "none", "full", "none"]  # as transformers' every_n_layers
     assert of_layers({"first": 3}) == ["full", "full", "full", "none"]
-    assert of_layers({"plan": [[1, "full"], [2, {"save": ["matmul"]}], [1, "none"]]}) == ["full", "selective", "selective", "none"]
+    assert of_layers({"plan": [[1, "full"], [2, {"save": ["matmul"]}], [1, "none"]]}) == [
+        "full",
+        "selective",
+        "selective",
+        "none",
+    ]
 
 
 def test_segments_are_checkpointed_as_one() -> None:
@@ -60,7 +72,10 @@ def test_segments_are_checkpointed_as_one() -> None:
 
 
 def test_what_is_kept_falls_with_what_is_recomputed() -> None:
-    kept = [alive_after_forward(tape(strategy)) for strategy in ("none", "selective", {"save": ["attention"]}, "full", "sqrt")]
+    kept = [
+        alive_after_forward(tape(strategy))
+        for strategy in ("none", "selective", {"save": ["attention"]}, "full", "sqrt")
+    ]
     assert kept == sorted(kept, reverse=True)
     assert alive_after_forward(tape("offload")) <= kept[3]
     assert alive_after_forward(tape({"first": 2})) == alive_after_forward(tape({"every": 2}))
@@ -74,7 +89,10 @@ def test_what_is_kept_falls_with_what_is_recomputed() -> None:
         ({"every": 2, "first": 1}, "is not a strategy; there are none"),
         ({"save": []}, "save: [] is not a list of operators such as [matmul, attention]"),
         ({"first": 5}, "checkpointing.first: 5 is more than the model's 4 layers"),
-        ({"save": ["softmax"]}, "checkpointing.save: 'softmax' is no operator of this model's layers; there are matmul, attention, add"),
+        (
+            {"save": ["softmax"]},
+            "checkpointing.save: 'softmax' is no operator of this model's layers; there are matmul, attention, add",
+        ),
         ({"plan": [[3, "full"]]}, "checkpointing.plan: its layers are 3, the model's 4"),
         ({"plan": [[4, "sqrt"]]}, "plan: sqrt is not a strategy of single layers; none, full"),
         ({"budget": "much"}, "'much' is not a size; write 24GiB"),
@@ -87,9 +105,17 @@ def test_bad_strategies_get_one_line(value: object, words: str) -> None:
 
 
 def test_an_older_stack_has_some_strategies() -> None:
-    with pytest.raises(InputError, match=r"checkpointing: segments with stack hf-4.48 is not supported yet; none, full, reentrant, selective, save, every"):
+    with pytest.raises(
+        InputError,
+        match=r"checkpointing: segments with stack hf-4.48 is not supported yet; none, full, reentrant, selective, "
+        r"save, every",
+    ):
         model_of(Run(model=SMALL, checkpointing={"segments": 2}, stack="hf-4.48"))
-    with pytest.raises(InputError, match=r"checkpointing: reentrant with frozen embeddings trains no layer with stack hf-4.48"):
+    with pytest.raises(
+        InputError, match=r"checkpointing: reentrant with frozen embeddings trains no layer with stack " r"hf-4.48"
+    ):
         model_of(Run(model=SMALL, checkpointing="reentrant", train={"freeze": ["embed_tokens"]}, stack="hf-4.48"))
-    with pytest.raises(InputError, match=r"checkpointing: selective with method qlora and stack hf-4.48 is not supported yet"):
+    with pytest.raises(
+        InputError, match=r"checkpointing: selective with method qlora and stack hf-4.48 is not " r"supported yet"
+    ):
         model_of(Run(model=SMALL, checkpointing="selective", method={"kind": "qlora"}, stack="hf-4.48"))

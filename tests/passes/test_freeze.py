@@ -37,13 +37,20 @@ def test_what_is_frozen_has_neither_gradient_nor_state() -> None:
 def test_layers_of_one_mask_are_one_kind() -> None:
     model = model_of(Run(model="llama3.2-1b", train={"freeze": ["layers.0", "layers.1"]}))
     assert model.pattern == (0, 0, *[1] * 14) and len(model.layer_graphs) == 2
-    assert not model.layer_graphs[0].outputs[0].requires_grad or model.layer_graphs[0].inputs["hidden_states"].requires_grad
+    assert (
+        not model.layer_graphs[0].outputs[0].requires_grad
+        or model.layer_graphs[0].inputs["hidden_states"].requires_grad
+    )
 
 
 @pytest.mark.parametrize(
     ("train", "method", "words"),
     [
-        ({"only": ["nothing"]}, {}, "train.only: 'nothing' matches no parameter; names are such as embed_tokens.weight"),
+        (
+            {"only": ["nothing"]},
+            {},
+            "train.only: 'nothing' matches no parameter; names are such as embed_tokens.weight",
+        ),
         ({"freeze": ["*"]}, {}, "train: nothing is left that trains"),
         ({"only": ["bias"]}, {"kind": "lora"}, "train: goes with method.kind full"),
     ],

@@ -1,4 +1,6 @@
-"""LLM.int8(): what is stored, what is kept for backward, and when the nodes that keep it die. Recordings in traces/held-out hold it to the byte."""
+"""LLM.int8(): what is stored, what is kept for backward, and when the nodes that keep it die. Recordings in
+traces/held-out hold it to the byte.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ from memsim.graph import LayerGraph, Operator, TensorSpec
 from memsim.schedule.nodes import MOST, Nodes
 from memsim.simulation import model_of
 
-MODEL = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "vocab_size": 1000}
+MODEL = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "vocab_size": 1000,
+}
 
 
 def loaded(**method: object) -> int:
@@ -25,7 +34,9 @@ def test_a_byte_a_weight_and_a_scale_a_row() -> None:
     rows = 32 * (4096 + 1024 + 1024 + 4096 + 14336 + 14336 + 4096)
     linear = 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096)
     # NF4 without nested scales: half a byte, and four bytes for 64 weights
-    assert loaded(quantization="int8") - loaded(double_quant=False) == pytest.approx(linear * (1 - 0.5 - 4 / 64) + 4 * rows, rel=1e-4)
+    assert loaded(quantization="int8") - loaded(double_quant=False) == pytest.approx(
+        linear * (1 - 0.5 - 4 / 64) + 4 * rows, rel=1e-4
+    )
 
 
 def test_weights_count_as_weights() -> None:
@@ -38,11 +49,18 @@ def test_a_checkpoint_does_not_let_go_of_inputs() -> None:
     """They are attributes of the context of MatMul8bitLt, which no hook of a checkpoint sees."""
 
     def kept(quantization: str) -> int:
-        run = Run(model=MODEL, method={"kind": "qlora", "quantization": quantization}, batch={"sequence": 512}, checkpointing="full", steps=1)
+        run = Run(
+            model=MODEL,
+            method={"kind": "qlora", "quantization": quantization},
+            batch={"sequence": 512},
+            checkpointing="full",
+            steps=1,
+        )
         step = simulate(run).steps[0]
         return step.peak_after_forward or 0
 
-    inputs = 512 * (128 * 4 + 128 * 2 + 128 * 4 + 256 * 4)  # of a layer, in fp32 but for the attention's result: qkv, o, gate and up, down
+    # of a layer, in fp32 but for the attention's result: qkv, o, gate and up, down
+    inputs = 512 * (128 * 4 + 128 * 2 + 128 * 4 + 256 * 4)
     assert kept("int8") - kept("nf4") > 5 * inputs
 
 
@@ -54,8 +72,16 @@ def test_a_checkpoint_does_not_let_go_of_inputs() -> None:
             InputError,
             "method.quantization: int8 goes with method.kind qlora or qia3; with lora weights are",
         ),
-        ({"method": {"kind": "qlora", "quantization": "int8", "double_quant": False}}, InputError, "method.double_quant: false goes with quantization nf4"),
-        ({"method": {"kind": "qlora", "group_size": 64}}, InputError, "method.group_size: 64 goes with quantization gptq or awq; nf4 has none"),
+        (
+            {"method": {"kind": "qlora", "quantization": "int8", "double_quant": False}},
+            InputError,
+            "method.double_quant: false goes with quantization nf4",
+        ),
+        (
+            {"method": {"kind": "qlora", "group_size": 64}},
+            InputError,
+            "method.group_size: 64 goes with quantization gptq or awq; nf4 has none",
+        ),
         (
             {"method": {"kind": "qlora", "quantization": "int8"}, "stack": "hf-4.48"},
             Unsupported,
@@ -69,13 +95,17 @@ def test_what_does_not_go_together(data: dict[str, object], error: type[Exceptio
 
 
 def chain(length: int) -> list[Operator]:
-    """Operators of a graph in a row, each reading the one before: MatMul8bitLt of a storage of its own, number for number."""
+    """Operators of a graph in a row, each reading the one before: MatMul8bitLt of a storage of its own, number for
+    number.
+    """
     graph = LayerGraph()
     row = []
     for i in range(length):
         graph.add_storage(4)
         x = TensorSpec(i, i, (1, 1), (1, 1), "fp32", True)
-        row.append(Operator(i, "linear8bit", f"{i}", (x, x), (TensorSpec(i + 1, i + 1, (1, 1), (1, 1), "fp32", True),), {}, ()))
+        row.append(
+            Operator(i, "linear8bit", f"{i}", (x, x), (TensorSpec(i + 1, i + 1, (1, 1), (1, 1), "fp32", True),), {}, ())
+        )
     return row
 
 
@@ -87,7 +117,8 @@ def test_every_node_lets_go_once(length: int) -> None:
         assert nodes.add(op, numbers, numbers) == [op.index]
     before, after = nodes.end(length)
     assert sorted(before + after) == list(range(length))
-    assert before == list(range(length - 1, length - 1 - min(length, MOST - 1), -1))  # the last first, as far as CPython nests
+    # the last first, as far as CPython nests
+    assert before == list(range(length - 1, length - 1 - min(length, MOST - 1), -1))
 
 
 @given(st.integers(1, 40))

@@ -64,5 +64,9 @@ def test_dropout_adds_one_operator_a_module() -> None:
 
 @pytest.mark.parametrize("target", ["nothing", "lm_hed", "proj"])
 def test_a_target_that_matches_nothing_is_named_with_those_that_would(target: str) -> None:
-    with pytest.raises(InputError, match=rf"method\.targets: '{target}' matches no linear module.*\(there are down_proj, embed_tokens, gate_proj,"):
+    with pytest.raises(
+        InputError,
+        match=rf"method\.targets: '{target}' matches no linear module.*\(there are down_proj, embed_tokens, "
+        r"gate_proj,",
+    ):
         model_of(Run(model="llama3.2-1b", method={"kind": "lora", "targets": ["q_proj", target]}))

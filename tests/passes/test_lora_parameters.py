@@ -14,7 +14,11 @@ from memsim.simulation import model_of
 
 def test_all_linear_takes_routers_and_experts_by_their_old_names() -> None:
     lora = converted(Lora(8), "mixtral")
-    assert [rank_of(lora, f"mlp.{name}") for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj")] == [8, 16, 8]
+    assert [rank_of(lora, f"mlp.{name}") for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj")] == [
+        8,
+        16,
+        8,
+    ]
     assert matches(lora, "self_attn.q_proj")
 
 
@@ -40,7 +44,14 @@ def test_dropout_on_experts_is_refused() -> None:
     assert converted(Lora(8, ["q_proj"], 0.1), "mixtral").parameters == ()
 
 
-OSS = {"model_type": "gpt_oss", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+OSS = {
+    "model_type": "gpt_oss",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 OSS |= {"head_dim": 32, "num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 1000}
 
 
@@ -74,10 +85,19 @@ def test_adapters_on_parameters_alone() -> None:
 @pytest.mark.parametrize(
     ("method", "text"),
     [
-        ({"target_parameters": ["experts.gate_up"]}, "'experts.gate_up' matches no parameter.*did you mean mlp.experts.gate_up_proj"),
+        (
+            {"target_parameters": ["experts.gate_up"]},
+            "'experts.gate_up' matches no parameter.*did you mean mlp.experts.gate_up_proj",
+        ),
         ({"target_parameters": ["self_attn.sinks"]}, "'self_attn.sinks' is self_attn.sinks, which is not supported"),
-        ({"target_parameters": ["experts.down_proj"], "dropout": 0.1}, "method.dropout: 0.1 cannot be with adapters on parameters"),
-        ({"target_parameters": ["experts.down_proj"], "kind": "full"}, "method.target_parameters: goes with method.kind lora or qlora"),
+        (
+            {"target_parameters": ["experts.down_proj"], "dropout": 0.1},
+            "method.dropout: 0.1 cannot be with adapters on parameters",
+        ),
+        (
+            {"target_parameters": ["experts.down_proj"], "kind": "full"},
+            "method.target_parameters: goes with method.kind lora or qlora",
+        ),
         ({"targets": []}, r"method.targets: \[\] adapts nothing"),
     ],
 )

@@ -18,7 +18,9 @@ def model(**method: object):
 def test_linear_modules_are_packed_and_the_rest_is_cast() -> None:
     rows = {p.name: p for p in (*model().before, *model().layers[0], *model().after)}
     assert {p.quantized for name, p in rows.items() if name.endswith("_proj.weight")} == {"nf4-double"}
-    assert {(p.dtype, p.created_dtype) for name, p in rows.items() if "norm" in name or name == "embed_tokens.weight"} == {("fp32", "bf16")}
+    assert {
+        (p.dtype, p.created_dtype) for name, p in rows.items() if "norm" in name or name == "embed_tokens.weight"
+    } == {("fp32", "bf16")}
     assert {p.quantized for p in model(double_quant=False).layers[0] if p.quantized} == {"nf4"}
 
 
@@ -29,7 +31,9 @@ def test_who_casts_the_embeddings(casts: str, dtype: str) -> None:
 
 def test_the_whole_weighs_a_quarter() -> None:
     def loaded(kind: str) -> int:
-        return simulate(Run(model="llama3.1-8b", method={"kind": kind}, batch={"sequence": 64}, steps=1)).loaded_allocated
+        return simulate(
+            Run(model="llama3.1-8b", method={"kind": kind}, batch={"sequence": 64}, steps=1)
+        ).loaded_allocated
 
     linear = 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096)  # parameters
     head = 2 * 128256 * 4096
@@ -54,7 +58,9 @@ def test_the_fused_kernel(sm: int, processors: int, m: int, n: int, k: int, expe
     assert is_fused(sm, processors, "bf16", m, n, k, 64) is expected
 
 
-@pytest.mark.parametrize(("precision", "created"), [("bf16", "bf16"), ("fp16", "fp16"), ("fp32", "fp32"), ("amp-bf16", "fp32")])
+@pytest.mark.parametrize(
+    ("precision", "created"), [("bf16", "bf16"), ("fp16", "fp16"), ("fp32", "fp32"), ("amp-bf16", "fp32")]
+)
 def test_what_is_not_quantized_is_loaded_as_the_precision_says(precision: str, created: str) -> None:
     run = Run(model="llama3.2-1b", method={"kind": "qlora"}, precision=precision, batch={"sequence": 64}, steps=1)
     rows = model_of(run).before
@@ -65,8 +71,14 @@ def test_what_is_not_quantized_is_loaded_as_the_precision_says(precision: str, c
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"precision": "amp-fp16"}, "precision: amp-fp16 with method qlora, which computes in bf16, is not supported; bf16 is"),
-        ({"precision": "fp32", "method": {"kind": "qlora", "casts": "trl"}}, "method.casts: trl with precision fp32 is not supported; with bf16 it is"),
+        (
+            {"precision": "amp-fp16"},
+            "precision: amp-fp16 with method qlora, which computes in bf16, is not supported; bf16 is",
+        ),
+        (
+            {"precision": "fp32", "method": {"kind": "qlora", "casts": "trl"}},
+            "method.casts: trl with precision fp32 is not supported; with bf16 it is",
+        ),
     ],
 )
 def test_mixtures_of_precisions_are_refused(changes: dict[str, object], text: str) -> None:

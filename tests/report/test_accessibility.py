@@ -15,7 +15,14 @@ from memsim.run import Run
 
 pytestmark = pytest.mark.browser
 RUN = {
-    "model": {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4, "vocab_size": 1000},
+    "model": {
+        "model_type": "llama",
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "vocab_size": 1000,
+    },
     "batch": {"sequence": 64},
     "device": "a100-80gb",
     "steps": 2,
@@ -34,7 +41,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     runs = [Run(**RUN, checkpointing=kind) for kind in ("none", "full")]
     memsim.simulate(runs[0]).write_html(folder / "report.html")
-    memsim.compare(runs, labels=["none", "full"], command="memsim compare x -o c.html").write_html(folder / "compare.html")
+    memsim.compare(runs, labels=["none", "full"], command="memsim compare x -o c.html").write_html(
+        folder / "compare.html"
+    )
     write_graph_html(runs[0], folder / "graph.html")
     return {name: folder / f"{name}.html" for name in ("report", "compare", "graph")}
 
@@ -46,5 +55,7 @@ def test_axe_has_no_complaint(browser: Browser, pages: dict[str, Path], name: st
     browser.look(width=width, dark=dark)
     browser.open(pages[name])
     browser.run(script.read_text(encoding="utf-8"))
-    found = browser.driver.execute_async_script("const done = arguments[arguments.length - 1]; axe.run().then((r) => done(r.violations));")
+    found = browser.driver.execute_async_script(
+        "const done = arguments[arguments.length - 1]; axe.run().then((r) => done(r.violations));"
+    )
     assert [(rule["id"], [node["target"] for node in rule["nodes"]][:3]) for rule in found] == []

@@ -60,9 +60,13 @@ def report(browser: Browser, fits: Timeline, tmp_path: Path) -> Browser:
 def quiet(browser: Browser) -> Iterator[None]:
     """After every test: no console message, no request but for the page itself, no failure shown."""
     yield
-    assert browser.run("return document.getElementById('failed').hidden"), browser.run("return document.getElementById('failed').textContent")
+    assert browser.run("return document.getElementById('failed').hidden"), browser.run(
+        "return document.getElementById('failed').textContent"
+    )
     assert browser.complaints() == []
-    assert [url for url in browser.requests() if not url.startswith("file:///") or not url.endswith("report.html")] == []
+    assert [
+        url for url in browser.requests() if not url.startswith("file:///") or not url.endswith("report.html")
+    ] == []
 
 
 def text(browser: Browser, name: str) -> str:
@@ -76,7 +80,8 @@ def view(browser: Browser) -> tuple[int, int]:
 
 def test_the_page_rebuilds_the_timeline_exactly(report: Browser, fits: Timeline) -> None:
     script = """const t = window.memsim.timeline;
-    return [Array.from(t.allocated), Array.from(t.reserved), Object.fromEntries(t.keys.map((k) => [k, Array.from(t.curves[k])]))]"""
+    return [Array.from(t.allocated), Array.from(t.reserved),
+        Object.fromEntries(t.keys.map((k) => [k, Array.from(t.curves[k])]))]"""
     allocated, reserved, curves = report.run(script)
     assert allocated == fits.answer.allocated.tolist()
     assert reserved == fits.answer.reserved.tolist()
@@ -85,20 +90,38 @@ def test_the_page_rebuilds_the_timeline_exactly(report: Browser, fits: Timeline)
 
 @pytest.mark.parametrize("event", [0, 17, 50, 101])
 def test_a_moment_is_what_python_says(report: Browser, fits: Timeline, event: int) -> None:
-    script = """const t = window.memsim.timeline, m = t.moment(arguments[0]), f = t.fragmentation(t.blockMap(arguments[0]), arguments[0]);
-    return {categories: m.byCategory, layers: Object.fromEntries(m.byLayer), largest: m.largest.map((g) => g.bytes * g.count), f}"""
+    script = """const t = window.memsim.timeline, m = t.moment(arguments[0]),
+        f = t.fragmentation(t.blockMap(arguments[0]), arguments[0]);
+    return {categories: m.byCategory, layers: Object.fromEntries(m.byLayer),
+        largest: m.largest.map((g) => g.bytes * g.count), f}"""
     page, moment, parts = report.run(script, event), fits.alive_at(event), fits.fragmentation_at(event)
-    assert {key: count for key, count in page["categories"].items() if count} == {slug(kind): count for kind, count in moment.by_category.items()}
-    assert page["layers"] == {str(layer): {slug(kind): count for kind, count in kinds.items()} for layer, kinds in moment.by_layer.items()}
+    assert {key: count for key, count in page["categories"].items() if count} == {
+        slug(kind): count for kind, count in moment.by_category.items()
+    }
+    assert page["layers"] == {
+        str(layer): {slug(kind): count for kind, count in kinds.items()} for layer, kinds in moment.by_layer.items()
+    }
     assert page["largest"][: len(moment.largest)] == [alive.total for alive in moment.largest]
-    wanted = (parts.cached_segments, parts.free_in_used_segments, parts.largest_free, parts.segments, parts.free_segments, parts.free_blocks)
-    assert tuple(page["f"][key] for key in ("cached", "holes", "largest", "segments", "cachedSegments", "freeBlocks")) == wanted
+    wanted = (
+        parts.cached_segments,
+        parts.free_in_used_segments,
+        parts.largest_free,
+        parts.segments,
+        parts.free_segments,
+        parts.free_blocks,
+    )
+    assert (
+        tuple(page["f"][key] for key in ("cached", "holes", "largest", "segments", "cachedSegments", "freeBlocks"))
+        == wanted
+    )
 
 
 def test_sampling_keeps_the_extremes(report: Browser) -> None:
-    script = """const t = window.memsim.timeline, e = Array.from(t.sample(0, t.n, 5)), max = (c) => Math.max(...e.map((i) => c[i]));
+    script = """const t = window.memsim.timeline, e = Array.from(t.sample(0, t.n, 5)),
+        max = (c) => Math.max(...e.map((i) => c[i]));
     const low = Math.min(...e.map((i) => t.allocated[i]));
-    return [e.length, max(t.allocated), max(t.reserved), Math.max(...t.allocated), Math.max(...t.reserved), low, Math.min(...t.allocated)]"""
+    return [e.length, max(t.allocated), max(t.reserved),
+        Math.max(...t.allocated), Math.max(...t.reserved), low, Math.min(...t.allocated)]"""
     count, top, held, all_top, all_held, low, all_low = report.run(script)
     assert count <= 4 * 5 + 1
     assert (top, held, low) == (all_top, all_held, all_low)
@@ -107,7 +130,11 @@ def test_sampling_keeps_the_extremes(report: Browser) -> None:
 def test_the_page_opens_at_the_peak(report: Browser, fits: Timeline) -> None:
     assert text(report, "moment-title") == "What is alive at the peak of allocated"
     assert f"Event {fits.peak_event()} of" in text(report, "moment-place").replace(",", "")
-    spans = [span for span in fits.spans if span.step == next(s.step for s in fits.spans if s.start <= fits.peak_event() < s.stop)]
+    spans = [
+        span
+        for span in fits.spans
+        if span.step == next(s.step for s in fits.spans if s.start <= fits.peak_event() < s.stop)
+    ]
     assert view(report) == (spans[0].start, spans[-1].stop)
     assert report.run("return document.querySelectorAll('#overview .trace, #closeup .trace').length") > 10
 
@@ -184,7 +211,9 @@ def test_dragging_over_the_overview_chooses_what_the_close_up_shows(report: Brow
     before = view(report)
     report.run("document.getElementById('overview').scrollIntoView({block: 'center', behavior: 'instant'})")
     plot = report.driver.find_element("css selector", "#overview .nsewdrag")
-    ActionChains(report.driver).move_to_element_with_offset(plot, -300, 30).click_and_hold().move_by_offset(120, 0).move_by_offset(60, 0).release().perform()
+    ActionChains(report.driver).move_to_element_with_offset(plot, -300, 30).click_and_hold().move_by_offset(
+        120, 0
+    ).move_by_offset(60, 0).release().perform()
     report.wait("return !window.memsim.charts.busy && window.memsim.charts.view !== window.memsim.charts.home")
     lo, hi = view(report)
     assert (lo, hi) != before and 0 < lo < hi < len(fits.tape) / 2
@@ -230,7 +259,10 @@ def test_weights_can_be_left_out_of_the_layers(report: Browser) -> None:
     names = "return document.getElementById('layers').data.map((trace) => trace.name)"
     with_weights = "weights" in report.run(names)
     report.click("#without-weights")
-    report.wait(f"return document.getElementById('layers').data.some((trace) => trace.name === 'weights') !== {str(with_weights).lower()}")
+    report.wait(
+        "return document.getElementById('layers').data.some((trace) => trace.name === 'weights') !== "
+        f"{str(with_weights).lower()}"
+    )
 
 
 def test_the_theme_can_be_changed_and_follows_the_system(browser: Browser, fits: Timeline, tmp_path: Path) -> None:
@@ -247,7 +279,9 @@ def test_the_theme_can_be_changed_and_follows_the_system(browser: Browser, fits:
 
 
 @pytest.mark.parametrize("state", ["fits", "fails"])
-def test_a_phone_never_scrolls_sideways(browser: Browser, fits: Timeline, fails: Timeline, tmp_path: Path, state: str) -> None:
+def test_a_phone_never_scrolls_sideways(
+    browser: Browser, fits: Timeline, fails: Timeline, tmp_path: Path, state: str
+) -> None:
     (fits if state == "fits" else fails).write_html(tmp_path / "report.html")
     browser.look(390, 844, phone=True)
     browser.open(tmp_path / "report.html")
@@ -258,7 +292,9 @@ def test_out_of_memory_is_marked(browser: Browser, fails: Timeline, tmp_path: Pa
     fails.write_html(tmp_path / "report.html")
     browser.look()
     browser.open(tmp_path / "report.html")
-    words = browser.run("return [...document.querySelectorAll('#closeup .annotation-text')].map((e) => e.textContent).join(' ')")
+    words = browser.run(
+        "return [...document.querySelectorAll('#closeup .annotation-text')].map((e) => e.textContent).join(' ')"
+    )
     assert "out of memory" in words and "missing" in words
     assert browser.run("return document.querySelector('h1').textContent").startswith("Out of memory")
     browser.click(f"[data-moment='{fails.answer.out_of_memory.event}']")  # type: ignore[union-attr]
@@ -268,7 +304,8 @@ def test_out_of_memory_is_marked(browser: Browser, fails: Timeline, tmp_path: Pa
 def test_everything_that_can_be_used_has_a_name(report: Browser) -> None:
     script = """return [...document.querySelectorAll('button, select, input, canvas, [role=img], [role=region]')]
     .filter((e) => e.getAttribute('aria-hidden') !== 'true')
-    .filter((e) => !(e.getAttribute('aria-label') || e.textContent.trim() || e.closest('label')?.textContent.trim())).map((e) => e.outerHTML)"""
+    .filter((e) => !(e.getAttribute('aria-label')
+        || e.textContent.trim() || e.closest('label')?.textContent.trim())).map((e) => e.outerHTML)"""
     assert report.run(script) == []
 
 
@@ -284,15 +321,26 @@ def test_the_axis_can_be_time(browser: Browser, tmp_path: Path) -> None:
     import memsim
     from memsim.run import Run
 
-    model = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4, "vocab_size": 1000}
+    model = {
+        "model_type": "llama",
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "vocab_size": 1000,
+    }
     timeline = memsim.simulate(Run(model=model, checkpointing="full", steps=2))
     timeline.write_html(tmp_path / "report.html")
     browser.open(tmp_path / "report.html")
     assert timeline.time is not None and timeline.step_time is not None
-    assert browser.run("return window.memsim.timeline.time[window.memsim.timeline.n - 1]") == pytest.approx(float(timeline.time[-1]), rel=1e-4)
+    assert browser.run("return window.memsim.timeline.time[window.memsim.timeline.n - 1]") == pytest.approx(
+        float(timeline.time[-1]), rel=1e-4
+    )
     lo, hi = view(browser)
     browser.choose("#axis", "time")
-    ends = browser.run("return [...document.querySelectorAll('#overview, #closeup')].map((div) => div.layout.xaxis.range)")
+    ends = browser.run(
+        "return [...document.querySelectorAll('#overview, #closeup')].map((div) => div.layout.xaxis.range)"
+    )
     assert ends[0] == pytest.approx([0, float(timeline.time[-1])], rel=1e-4)
     assert ends[1] == pytest.approx([float(timeline.time[lo]), float(timeline.time[hi - 1])], rel=1e-4)
     browser.click("#zoom-in")
@@ -314,7 +362,9 @@ def test_addresses_over_time_show_every_block_of_the_part_shown(report: Browser,
     drawn = set(report.run("return window.memsim.over.drawn.map((block) => block.storage)"))
     lives = fits.lifetimes
     assert len(drawn) == int(((lives.born < hi) & (lives.released > lo)).sum())
-    total, reserved = report.run("const o = window.memsim.over, r = o.ranges(...arguments); return [r.total, r.whole]", lo, hi)
+    total, reserved = report.run(
+        "const o = window.memsim.over, r = o.ranges(...arguments); return [r.total, r.whole]", lo, hi
+    )
     assert total == reserved == int(fits.answer.reserved[lo:hi].max())
     report.click("#map-time-all")
     changing = report.run("return window.memsim.over.ranges(...arguments).kept.every((range) => range.changes)", lo, hi)

@@ -14,7 +14,14 @@ from memsim.comparison import Comparison, compare
 from memsim.run import Run
 
 pytestmark = pytest.mark.browser
-MODEL = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 4, "vocab_size": 50000}
+MODEL = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "vocab_size": 50000,
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +33,16 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def found() -> Comparison:
-    runs = [Run(model=MODEL, checkpointing=kind, batch={"size": size, "sequence": 256}, device_memory_gib=0.85) for kind in ("none", "full") for size in (1, 4)]
-    made = compare(runs, labels=[f"{kind} & <b>{size}" for kind in ("none", "full") for size in (1, 4)], command="memsim compare x -o c.html")
+    runs = [
+        Run(model=MODEL, checkpointing=kind, batch={"size": size, "sequence": 256}, device_memory_gib=0.85)
+        for kind in ("none", "full")
+        for size in (1, 4)
+    ]
+    made = compare(
+        runs,
+        labels=[f"{kind} & <b>{size}" for kind in ("none", "full") for size in (1, 4)],
+        command="memsim compare x -o c.html",
+    )
     assert {case.fits for case in made.cases} == {True, False}
     return made
 
@@ -38,13 +53,18 @@ def page(browser: Browser, found: Comparison, tmp_path: Path) -> Iterator[Browse
     browser.look()
     browser.open(tmp_path / "compare.html")
     yield browser
-    assert browser.run("return document.getElementById('failed').hidden"), browser.run("return document.getElementById('failed').textContent")
+    assert browser.run("return document.getElementById('failed').hidden"), browser.run(
+        "return document.getElementById('failed').textContent"
+    )
     assert browser.complaints() == []
     assert [url for url in browser.requests() if not url.endswith("compare.html")] == []
 
 
 def test_the_page_holds_one_exact_step_of_every_run(page: Browser, found: Comparison) -> None:
-    script = "return window.memsim.comparison.cases.map((one) => [Array.from(one.curves.allocated), Array.from(one.curves.reserved)])"
+    script = (
+        "return window.memsim.comparison.cases.map((one) => [Array.from(one.curves.allocated), "
+        "Array.from(one.curves.reserved)])"
+    )
     from memsim.report.compare_page import step_of
 
     for (allocated, reserved), case in zip(page.run(script), found.cases, strict=True):

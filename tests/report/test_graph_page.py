@@ -105,7 +105,10 @@ def test_names_every_operator_and_what_layers_keep(tmp_path: Path, lora: Model) 
     for graph in (*lora.layer_graphs, lora.outer):
         for op in graph.operators:
             assert f'<th scope="row">{op.name}</th>' in text
-    assert f"Checkpointed, a decoder layer of qwen2.5-72b keeps 16.0 MiB; run again for its backward, {size(kept(lora.layer_graphs[0]))}" in text
+    assert (
+        "Checkpointed, a decoder layer of qwen2.5-72b keeps 16.0 MiB; run again for its backward, "
+        f"{size(kept(lora.layer_graphs[0]))}"
+    ) in text
     assert f"<b>1.25 GiB</b> instead of {size(of_all_layers(lora))}" in text
     assert "http" not in re.sub(r"http://www.w3.org/2000/svg|http-equiv", "", text)
     assert list(tmp_path.iterdir()) == [page]
@@ -117,15 +120,26 @@ def test_the_card_says_shapes_what_is_kept_and_what_dies(full: Model) -> None:
     cards = json.loads(found[1])["layer-1"]
     card = dict(cards["5 input_layernorm.mul"])
     assert card["allocates"] == ["fp32 [4, 512, 2048] (strides 1048576, 2048, 1), 16.0 MiB"]
-    assert card["keeps for backward"] == ["result of input_layernorm.rsqrt, 8.0 KiB", "result of input_layernorm.cast, 16.0 MiB"]
+    assert card["keeps for backward"] == [
+        "result of input_layernorm.rsqrt, 8.0 KiB",
+        "result of input_layernorm.cast, 16.0 MiB",
+    ]
     assert card["Python lets go of, backward keeps"] == card["keeps for backward"]
     assert dict(cards["2 input_layernorm.mean"])["frees after it"] == ["result of input_layernorm.square, 16.0 MiB"]
     assert dict(cards["8 self_attn.q_proj.linear"])["forward"] == ["17.2 GFLOP"]
-    assert "self_attn.q_proj.weight, 8.0 MiB (a parameter)" in dict(cards["8 self_attn.q_proj.linear"])["keeps for backward"]
+    assert ("self_attn.q_proj.weight, 8.0 MiB (a parameter)") in dict(cards["8 self_attn.q_proj.linear"])[
+        "keeps for backward"
+    ]
 
 
 def test_flops_are_words() -> None:
-    assert [flop_words(n) for n in (0, 999, 1500, 2.54e11, 1.82e12)] == ["0 FLOP", "999 FLOP", "1.50 kFLOP", "254 GFLOP", "1.82 TFLOP"]
+    assert [flop_words(n) for n in (0, 999, 1500, 2.54e11, 1.82e12)] == [
+        "0 FLOP",
+        "999 FLOP",
+        "1.50 kFLOP",
+        "254 GFLOP",
+        "1.82 TFLOP",
+    ]
 
 
 def test_an_unwritable_folder_is_one_line(tmp_path: Path, full: Model) -> None:
@@ -146,12 +160,19 @@ def test_the_page_is_silent_and_asks_for_nothing(browser: Browser, full: Model, 
     browser.look()
     browser.open(page)
     assert browser.run("return document.getElementById('failed').hidden")
-    shown = "return [...document.querySelectorAll('.graph svg')].filter((e) => e.getBoundingClientRect().width).map((e) => e.classList[0])"
+    shown = (
+        "return [...document.querySelectorAll('.graph svg')].filter((e) => e.getBoundingClientRect().width).map((e) "
+        "=> e.classList[0])"
+    )
     assert set(browser.run(shown)) == {"without-views"}
     browser.run("document.querySelector('input.views').click()")
     assert set(browser.run(shown)) == {"with-views"}
-    browser.run("const e = document.querySelector('select.by'); e.value = 'parameters'; e.dispatchEvent(new Event('change'))")
-    assert set(browser.run("return [...document.querySelectorAll('.graph')].map((e) => e.dataset.by)")) == {"parameters"}
+    browser.run(
+        "const e = document.querySelector('select.by'); e.value = 'parameters'; e.dispatchEvent(new Event('change'))"
+    )
+    assert set(browser.run("return [...document.querySelectorAll('.graph')].map((e) => e.dataset.by)")) == {
+        "parameters"
+    }
     assert browser.complaints() == []
     assert browser.requests() == [page.absolute().as_uri()]
 
@@ -170,11 +191,18 @@ def test_the_keyboard_goes_from_operator_to_operator(browser: Browser, full: Mod
     assert browser.run(focused).startswith("51 residual, add")
     assert "frees after it" in browser.run("return document.getElementById('card').textContent")
     assert browser.run("return document.querySelectorAll('.edge.near').length") == 2
-    assert browser.run("return document.querySelectorAll('.without-views .node[tabindex=\"0\"]').length") == 2  # one of each part
+    # one of each part
+    assert browser.run("return document.querySelectorAll('.without-views .node[tabindex=\"0\"]').length") == 2
     ActionChains(browser.driver).send_keys(Keys.ESCAPE).perform()
     assert browser.run("return document.getElementById('card').hidden")
     nameless = "return [...document.querySelectorAll('.node, select, input, [role=region], [role=group]')]"
-    assert browser.run(f"{nameless}.filter((e) => !(e.getAttribute('aria-label') || e.closest('label')?.textContent.trim())).length") == 0
+    assert (
+        browser.run(
+            f"{nameless}.filter((e) => !(e.getAttribute('aria-label') || "
+            "e.closest('label')?.textContent.trim())).length"
+        )
+        == 0
+    )
 
 
 def test_a_phone_never_scrolls_sideways(browser: Browser, full: Model, tmp_path: Path) -> None:

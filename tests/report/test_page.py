@@ -44,7 +44,15 @@ def test_the_page_asks_the_network_for_nothing() -> None:
 
 def test_what_a_run_says_is_escaped() -> None:
     nasty = '</script><script>alert("x")</script>&'
-    about = About(name=nasty, facts=(("model", nasty),), yaml=nasty, command=nasty, device=nasty, device_memory=GIB, devices=((nasty, GIB),))
+    about = About(
+        name=nasty,
+        facts=(("model", nasty),),
+        yaml=nasty,
+        command=nasty,
+        device=nasty,
+        device_memory=GIB,
+        devices=((nasty, GIB),),
+    )
     write = Writer()
     write.enter("0/forward", nasty, 0)
     write.free(write.alloc(100))
@@ -118,7 +126,9 @@ def test_the_hints_follow_from_the_numbers() -> None:
     found = timeline()
     tokens, phases, first_step = hints(found)
     peak = found.at_peak()
-    fixed = sum(peak.by_category.get(kind, 0) for kind in (Category.WEIGHTS, Category.GRADIENTS, Category.OPTIMIZER_STATE))
+    fixed = sum(
+        peak.by_category.get(kind, 0) for kind in (Category.WEIGHTS, Category.GRADIENTS, Category.OPTIMIZER_STATE)
+    )
     assert f"({100 * fixed / peak.allocated:.0f} %)" in tokens
     assert "lies in backward" in phases and "then forward" in phases
     assert "Step 1 needs" in first_step
@@ -155,7 +165,9 @@ def test_too_much_for_any_allocator_is_told_from_fragmentation() -> None:
 
 
 def pieces() -> Tape:
-    """Two 20 MiB segments, each with a live block of 8 MiB: 24 MiB are free in them, and no piece of them holds 21 MiB."""
+    """Two 20 MiB segments, each with a live block of 8 MiB: 24 MiB are free in them, and no piece of
+    them holds 21 MiB.
+    """
     write = Writer()
     blocks = [write.alloc(8 << 20) for _ in range(4)]
     write.free(blocks[0])

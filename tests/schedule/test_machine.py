@@ -13,19 +13,47 @@ from memsim.schedule.training import Plan, Training
 from memsim.simulation import model_of
 from memsim.tape import Action, Category
 
-SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 500}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 500,
+}
 
 runs = st.fixed_dictionaries(
     {
         "model": st.builds(
-            lambda kind, layers: {**SMALL, "model_type": kind, "num_hidden_layers": layers}, st.sampled_from(["llama", "qwen2", "qwen3"]), st.integers(1, 4)
+            lambda kind, layers: {**SMALL, "model_type": kind, "num_hidden_layers": layers},
+            st.sampled_from(["llama", "qwen2", "qwen3"]),
+            st.integers(1, 4),
         ),
-        "batch": st.fixed_dictionaries({"size": st.integers(1, 3), "sequence": st.sampled_from([1, 7, 333]), "accumulation": st.integers(1, 3)}),
-        "method": st.sampled_from([{"kind": "full"}, {"kind": "lora", "rank": 4}, {"kind": "lora", "rank": 1, "targets": ["v_proj"], "dropout": 0.1}]),
+        "batch": st.fixed_dictionaries(
+            {"size": st.integers(1, 3), "sequence": st.sampled_from([1, 7, 333]), "accumulation": st.integers(1, 3)}
+        ),
+        "method": st.sampled_from(
+            [
+                {"kind": "full"},
+                {"kind": "lora", "rank": 4},
+                {"kind": "lora", "rank": 1, "targets": ["v_proj"], "dropout": 0.1},
+            ]
+        ),
         "precision": st.sampled_from(["bf16", "fp16", "fp32"]),
         "attention": st.sampled_from(["sdpa", "eager"]),
         "checkpointing": st.sampled_from(["none", "full"]),
-        "optimizer": st.sampled_from(["adamw", "adamw-fused", "adamw-for-loop", "sgd", "sgd-momentum", "adafactor", "lion-8bit", "muon", "adadelta"]),
+        "optimizer": st.sampled_from(
+            [
+                "adamw",
+                "adamw-fused",
+                "adamw-for-loop",
+                "sgd",
+                "sgd-momentum",
+                "adafactor",
+                "lion-8bit",
+                "muon",
+                "adadelta",
+            ]
+        ),
         "optimizer_in_backward": st.booleans(),
         "clip_grad_norm": st.sampled_from([None, 1.0]),
         "steps": st.just(2),
@@ -53,7 +81,13 @@ def test_references(drawn: dict[str, object]) -> None:
         drawn |= {"batch": {**drawn["batch"], "accumulation": 1}, "clip_grad_norm": None}
     run = Run(**drawn)
     model, machine = model_of(run), Checked(stack_for(run.sm))
-    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer), in_backward=run.optimizer_in_backward)
+    plan = Plan(
+        run.steps,
+        run.batch.accumulation,
+        run.clip_grad_norm,
+        Optimizer(run.optimizer),
+        in_backward=run.optimizer_in_backward,
+    )
     training = Training(model, plan, machine, model)
     training.load()
     loaded = {s for s, count in enumerate(machine.references) if count}

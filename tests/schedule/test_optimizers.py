@@ -21,7 +21,14 @@ from memsim.schedule.stack import stack_for
 from memsim.simulation import simulate
 from memsim.tape import Action, Category
 
-MODEL = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 500}
+MODEL = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "vocab_size": 500,
+}
 RECORDED = Path(__file__).parents[2] / "traces" / "record" / "optimizers.yaml"
 
 
@@ -45,7 +52,9 @@ def test_every_optimizer_can_be_recorded() -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_state_appears_once(name: str) -> None:
-    machine, some = rows((0, "a.weight", (96, 64), "fp32"), (0, "b.weight", (7,), "fp32"), (-1, "embed_tokens.weight", (80, 64), "fp32"))
+    machine, some = rows(
+        (0, "a.weight", (96, 64), "fp32"), (0, "b.weight", (7,), "fp32"), (-1, "embed_tokens.weight", (80, 64), "fp32")
+    )
     optimizer, state = Optimizer(name), {}
     optimizer.created(machine, some, state)
     optimizer.step(machine, some, state)
@@ -66,7 +75,10 @@ def test_muon_takes_matrices_of_layers_and_adapters_before_adamw_takes_the_rest(
         (-1, "lm_head.lora_A.weight", (8, 64), "bf16"),
     )
     parts = [(name, [p.name for _, p, _ in part]) for name, part in Optimizer("muon").parts(some)]
-    assert parts == [("muon", ["up_proj.weight", "lm_head.lora_A.weight"]), ("adamw", ["embed_tokens.weight", "norm.weight", "experts.up"])]
+    assert parts == [
+        ("muon", ["up_proj.weight", "lm_head.lora_A.weight"]),
+        ("adamw", ["embed_tokens.weight", "norm.weight", "experts.up"]),
+    ]
 
 
 def test_muon_iterates_on_the_smaller_side() -> None:
@@ -94,7 +106,10 @@ def test_groups_come_last_dtype_first_and_lists_live_into_the_next() -> None:
     optimizer.step(machine, some, state)
     start = len(machine.actions)
     optimizer.step(machine, some, state)
-    step = [(machine.actions[i] == Action.ALLOC, machine.bytes[machine.events[i]]) for i in range(start, len(machine.actions))]
+    step = [
+        (machine.actions[i] == Action.ALLOC, machine.bytes[machine.events[i]])
+        for i in range(start, len(machine.actions))
+    ]
     assert step == [(True, 200), (True, 400), (True, 200), (False, 200), (False, 200), (False, 400)]
 
 
@@ -122,12 +137,17 @@ def test_in_backward_refuses_what_needs_every_gradient(keys: dict[str, object], 
 
 
 def test_an_older_torch_has_no_muon() -> None:
-    with pytest.raises(Unsupported, match=r"^optimizer: muon with stack hf-4.48 is not supported, as torch 2.6 has none; adamw"):
+    with pytest.raises(
+        Unsupported, match=r"^optimizer: muon with stack hf-4.48 is not supported, as torch 2.6 has " r"none; adamw"
+    ):
         simulate(Run(model=MODEL, optimizer="muon", stack="hf-4.48"))
 
 
 def test_what_bitsandbytes_has_no_kernel_for() -> None:
-    with pytest.raises(Unsupported, match=r"^optimizer: rmsprop-8bit of bitsandbytes has no kernel for bf16 gradients with fp32 state"):
+    with pytest.raises(
+        Unsupported,
+        match=r"^optimizer: rmsprop-8bit of bitsandbytes has no kernel for bf16 gradients with " r"fp32 state",
+    ):
         simulate(Run(model=MODEL, optimizer="rmsprop-8bit"))
     assert simulate(Run(model=MODEL, optimizer="rmsprop-8bit", precision="fp16", steps=1)).steps
 
@@ -138,14 +158,25 @@ def test_hugging_face_names(alias: str, name: str) -> None:
     assert Run(model=MODEL, optimizer=alias) == Run(model=MODEL, optimizer=name)
 
 
-@pytest.mark.parametrize(("word", "hint"), [("adamw_8bits", "adamw_8bit"), ("moun", "muon"), ("paged-lion-4bit", "paged-lion-8bit"), (3, "")])
+@pytest.mark.parametrize(
+    ("word", "hint"), [("adamw_8bits", "adamw_8bit"), ("moun", "muon"), ("paged-lion-4bit", "paged-lion-8bit"), (3, "")]
+)
 def test_an_optimizer_that_does_not_exist(word: object, hint: str) -> None:
-    with pytest.raises(InputError, match=f"optimizer: {word!r} is not one of adamw, .*" + (f"did you mean {hint}" if hint else "")):
+    with pytest.raises(
+        InputError, match=f"optimizer: {word!r} is not one of adamw, .*" + (f"did you mean {hint}" if hint else "")
+    ):
         Run(model=MODEL, optimizer=word)
 
 
 def test_paged_state_is_shown_as_memory_of_the_host() -> None:
-    fields = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 8, "vocab_size": 1000}
+    fields = {
+        "model_type": "llama",
+        "hidden_size": 512,
+        "intermediate_size": 512,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 8,
+        "vocab_size": 1000,
+    }
     run = Run(model=fields, optimizer="paged-adamw-8bit", batch={"sequence": 16})
     paged = 2 * (2 * 1000 * 512 + 7 * 512 * 512)  # two bytes a parameter, of all but the norms
     timeline = simulate(run)

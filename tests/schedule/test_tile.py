@@ -14,18 +14,35 @@ from memsim.schedule.training import Plan
 from memsim.simulation import model_of, stack_of
 from memsim.tape import Action, Category, Tape
 
-SMALL = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 500}
+SMALL = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 500,
+}
 
 runs = st.fixed_dictionaries(
     {
         "layers": st.integers(1, 9),
         "model_type": st.sampled_from(["llama", "qwen2", "qwen3", "mistral"]),
-        "batch": st.fixed_dictionaries({"size": st.integers(1, 3), "sequence": st.sampled_from([1, 7, 64, 333]), "accumulation": st.integers(1, 2)}),
-        "method": st.sampled_from([{"kind": "full"}, {"kind": "lora", "rank": 4}, {"kind": "lora", "rank": 2, "targets": ["q_proj"], "dropout": 0.1}]),
+        "batch": st.fixed_dictionaries(
+            {"size": st.integers(1, 3), "sequence": st.sampled_from([1, 7, 64, 333]), "accumulation": st.integers(1, 2)}
+        ),
+        "method": st.sampled_from(
+            [
+                {"kind": "full"},
+                {"kind": "lora", "rank": 4},
+                {"kind": "lora", "rank": 2, "targets": ["q_proj"], "dropout": 0.1},
+            ]
+        ),
         "precision": st.sampled_from(["bf16", "fp32"]),
         "attention": st.sampled_from(["sdpa", "eager"]),
         "checkpointing": st.sampled_from(["none", "full"]),
-        "optimizer": st.sampled_from(["adamw", "adamw-fused", "adamw-for-loop", "sgd-momentum", "adafactor", "adamw-8bit", "muon", "adagrad"]),
+        "optimizer": st.sampled_from(
+            ["adamw", "adamw-fused", "adamw-for-loop", "sgd-momentum", "adafactor", "adamw-8bit", "muon", "adagrad"]
+        ),
         "optimizer_in_backward": st.booleans(),
         "clip_grad_norm": st.sampled_from([None, 1.0]),
         "steps": st.integers(1, 4),
@@ -44,7 +61,13 @@ def tape(drawn: dict[str, object], whole: bool) -> Tape:
     if drawn.get("optimizer") in ("muon", "adagrad"):
         drawn["stack"] = "golden"
     run = Run(model={**SMALL, "model_type": kind, "num_hidden_layers": layers}, **drawn)
-    plan = Plan(run.steps, run.batch.accumulation, run.clip_grad_norm, Optimizer(run.optimizer), in_backward=run.optimizer_in_backward)
+    plan = Plan(
+        run.steps,
+        run.batch.accumulation,
+        run.clip_grad_norm,
+        Optimizer(run.optimizer),
+        in_backward=run.optimizer_in_backward,
+    )
     return record(model_of(run), plan, stack_of(run), whole=whole)
 
 
@@ -88,10 +111,22 @@ def test_tiled_equals_executed_with_every_strategy(drawn: dict[str, object], str
 
 @settings(max_examples=20, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 8), st.sampled_from(["none", "full", "reentrant", "selective", {"save": ["mul", "attention"]}])), min_size=1, max_size=4)
+    st.lists(
+        st.tuples(
+            st.integers(1, 8),
+            st.sampled_from(["none", "full", "reentrant", "selective", {"save": ["mul", "attention"]}]),
+        ),
+        min_size=1,
+        max_size=4,
+    )
 )
 def test_tiled_equals_executed_with_plans(plan: list[tuple[int, object]]) -> None:
-    drawn = {"checkpointing": {"plan": [list(row) for row in plan]}, "layers": sum(count for count, _ in plan), "model_type": "llama", "steps": 2}
+    drawn = {
+        "checkpointing": {"plan": [list(row) for row in plan]},
+        "layers": sum(count for count, _ in plan),
+        "model_type": "llama",
+        "steps": 2,
+    }
     assert_equal(tape(drawn, False), tape(drawn, True))
 
 
@@ -123,11 +158,17 @@ def test_a_storage_is_allocated_once_and_freed_at_most_once_after(drawn: dict[st
 def test_a_step_ends_with_what_it_began_with() -> None:
     events = tape({"layers": 3, "model_type": "llama", "steps": 3}, False)
     signed = np.where(events.action == Action.ALLOC, events.bytes, -events.bytes)
-    ends = [int(signed[: np.flatnonzero(events.phase == events.phases.index(f"{step}/optimizer"))[-1] + 1].sum()) for step in (0, 1, 2)]
+    ends = [
+        int(signed[: np.flatnonzero(events.phase == events.phases.index(f"{step}/optimizer"))[-1] + 1].sum())
+        for step in (0, 1, 2)
+    ]
     assert ends[1] == ends[2] == ends[0]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_steps_are_named(steps: int) -> None:
     events = tape({"layers": 2, "model_type": "llama", "steps": steps}, False)
-    assert events.phases == ("load", *(f"{step}/{phase}" for step in range(steps) for phase in ("forward", "backward", "optimizer")))
+    assert events.phases == (
+        "load",
+        *(f"{step}/{phase}" for step in range(steps) for phase in ("forward", "backward", "optimizer")),
+    )

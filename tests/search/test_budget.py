@@ -11,23 +11,45 @@ from memsim.run import Run
 from memsim.search.budget import Search, find, requested_around_loss, with_strategy
 from memsim.simulation import simulate
 
-MODEL = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "num_attention_heads": 4, "vocab_size": 500}
+MODEL = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "vocab_size": 500,
+}
 
 
 def run_within(budget: str, **more: object) -> Run:
-    return Run(**{"model": MODEL, "method": {"kind": "lora"}, "batch": {"size": 4, "sequence": 512}, "checkpointing": {"budget": budget}, "steps": 2} | more)
+    return Run(
+        **{
+            "model": MODEL,
+            "method": {"kind": "lora"},
+            "batch": {"size": 4, "sequence": 512},
+            "checkpointing": {"budget": budget},
+            "steps": 2,
+        }
+        | more
+    )
 
 
 @pytest.fixture(scope="module")
 def peaks() -> dict[str, int]:
-    return {strategy: simulate(with_strategy(run_within("1GiB"), strategy)).peak_reserved for strategy in ("none", "selective", "megatron", "full", "sqrt")}
+    return {
+        strategy: simulate(with_strategy(run_within("1GiB"), strategy)).peak_reserved
+        for strategy in ("none", "selective", "megatron", "full", "sqrt")
+    }
 
 
 @settings(max_examples=8, deadline=None)
 @given(st.floats(0, 1), st.booleans())
 def test_it_fits_and_no_fixed_strategy_that_fits_is_cheaper(share: float, lora: bool) -> None:
     more = {"method": {"kind": "lora" if lora else "full"}}
-    of = {s: simulate(with_strategy(run_within("1GiB", **more), s)).peak_reserved for s in ("none", "selective", "megatron", "full")}
+    of = {
+        s: simulate(with_strategy(run_within("1GiB", **more), s)).peak_reserved
+        for s in ("none", "selective", "megatron", "full")
+    }
     budget = int(of["full"] + share * (of["none"] - of["full"]))
     run = run_within(f"{budget}B", **more)
     found = find(run)
@@ -40,7 +62,11 @@ def test_it_fits_and_no_fixed_strategy_that_fits_is_cheaper(share: float, lora: 
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(0, 3), min_size=8, max_size=8), st.sampled_from(["bf16", "fp32", "amp-bf16"]), st.sampled_from(["lora", "full"]))
+@given(
+    st.lists(st.integers(0, 3), min_size=8, max_size=8),
+    st.sampled_from(["bf16", "fp32", "amp-bf16"]),
+    st.sampled_from(["lora", "full"]),
+)
 def test_no_plan_holds_less_than_the_sum_over_its_layers(which: list[int], precision: str, method: str) -> None:
     strategies = ["none", "full", "selective", {"save": ["attention", "mul"]}]
     run = run_within("1GiB", precision=precision, method={"kind": method})
@@ -64,7 +90,11 @@ def test_where_everything_fits_nothing_is_recomputed(peaks: dict[str, int]) -> N
 
 
 def test_where_nothing_fits_it_says_what_could_be_reached() -> None:
-    with pytest.raises(Unreachable, match=r"no strategy fits 0.098 GiB; the least reachable peak is \d+\.\d+ GiB, with .*, held there by .* GiB"):
+    with pytest.raises(
+        Unreachable,
+        match=r"no strategy fits 0.098 GiB; the least reachable peak is \d+\.\d+ GiB, with .*, held there by "
+        r".* GiB",
+    ):
         find(run_within("100MiB", model={**MODEL, "vocab_size": 50_000}))
 
 

@@ -24,7 +24,9 @@ def test_it_finds_the_step(limit: int) -> None:
 
 
 def saved(path: Path) -> Path:
-    """20 MiB, and then 30 MiB in a segment of its own while half of the first is free: 21 + 30 MiB of pages, less with expandable segments."""
+    """20 MiB, and then 30 MiB in a segment of its own while half of the first is free: 21 + 30 MiB of pages, less with
+    expandable segments.
+    """
     script = Script()
     first, _ = script.alloc(10 * MIB), script.alloc(9 * MIB)
     script.free(first)

@@ -16,8 +16,17 @@ from memsim.traces.load import load_trace
 MIB = 1 << 20
 
 
-def memory(at: int, address: int, size: int, allocated: int, reserved: int = 20 * MIB, kind: int = 1) -> dict[str, object]:
-    arguments = {"Device Type": kind, "Device Id": 0, "Addr": address, "Bytes": size, "Total Allocated": allocated, "Total Reserved": reserved}
+def memory(
+    at: int, address: int, size: int, allocated: int, reserved: int = 20 * MIB, kind: int = 1
+) -> dict[str, object]:
+    arguments = {
+        "Device Type": kind,
+        "Device Id": 0,
+        "Addr": address,
+        "Bytes": size,
+        "Total Allocated": allocated,
+        "Total Reserved": reserved,
+    }
     return {"ph": "i", "name": "[memory]", "ts": at, "args": arguments}
 
 
@@ -54,7 +63,9 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "0.020" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", [["--check"], ["--allocator", ""], ["--device-memory", "1GiB"], ["--smallest-device"]])
+@pytest.mark.parametrize(
+    "option", [["--check"], ["--allocator", ""], ["--device-memory", "1GiB"], ["--smallest-device"]]
+)
 def test_it_is_not_replayed(tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(saved(tmp_path / "t.json", EVENTS)), *option]) == 2
     shown = capsys.readouterr()
@@ -66,7 +77,10 @@ def test_it_is_not_replayed(tmp_path: Path, option: list[str], capsys: pytest.Ca
     [
         (b"{", "is not a Chrome trace"),
         (b'{"traceEvents": []}', "has no [memory] events"),
-        (b'{"traceEvents": [{"name": "[memory]", "ts": 1, "args": {"Device Type": 1}}]}', "is not a Chrome trace of the PyTorch profiler: KeyError 'Addr'"),
+        (
+            b'{"traceEvents": [{"name": "[memory]", "ts": 1, "args": {"Device Type": 1}}]}',
+            "is not a Chrome trace of the PyTorch profiler: KeyError 'Addr'",
+        ),
         (b"[1, 2]", "is not a Chrome trace"),
     ],
 )

@@ -1,4 +1,6 @@
-"""PyTorch's snapshots in and out: any part of a recording replays from its rebuilt first state; what is written is what PyTorch's own tools read."""
+"""PyTorch's snapshots in and out: any part of a recording replays from its rebuilt first state; what is written is what
+PyTorch's own tools read.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +49,11 @@ def replayed_from(operations: NDArray[np.int64], text: str, folder: Path, part: 
     text=st.sampled_from(["expandable_segments:True", "expandable_segments:True,roundup_power2_divisions:4"]),
 )
 @effort(max_examples=80, deadline=None)
-def test_a_recording_of_expandable_memory_may_begin_anywhere(tmp_path_factory: pytest.TempPathFactory, operations: Any, part: float, text: str) -> None:
-    kept = operations[operations[:, 0] != 2]  # once pages are given back, a recording no longer tells where their reservation begins
+def test_a_recording_of_expandable_memory_may_begin_anywhere(
+    tmp_path_factory: pytest.TempPathFactory, operations: Any, part: float, text: str
+) -> None:
+    # once pages are given back, a recording no longer tells where their reservation begins
+    kept = operations[operations[:, 0] != 2]
     agree, compared = replayed_from(kept, text, tmp_path_factory.mktemp("cut"), part)
     assert agree == compared
 
@@ -56,7 +61,8 @@ def test_a_recording_of_expandable_memory_may_begin_anywhere(tmp_path_factory: p
 @given(operations=operation_lists(), part=st.floats(0, 0.95))
 @effort(max_examples=80, deadline=None)
 def test_a_recording_may_begin_anywhere(tmp_path_factory: pytest.TempPathFactory, operations: Any, part: float) -> None:
-    # Multiples of 2 MiB leave no remainder that is too small to split off, of which a recording does not tell whose it is.
+    # Multiples of 2 MiB leave no remainder that is too small to split off, of which a recording does not tell whose it
+    # is.
     operations = operations.copy()
     large = (operations[:, 0] == 0) & (operations[:, 2] > MIB)
     operations[large, 2] = -(-operations[large, 2] // (2 * MIB)) * 2 * MIB
@@ -64,9 +70,13 @@ def test_a_recording_may_begin_anywhere(tmp_path_factory: pytest.TempPathFactory
     assert agree == compared
 
 
-@pytest.mark.parametrize("text", ["", "expandable_segments:True", "max_split_size_mb:128", "garbage_collection_threshold:0.8"])
+@pytest.mark.parametrize(
+    "text", ["", "expandable_segments:True", "max_split_size_mb:128", "garbage_collection_threshold:0.8"]
+)
 def test_a_training_step_alone(tmp_path: Path, text: str) -> None:
-    run = Run.load({"model": "llama3.2-1b", "method": {"kind": "lora"}, "batch": {"sequence": 200}, "steps": 2, "allocator": text})
+    run = Run.load(
+        {"model": "llama3.2-1b", "method": {"kind": "lora"}, "batch": {"sequence": 200}, "steps": 2, "allocator": text}
+    )
     timeline = simulate(run)
     data = snapshot(timeline)
     start = next(span.start for span in timeline.spans if span.phase == "1/forward")
@@ -85,7 +95,13 @@ def test_a_free_that_waits_is_a_use_of_another_stream() -> None:
     script.alloc(3 * MIB)
     tape = tape_of_operations(np.array(script.rows, np.int64))
     events = snapshot(replay(tape))["device_traces"][0]
-    assert [event["action"] for event in events] == ["segment_alloc", "alloc", "free_requested", "free_completed", "alloc"]
+    assert [event["action"] for event in events] == [
+        "segment_alloc",
+        "alloc",
+        "free_requested",
+        "free_completed",
+        "alloc",
+    ]
 
 
 def test_a_delay_is_replayed(tmp_path: Path) -> None:
@@ -121,7 +137,11 @@ def test_an_out_of_memory_tells_the_device(tmp_path: Path) -> None:
 
 
 def test_unknown_settings_are_refused(tmp_path: Path) -> None:
-    data = {"segments": [], "device_traces": [[]], "allocator_settings": {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:lots"}}
+    data = {
+        "segments": [],
+        "device_traces": [[]],
+        "allocator_settings": {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:lots"},
+    }
     with pytest.raises(InputError, match="allocator_settings"):
         load_trace(written(tmp_path / "t.pickle", data))
 
@@ -133,7 +153,9 @@ def test_the_same_keys_as_pytorch_writes(shared: Path) -> None:
     assert real["allocator_settings"].keys() <= made["allocator_settings"].keys()
     assert real["segments"][0].keys() <= made["segments"][0].keys()
     assert real["segments"][0]["blocks"][0].keys() <= made["segments"][0]["blocks"][0].keys()
-    assert {key for event in real["device_traces"][0] for key in event} - {"device_free"} <= set(made["device_traces"][0][0])
+    assert {key for event in real["device_traces"][0] for key in event} - {"device_free"} <= set(
+        made["device_traces"][0][0]
+    )
 
 
 def test_pytorchs_own_viewer_reads_it() -> None:
