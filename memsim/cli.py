@@ -325,7 +325,7 @@ def _load(source: str | Mapping[str, Any], settings: Sequence[str] | None = None
 
 
 def _seconds(text: str | None) -> float | None:
-    from memsim.quantity import read_seconds
+    from memsim.units import read_seconds
 
     try:
         return None if text is None else read_seconds(text)

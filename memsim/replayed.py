@@ -10,10 +10,10 @@ import numpy as np
 
 from memsim.allocator import Answer, Settings, allocate
 from memsim.errors import InputError
-from memsim.quantity import bytes_of
 from memsim.tape import Action, Tape
 from memsim.timeline import About, Timeline
 from memsim.traces.trace import Trace
+from memsim.units import bytes_of
 
 VERSIONS = ("2.15.0", "2.12.0", "2.11.0")  # one for each order of equal free blocks
 UNLIMITED = 1 << 57  # bytes

@@ -20,9 +20,9 @@ from memsim.errors import InputError
 from memsim.explain import explain, nearest, show
 from memsim.modelref import Resolved, resolve
 from memsim.optimizernames import optimizer_name
-from memsim.quantity import GIB, as_float, read_bytes
 from memsim.stacks import STACKS
 from memsim.strategy import read_strategy
+from memsim.units import GIB, as_float, read_bytes
 
 KEYWORDS = "keyword arguments"
 PATTERN = "*+?|()[]{}^$\\"  # what tells a pattern from names

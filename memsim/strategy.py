@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.quantity import read_bytes
+from memsim.units import read_bytes
 
 NAMES = ("none", "full", "reentrant", "sqrt", "selective", "megatron", "offload")
 OF_A_LAYER = ("none", "full", "reentrant", "selective", "megatron", "offload")  # what a plan may give to some layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from memsim.quantity import LARGEST, UNITS, read_bytes
+from memsim.units import LARGEST, UNITS, read_bytes
 
 
 @pytest.mark.parametrize(

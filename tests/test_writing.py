@@ -10,9 +10,9 @@ import pytest
 from memsim import Run, simulate
 from memsim.cli import main
 from memsim.errors import InputError
+from memsim.files import beside
 from memsim.traces.write_counters import write_counters
 from memsim.traces.write_snapshot import write_snapshot
-from memsim.writing import beside
 
 RUN = {"model": "llama3.2-1b", "steps": 1}
 

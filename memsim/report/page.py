@@ -12,6 +12,7 @@ from threading import Thread
 from typing import Any
 
 from memsim.errors import InputError
+from memsim.files import beside
 from memsim.headline import missing, place
 from memsim.report import parts
 from memsim.report.figures import COLOURS, EXTRA, FONT, INK, STACK, config, figures, slug
@@ -19,7 +20,6 @@ from memsim.report.pack import columns, pack
 from memsim.tape import Category
 from memsim.timeline import Timeline
 from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, version
-from memsim.writing import beside
 
 ASSETS = files("memsim.report") / "assets"
 SCRIPTS = ("data.js", "chart.js", "moment.js", "map.js", "maptime.js", "page.js")

@@ -19,13 +19,13 @@ from memsim.cost import Rates
 from memsim.errors import InputError, Unreachable
 from memsim.models.model import Checkpoint, Model
 from memsim.passes.checkpoint import checkpointed
-from memsim.quantity import read_bytes
 from memsim.run import Run
 from memsim.schedule.machine import NO_LAYER
 from memsim.search.choices import Choice, choice, choices
 from memsim.simulation import model_of, rates_of, simulate
 from memsim.strategy import Strategy, in_words
 from memsim.timeline import Timeline
+from memsim.units import read_bytes
 from memsim.words import CATEGORY_NAMES, duration, gib
 
 SIMULATIONS = 14  # of plans, at most, on the way to one that fits; as many again to better it

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from memsim.errors import InputError
-from memsim.quantity import bytes_of
 from memsim.tape import Action
 from memsim.traces import recorder
 from memsim.traces.chrome import load_chrome, trace_of_totals
@@ -18,6 +17,7 @@ from memsim.traces.oplist import tape_of_operations
 from memsim.traces.pickles import Watch
 from memsim.traces.snapshot import load_snapshot
 from memsim.traces.trace import Trace
+from memsim.units import bytes_of
 
 
 def load_trace(path: str | Path, device_memory: int | str | None = None, watch: Watch | None = None) -> Trace:

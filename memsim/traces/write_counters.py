@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from memsim.files import beside
 from memsim.timeline import Timeline
-from memsim.writing import beside
 
 COUNTERS = ("requested", "allocated", "active", "reserved")
 

@@ -14,10 +14,10 @@ import numpy as np
 from memsim.allocator import DriverAction, Settings
 from memsim.allocator.rules import GOLDEN
 from memsim.blockmap import block_map
+from memsim.files import beside
 from memsim.lifetimes import Lifetimes, lifetimes
 from memsim.tape import Action
 from memsim.timeline import Timeline
-from memsim.writing import beside
 
 DRIVER = {
     DriverAction.SEGMENT_ALLOC: "segment_alloc",
