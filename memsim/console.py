@@ -34,7 +34,7 @@ def note(line: str) -> None:
 
 def say_if_cold() -> None:
     """Says what the first run on a machine waits for: the compilation of the allocator."""
-    from memsim.allocator import caching  # numba is slow to import, and not every command needs it
+    from memsim.allocator.compiled import caching  # numba is slow to import, and not every command needs it
 
     source = Path(caching.__file__ or "")
     folder = Path(caching.replay.stats.cache_path or "")

@@ -246,7 +246,7 @@ class Run(Part):
     clip_grad_norm: Annotated[float, _number(lambda norm: norm > 0, "a positive number or null")] | None = None
     fsdp: Annotated[int, _whole(1, 2**16)] = 1
     allocator: Annotated[str, BeforeValidator(_text)] = ""
-    # the driver's (allocator/linux_addresses.py): they decide ties in PyTorch up to 2.12
+    # the driver's (allocator/compiled/linux_addresses.py): they decide ties in PyTorch up to 2.12
     addresses: Literal["ascending", "linux"] = "ascending"
     # a catalogue name: sets the next two where they are not given
     device: Annotated[str | None, BeforeValidator(_device)] = None

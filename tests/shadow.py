@@ -11,7 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from memsim.allocator import Answer, DriverAction, arena
+from memsim.allocator import Answer, DriverAction
+from memsim.allocator.compiled import arena
 from memsim.tape import Action, Tape
 
 

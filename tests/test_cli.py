@@ -272,7 +272,7 @@ def test_validate_compares_lists_and_judges(tiny: Path, tmp_path: Path, capsys: 
 def test_the_first_run_on_a_machine_says_what_it_waits_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from memsim.allocator import caching
+    from memsim.allocator.compiled import caching
 
     class Cold:
         cache_path = str(tmp_path)

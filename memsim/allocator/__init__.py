@@ -25,8 +25,8 @@ MOST_BYTES = 1 << 58  # more than any device has; sums stay below 2^63
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., int]:
     """The compiled allocator; numba is slow to import, and not everyone who imports memsim allocates."""
-    from memsim.allocator.caching import replay
-    from memsim.allocator.stale import forget_stale
+    from memsim.allocator.compiled.caching import replay
+    from memsim.allocator.compiled.stale import forget_stale
 
     compiled = replay.stats.cache_path
     if compiled:
@@ -55,8 +55,8 @@ def allocate(
     sizes.
     A request of 0 bytes gets address 0. Raises InputError for sizes that no device has.
     """
-    from memsim.allocator import arena
-    from memsim.allocator.driver import CALL_WORDS
+    from memsim.allocator.compiled import arena
+    from memsim.allocator.compiled.driver import CALL_WORDS
 
     replay = _compiled()
 

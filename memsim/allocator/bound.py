@@ -153,7 +153,7 @@ def _place_parts(lower: Column, upper: Column, size: Column, goal: int) -> tuple
 
 def _place_best(lower: Column, upper: Column, size: Column, goal: int) -> tuple[Column, int, str]:
     """(offsets, height, order's name) of the best order found for buffers sorted by their beginning."""
-    from memsim.allocator.packing import alive_at, place
+    from memsim.allocator.compiled.packing import alive_at, place
 
     n = len(size)
     if n == 0:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from memsim.allocator.rules import GOLDEN, Rules, rules_of
 
 if TYPE_CHECKING:
-    from memsim.allocator.arena import ARRAY
+    from memsim.allocator.compiled.arena import ARRAY
 
 MIB = 1 << 20
 UNIT = 512  # bytes
@@ -96,7 +96,7 @@ class Settings:
 
     def write(self, heap: ARRAY, device_memory: int) -> None:
         """Sets the arena's words for these settings on a device with so many bytes."""
-        from memsim.allocator import arena
+        from memsim.allocator.compiled import arena
 
         limit = self.limit(device_memory)
         collects = limit is not None and self.garbage_collection_threshold > 0

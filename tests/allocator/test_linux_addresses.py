@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
-from memsim.allocator import arena, linux_addresses
+from memsim.allocator.compiled import arena, linux_addresses
 
 PAGE = 2 << 20
 CHUNK = 32 << 20

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from oplists import MIB, operation_lists, settings_strings
 from shadow import Shadow, structure
 
-from memsim.allocator import Settings, allocate, arena
-from memsim.allocator.caching import replay
-from memsim.allocator.driver import CALL_WORDS
+from memsim.allocator import Settings, allocate
+from memsim.allocator.compiled import arena
+from memsim.allocator.compiled.caching import replay
+from memsim.allocator.compiled.driver import CALL_WORDS
 from memsim.traces.oplist import tape_of_operations
 
 DEVICES = st.sampled_from((70 * MIB, 150 * MIB + 12345, 300 * MIB, 2048 * MIB))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from memsim.allocator.arena import (
+from memsim.allocator.compiled.arena import (
     ACTIVE,
     ADDRESS,
     ALLOCATED,
@@ -42,7 +42,7 @@ from memsim.allocator.arena import (
     USE_WORDS,
     USES,
 )
-from memsim.allocator.free_sets import insert, remove
+from memsim.allocator.compiled.free_sets import insert, remove
 
 
 @njit(cache=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from memsim.allocator.arena import (
+from memsim.allocator.compiled.arena import (
     ADDRESS,
     BASE,
     BUSY,
@@ -29,9 +29,18 @@ from memsim.allocator.arena import (
     SMALL_SEGMENT,
     UNMAPPED_HEAD,
 )
-from memsim.allocator.blocks import absorb, move, new_block, order_of_segment, put_after, put_before, recycle, settle
-from memsim.allocator.driver import map_pages, new_address, unmap_pages
-from memsim.allocator.free_sets import following, insert, large, remove
+from memsim.allocator.compiled.blocks import (
+    absorb,
+    move,
+    new_block,
+    order_of_segment,
+    put_after,
+    put_before,
+    recycle,
+    settle,
+)
+from memsim.allocator.compiled.driver import map_pages, new_address, unmap_pages
+from memsim.allocator.compiled.free_sets import following, insert, large, remove
 
 
 @njit(cache=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from memsim.allocator.arena import (
+from memsim.allocator.compiled.arena import (
     ACTIVE,
     ADDRESS,
     ALLOCATED,
@@ -49,12 +49,12 @@ from memsim.allocator.arena import (
     USED,
     USES,
 )
-from memsim.allocator.bits import items, leading_zeros
-from memsim.allocator.blocks import complete, free, move, new_block, process_events, put_before, record_stream
-from memsim.allocator.driver import CALL_WORDS
-from memsim.allocator.expandable import prefer_fixed
-from memsim.allocator.free_sets import first_fit, insert, remove, unlink
-from memsim.allocator.ladder import obtain, release_cached
+from memsim.allocator.compiled.bits import items, leading_zeros
+from memsim.allocator.compiled.blocks import complete, free, move, new_block, process_events, put_before, record_stream
+from memsim.allocator.compiled.driver import CALL_WORDS
+from memsim.allocator.compiled.expandable import prefer_fixed
+from memsim.allocator.compiled.free_sets import first_fit, insert, remove, unlink
+from memsim.allocator.compiled.ladder import obtain, release_cached
 from memsim.tape import Action
 
 ALLOC, FREE, RECORD_STREAM, EMPTY_CACHE = (

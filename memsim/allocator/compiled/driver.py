@@ -10,8 +10,18 @@ from __future__ import annotations
 from numba import njit
 
 from memsim.allocator.answer import DriverAction
-from memsim.allocator.arena import CALLS, CAPACITY, GIVEN, GIVEN_USED, NEXT_ADDRESS, PAGE, RANGES, RESERVED, USED
-from memsim.allocator.linux_addresses import give, take
+from memsim.allocator.compiled.arena import (
+    CALLS,
+    CAPACITY,
+    GIVEN,
+    GIVEN_USED,
+    NEXT_ADDRESS,
+    PAGE,
+    RANGES,
+    RESERVED,
+    USED,
+)
+from memsim.allocator.compiled.linux_addresses import give, take
 
 SEGMENT_ALLOC = int(DriverAction.SEGMENT_ALLOC)
 SEGMENT_FREE = int(DriverAction.SEGMENT_FREE)

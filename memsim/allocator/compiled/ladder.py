@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from memsim.allocator.arena import (
+from memsim.allocator.compiled.arena import (
     ADDRESS,
     AGE,
     COLD,
@@ -32,10 +32,10 @@ from memsim.allocator.arena import (
     SIZE,
     STREAMS,
 )
-from memsim.allocator.blocks import new_block, order_of_segment, process_events, recycle
-from memsim.allocator.driver import allocate_segment, free_segment
-from memsim.allocator.expandable import grow, unmap
-from memsim.allocator.free_sets import first_fit, following, remove
+from memsim.allocator.compiled.blocks import new_block, order_of_segment, process_events, recycle
+from memsim.allocator.compiled.driver import allocate_segment, free_segment
+from memsim.allocator.compiled.expandable import grow, unmap
+from memsim.allocator.compiled.free_sets import first_fit, following, remove
 
 
 @njit(cache=True)

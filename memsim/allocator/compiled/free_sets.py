@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from memsim.allocator.arena import (
+from memsim.allocator.compiled.arena import (
     AGE,
     CLASS_BITS,
     CLASS_SUMMARY,
@@ -25,7 +25,7 @@ from memsim.allocator.arena import (
     SEARCHES,
     SIZE,
 )
-from memsim.allocator.bits import leading_zeros, trailing_zeros
+from memsim.allocator.compiled.bits import leading_zeros, trailing_zeros
 
 
 @njit(cache=True)

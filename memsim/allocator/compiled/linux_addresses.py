@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from memsim.allocator.arena import CHUNKS, GAPS, HOLES, LOWEST, RANGE_ROOM, RANGES
+from memsim.allocator.compiled.arena import CHUNKS, GAPS, HOLES, LOWEST, RANGE_ROOM, RANGES
 
 CHUNK = 32 << 20  # bytes
 
