@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 
 from memsim.autocast import FLOATING, ORDER, SETS_DTYPE, target
 from memsim.composed import COMPOSED
-from memsim.graph import LayerGraph, Operator, TensorSpec, contiguous
+from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec, contiguous
 from memsim.operators import KINDS
 from memsim.operators.base import Inferred
 

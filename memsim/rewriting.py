@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memsim.builder import Builder, Technique, Tensor
-from memsim.graph import LayerGraph, TensorSpec
+from memsim.graph.layer_graph import LayerGraph, TensorSpec
 
 
 def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True) -> LayerGraph:

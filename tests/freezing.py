@@ -17,7 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 from memsim.errors import InputError, Unsupported
-from memsim.graph import LayerGraph
+from memsim.graph.layer_graph import LayerGraph
 from memsim.run import Run
 from memsim.simulation import model_of, tape_of_run, uncollected
 from memsim.tape import Action, Tape

@@ -7,7 +7,7 @@ import pytest
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
-from memsim.graph import LayerGraph
+from memsim.graph.layer_graph import LayerGraph
 from memsim.rewriting import rewrite
 from memsim.run import Run
 from memsim.simulation import model_of

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from memsim.builder import Builder
-from memsim.dtypes import ITEMSIZE
-from memsim.graph import contiguous
+from memsim.graph.dtypes import ITEMSIZE
+from memsim.graph.layer_graph import contiguous
 from memsim.run import Run
 from memsim.simulation import model_of
 

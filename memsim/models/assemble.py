@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from memsim.builder import Builder, Tensor
-from memsim.graph import LayerGraph, Operator
+from memsim.graph.layer_graph import LayerGraph, Operator
 from memsim.models.causal_lm import Parts, causal_lm
 from memsim.models.config import DecoderConfig
 from memsim.models.layers import Layer

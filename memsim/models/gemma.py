@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
-from memsim.graph import LayerGraph
+from memsim.graph.layer_graph import LayerGraph
 from memsim.models import functional as F, gemma_dense
 from memsim.models.assemble import HOLD_POSITIONAL, layer_inputs
 from memsim.models.attention import attend

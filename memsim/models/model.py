@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from memsim.builder import PLAIN, Technique
-from memsim.dtypes import ITEMSIZE
-from memsim.graph import LayerGraph
+from memsim.graph.dtypes import ITEMSIZE
+from memsim.graph.layer_graph import LayerGraph
 from memsim.stacks import GOLDEN, Software
 
 

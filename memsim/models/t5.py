@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
-from memsim.graph import LayerGraph, Operator, TensorSpec
+from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
 from memsim.models import functional as F
 from memsim.models.causal_lm import cross_entropy, eager_mask
 from memsim.models.config import integer, probability

@@ -7,9 +7,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from memsim.dtypes import ITEMSIZE
 from memsim.errors import InputError
-from memsim.graph import TensorSpec, contiguous
+from memsim.graph.dtypes import ITEMSIZE
+from memsim.graph.layer_graph import TensorSpec, contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.efficient_kernels import backward_workspace
 from memsim.operators.elementwise import Edges, Grads, Specs

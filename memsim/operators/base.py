@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from memsim.dtypes import ITEMSIZE
-from memsim.graph import TensorSpec
+from memsim.graph.dtypes import ITEMSIZE
+from memsim.graph.layer_graph import TensorSpec
 
 if TYPE_CHECKING:
     from memsim.schedule.machine import Grad, Machine

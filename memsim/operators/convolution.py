@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from memsim.dtypes import ITEMSIZE
-from memsim.graph import is_contiguous
+from memsim.graph.dtypes import ITEMSIZE
+from memsim.graph.layer_graph import is_contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 

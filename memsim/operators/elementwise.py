@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from memsim.dtypes import ITEMSIZE, promote
-from memsim.graph import TensorSpec
+from memsim.graph.dtypes import ITEMSIZE, promote
+from memsim.graph.layer_graph import TensorSpec
 from memsim.operators.base import Attrs, Inferred, Kind, broadcast, like
 
 if TYPE_CHECKING:

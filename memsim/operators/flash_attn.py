@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from memsim.graph import TensorSpec
+from memsim.graph.layer_graph import TensorSpec
 from memsim.operators.attention import Attention, key_splits
 from memsim.operators.base import Attrs, Inferred, like
 from memsim.operators.elementwise import Edges, Grads, Specs

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from memsim.dtypes import ITEMSIZE
+from memsim.graph.dtypes import ITEMSIZE
 from memsim.operators.base import Attrs, Inferred, Kind, Work, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 from memsim.operators.gemm4bit import is_fused

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memsim.dtypes import promote
-from memsim.graph import contiguous
+from memsim.graph.dtypes import promote
+from memsim.graph.layer_graph import contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memsim.dtypes import ITEMSIZE
+from memsim.graph.dtypes import ITEMSIZE
 from memsim.operators.base import Attrs, Inferred, Kind, broadcast, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from memsim.dtypes import promote
-from memsim.graph import TensorSpec, contiguous, is_contiguous
+from memsim.graph.dtypes import promote
+from memsim.graph.layer_graph import TensorSpec, contiguous, is_contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like, view_strides
 from memsim.operators.elementwise import Edges, Grads, Specs
 

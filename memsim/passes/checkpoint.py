@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from memsim.errors import InputError, Unsupported
-from memsim.graph import Operator
+from memsim.graph.layer_graph import Operator
 from memsim.models.model import Checkpoint, Model
 from memsim.operators import KINDS
 from memsim.strategy import Strategy

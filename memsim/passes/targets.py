@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from memsim.errors import InputError, Unsupported
-from memsim.graph import LayerGraph
+from memsim.graph.layer_graph import LayerGraph
 from memsim.models.model import Model, Parameter
 
 HEAD = "lm_head"

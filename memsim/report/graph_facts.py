@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 
-from memsim.graph import LayerGraph, Operator, TensorSpec
+from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
 from memsim.models.model import Model
 from memsim.operators import KINDS
 from memsim.rewriting import rewrite

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from memsim.graph import LayerGraph, Operator
+from memsim.graph.layer_graph import LayerGraph, Operator
 from memsim.report.graph_facts import is_view
 
 # pixels: of a box, between two rows, around the drawing, for the names of modules

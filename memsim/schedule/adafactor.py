@@ -4,8 +4,8 @@ and locals that live from one parameter's update into the next one's.
 
 from __future__ import annotations
 
-from memsim.dtypes import ITEMSIZE
-from memsim.graph import contiguous
+from memsim.graph.dtypes import ITEMSIZE
+from memsim.graph.layer_graph import contiguous
 from memsim.models.model import Parameter
 from memsim.schedule.machine import Machine
 from memsim.tape import Category

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from memsim.dtypes import ITEMSIZE, promote
-from memsim.graph import contiguous
+from memsim.graph.dtypes import ITEMSIZE, promote
+from memsim.graph.layer_graph import contiguous
 from memsim.models.model import Model, Parameter
 from memsim.operators.base import like
 from memsim.operators.linear4bit import BLOCK

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
-from memsim.graph import LayerGraph, TensorSpec
+from memsim.graph.layer_graph import LayerGraph, TensorSpec
 from memsim.models.model import Model
 from memsim.schedule.nodes import NESTED, PYTHON_FUNCTIONS, Nodes
 

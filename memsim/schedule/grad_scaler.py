@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from memsim.dtypes import ITEMSIZE
-from memsim.graph import TensorSpec
+from memsim.graph.dtypes import ITEMSIZE
+from memsim.graph.layer_graph import TensorSpec
 from memsim.schedule.machine import NO_LAYER, Machine
 from memsim.tape import Category
 

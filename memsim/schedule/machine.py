@@ -7,8 +7,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from memsim.dtypes import ITEMSIZE
-from memsim.graph import Operator, contiguous, is_contiguous
+from memsim.graph.dtypes import ITEMSIZE
+from memsim.graph.layer_graph import Operator, contiguous, is_contiguous
 from memsim.operators.base import like, view_strides
 from memsim.operators.reductions import is_indexed, parts, reduction_scratch
 from memsim.schedule.stack import Stack

@@ -7,8 +7,8 @@ embeddings, head, norms, biases and stacks of experts by AdamW, which steps afte
 
 from __future__ import annotations
 
-from memsim.dtypes import ITEMSIZE
-from memsim.graph import contiguous
+from memsim.graph.dtypes import ITEMSIZE
+from memsim.graph.layer_graph import contiguous
 from memsim.models.model import Parameter
 from memsim.schedule.foreach import Row, Rows
 from memsim.schedule.machine import NO_LAYER, Machine

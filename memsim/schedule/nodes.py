@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from memsim.graph import LayerGraph, Operator
+from memsim.graph.layer_graph import LayerGraph, Operator
 from memsim.operators import KINDS
 
 # nodes in Python on a path from the loss, from which on CPython puts some off until the loss itself is gone

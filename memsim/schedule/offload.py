@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from memsim.graph import Operator, TensorSpec, contiguous, is_contiguous
+from memsim.graph.layer_graph import Operator, TensorSpec, contiguous, is_contiguous
 from memsim.operators import KINDS
 from memsim.schedule.machine import Machine
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from memsim.dtypes import ITEMSIZE, promote
+from memsim.graph.dtypes import ITEMSIZE, promote
 from memsim.models.model import Parameter
 from memsim.schedule import adafactor, foreach, muon
 from memsim.schedule.bitsandbytes import BUFFERS, CODE_BOOK

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from memsim.graph import LayerGraph, Operator
+from memsim.graph.layer_graph import LayerGraph, Operator
 from memsim.models.model import Checkpoint
 from memsim.operators import KINDS
 from memsim.schedule.machine import RECOMPUTED, Machine

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.cost import Rates, optimizer_bytes
-from memsim.dtypes import ITEMSIZE
-from memsim.graph import Operator
+from memsim.graph.dtypes import ITEMSIZE
+from memsim.graph.layer_graph import Operator
 from memsim.models.model import Parameter
 from memsim.operators import KINDS
 from memsim.operators.base import Work

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from memsim.cost import Rates
-from memsim.dtypes import ITEMSIZE
-from memsim.graph import LayerGraph, Operator, TensorSpec
+from memsim.graph.dtypes import ITEMSIZE
+from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
 from memsim.models.model import Model, Parameter
 from memsim.operators.linear4bit import quantize
 from memsim.operators.linear8bit import quantize_rows

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from memsim.cost import Rates
-from memsim.graph import LayerGraph, Operator
+from memsim.graph.layer_graph import LayerGraph, Operator
 from memsim.models.model import Checkpoint, Model
 from memsim.operators import KINDS
 from memsim.passes.checkpoint import SAVED, operators_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from memsim import Run
-from memsim.graph import LayerGraph
+from memsim.graph.layer_graph import LayerGraph
 from memsim.rewriting import rewrite
 from memsim.simulation import model_of, simulate
 from memsim.tape import AUTOCAST_CACHE, Action

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from memsim.errors import InputError, Unsupported
-from memsim.graph import TensorSpec
+from memsim.graph.layer_graph import TensorSpec
 from memsim.models.model import Parameter
 from memsim.optimizernames import ALIASES, OPTIMIZERS
 from memsim.run import Run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memsim.graph import contiguous
+from memsim.graph.layer_graph import contiguous
 from memsim.operators.attention import key_splits
 from memsim.operators.reductions import reduction_scratch
 from memsim.schedule.stack import stack_for

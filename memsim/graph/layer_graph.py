@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import networkx as nx
 
-from memsim.dtypes import ITEMSIZE
+from memsim.graph.dtypes import ITEMSIZE
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The layer graph: operators and the storages between them, how tensors are laid out, and their dtypes."""
