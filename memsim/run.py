@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError, model_validator
 
 from memsim import catalog, yamlfile
-from memsim.efficiency import Efficiency
+from memsim.cost.efficiency import Efficiency
 from memsim.errors import InputError
 from memsim.explain import explain, nearest, show
 from memsim.modelref import Resolved, resolve

@@ -13,8 +13,8 @@ import numpy as np
 
 from memsim.allocator import Settings as AllocatorSettings, allocate
 from memsim.builder import PLAIN, Technique
-from memsim.cost import Rates
-from memsim.efficiency import Efficiency
+from memsim.cost.efficiency import Efficiency
+from memsim.cost.roofline import Rates
 from memsim.errors import InputError, Unsupported
 from memsim.models import build, decodes_beside, is_assumed, saved_by_task, takes_tokens
 from memsim.models.model import Model, Settings

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.allocator.answer import Answer
-from memsim.cost import StepTime
+from memsim.cost.roofline import StepTime
 from memsim.tape import AGAIN, FLOPS, SECONDS, Tape
 
 

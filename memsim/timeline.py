@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from memsim.allocator.answer import Answer
 from memsim.blockmap import BlockMap, Fragmentation, block_map, fragmentation
-from memsim.cost import Rates, StepTime
+from memsim.cost.roofline import Rates, StepTime
 from memsim.headline import headline, out_of_memory_message
 from memsim.lifetimes import Lifetimes, curves, lifetimes
 from memsim.moment import Moment, moment

@@ -7,8 +7,8 @@ import pytest
 
 import memsim
 from memsim.catalog import devices
-from memsim.cost import Rates
-from memsim.efficiency import Efficiency
+from memsim.cost.efficiency import Efficiency
+from memsim.cost.roofline import Rates
 from memsim.errors import InputError
 from memsim.operators.base import Work
 from memsim.run import Run

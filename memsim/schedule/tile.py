@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memsim.cost import Rates
+from memsim.cost.roofline import Rates
 from memsim.schedule.machine import NO_LAYER, Machine
 from memsim.schedule.timing import Columns, work_of
 from memsim.tape import Action, Category, Tape

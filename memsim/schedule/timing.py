@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from memsim.cost import Rates, optimizer_bytes
+from memsim.cost.roofline import Rates, optimizer_bytes
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import Operator
 from memsim.models.model import Parameter

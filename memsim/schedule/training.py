@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from memsim.cost import Rates
+from memsim.cost.roofline import Rates
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
 from memsim.models.model import Model, Parameter

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from memsim.cost import Rates
+from memsim.cost.roofline import Rates
 from memsim.errors import InputError, Unreachable
 from memsim.models.model import Checkpoint, Model
 from memsim.passes.checkpoint import checkpointed

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from memsim.cost import Rates
+from memsim.cost.roofline import Rates
 from memsim.graph.layer_graph import LayerGraph, Operator
 from memsim.models.model import Checkpoint, Model
 from memsim.operators import KINDS

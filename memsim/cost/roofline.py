@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from memsim.catalog import Device
-from memsim.efficiency import Efficiency
+from memsim.cost.efficiency import Efficiency
 from memsim.operators.base import Work
 
 VECTOR = "fp32"  # the rate of arithmetic outside of matrix products
