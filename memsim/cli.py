@@ -283,7 +283,7 @@ def devices(as_json: JsonOption = False) -> None:
 def stacks(as_json: JsonOption = False) -> None:
     """List the stacks: versions of the framework, and how they differ."""
     from memsim import tables
-    from memsim.stacks import STACKS
+    from memsim.stacks.known import STACKS
 
     if as_json:
         _print_json(tables.stacks_json(STACKS))

@@ -20,7 +20,7 @@ from memsim.errors import InputError
 from memsim.explain import explain, nearest, show
 from memsim.modelref import Resolved, resolve
 from memsim.optimizernames import optimizer_name
-from memsim.stacks import STACKS
+from memsim.stacks.known import STACKS
 from memsim.strategy import read_strategy
 from memsim.units import GIB, as_float, read_bytes
 
@@ -254,7 +254,7 @@ class Run(Part):
     sm: Annotated[int, _whole(30, 200)] = 80  # compute capability times ten
     steps: Annotated[int, _whole(1, 10_000)] = 3
     efficiency: EfficiencyKeys = EfficiencyKeys()  # of the time estimate
-    stack: Annotated[str, BeforeValidator(_stack)] = "golden"  # the versions of the framework (memsim/stacks.py)
+    stack: Annotated[str, BeforeValidator(_stack)] = "golden"  # the versions of the framework (memsim/stacks/known.py)
 
     _resolved: Resolved = PrivateAttr()
     _name: str = PrivateAttr("")

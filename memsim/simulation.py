@@ -39,7 +39,7 @@ from memsim.schedule.bitsandbytes import lacks_kernel, paged_state
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.stack import Stack, stack_for
 from memsim.schedule.training import Plan
-from memsim.stacks import STACKS, Software
+from memsim.stacks.known import STACKS, Software
 from memsim.strategy import in_words, names_of
 from memsim.tape import Tape
 from memsim.timeline import About, Timeline

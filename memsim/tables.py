@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memsim.catalog import Device
-from memsim.stacks import GOLDEN, Software, differences
+from memsim.stacks.known import GOLDEN, Software, differences
 from memsim.timeline import Timeline
 from memsim.words import gib
 

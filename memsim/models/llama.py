@@ -17,7 +17,7 @@ from memsim.models.layers import pre_norm
 from memsim.models.model import Model, Parameter, Settings
 from memsim.models.rotary import apply_rotary_pos_emb
 from memsim.models.typed import SLIDING, assemble_types, layer_types
-from memsim.stacks import GOLDEN
+from memsim.stacks.known import GOLDEN
 
 DEFAULTS: dict[str, dict[str, object]] = {
     "llama": {},

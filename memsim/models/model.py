@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from memsim.builder import PLAIN, Technique
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import LayerGraph
-from memsim.stacks import GOLDEN, Software
+from memsim.stacks.known import GOLDEN, Software
 
 
 @dataclass(frozen=True)

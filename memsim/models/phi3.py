@@ -17,7 +17,7 @@ from memsim.models.layers import pre_norm
 from memsim.models.llama import activation, check_supported
 from memsim.models.model import Model, Parameter, Settings
 from memsim.models.rotary import part, rotate_half
-from memsim.stacks import GOLDEN
+from memsim.stacks.known import GOLDEN
 
 
 def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from memsim.graph.layer_graph import TensorSpec, contiguous
 from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.efficient_kernels import backward_workspace
 from memsim.operators.elementwise import Edges, Grads, Specs
-from memsim.stacks import Software
+from memsim.stacks.known import Software
 
 if TYPE_CHECKING:
     from memsim.schedule.machine import Grad, Machine

@@ -15,7 +15,7 @@ from memsim.passes import dora
 from memsim.passes.lora import Lora, lora_branch, matches, run_adapted, technique
 from memsim.passes.modules_to_save import BY_OPERATOR, COPY
 from memsim.passes.targets import HEADS
-from memsim.stacks import Software
+from memsim.stacks.known import Software
 
 COMPUTE = "bf16"  # bnb_4bit_compute_dtype
 CAST_BACK = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "wpe.weight")

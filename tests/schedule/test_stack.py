@@ -8,7 +8,7 @@ from memsim.graph.layer_graph import contiguous
 from memsim.operators.attention import key_splits
 from memsim.operators.reductions import reduction_scratch
 from memsim.schedule.stack import stack_for
-from memsim.stacks import HF_4_48
+from memsim.stacks.known import HF_4_48
 
 
 @pytest.mark.parametrize(
