@@ -16,6 +16,7 @@ from memsim.builder import PLAIN, Technique
 from memsim.cost.efficiency import Efficiency
 from memsim.cost.roofline import Rates
 from memsim.errors import InputError, Unsupported
+from memsim.machine.kernels import Stack, stack_for
 from memsim.models import build, decodes_beside, is_assumed, saved_by_task, takes_tokens
 from memsim.models.model import Model, Settings
 from memsim.optimizernames import OPTIMIZERS
@@ -37,7 +38,6 @@ from memsim.passes.packed import Packed
 from memsim.schedule import record
 from memsim.schedule.bitsandbytes import lacks_kernel, paged_state
 from memsim.schedule.optimizers import Optimizer
-from memsim.schedule.stack import Stack, stack_for
 from memsim.schedule.training import Plan
 from memsim.stacks.known import STACKS, Software
 from memsim.strategy import in_words, names_of

@@ -16,7 +16,7 @@ from memsim.operators.elementwise import Edges, Grads, Specs
 from memsim.stacks.known import Software
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Grad, Machine
+    from memsim.machine.storages import Grad, Machine
 
 
 def _round(n: int, multiple: int) -> int:

@@ -12,7 +12,7 @@ from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import TensorSpec
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Grad, Machine
+    from memsim.machine.storages import Grad, Machine
 
 Attrs = Mapping[str, object]
 

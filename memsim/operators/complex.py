@@ -10,7 +10,7 @@ from memsim.operators.base import Attrs, Inferred, Kind
 from memsim.operators.elementwise import Edges, Grads, Specs, pointwise
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Machine
+    from memsim.machine.storages import Machine
 
 COMPLEX = "complex64"
 

@@ -10,7 +10,7 @@ from memsim.operators.base import Attrs, Inferred, Kind, broadcast, like
 from memsim.operators.elementwise import Specs
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Machine
+    from memsim.machine.storages import Machine
 
 
 class Create(Kind):

@@ -12,7 +12,7 @@ from memsim.graph.layer_graph import TensorSpec
 from memsim.operators.base import Attrs, Inferred, Kind, broadcast, like
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Grad, Machine
+    from memsim.machine.storages import Grad, Machine
 
 Specs = Sequence[TensorSpec]
 Grads = Sequence["Grad"]

@@ -15,7 +15,7 @@ from memsim.operators.base import Attrs, Inferred, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Machine
+    from memsim.machine.storages import Machine
 
 
 def round_multiple(n: int, multiple: int) -> int:

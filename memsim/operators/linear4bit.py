@@ -14,7 +14,7 @@ from memsim.operators.elementwise import Edges, Grads, Specs
 from memsim.operators.gemm4bit import is_fused
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Machine
+    from memsim.machine.storages import Machine
 
 BLOCK = 64  # weights that share a scale
 DEQUANTIZING = 4.5  # bytes moved for each weight: half a byte read, bf16 written and read

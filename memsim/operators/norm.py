@@ -10,7 +10,7 @@ from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Grad, Machine
+    from memsim.machine.storages import Grad, Machine
 
 
 MANY = 64 * 1024  # rows

@@ -16,7 +16,7 @@ from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Machine
+    from memsim.machine.storages import Machine
 
 PACKED = 8  # weights in an int32
 SPLITS = 8  # partial sums of AutoAWQ's fused kernel, along the input features (split_k_iters)

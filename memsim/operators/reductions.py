@@ -10,7 +10,7 @@ from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Machine
+    from memsim.machine.storages import Machine
 
 Dims = tuple[tuple[int, int], ...]  # (size, stride in elements)
 MOST_INDEX = 2**31 - 1

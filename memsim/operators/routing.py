@@ -13,7 +13,7 @@ from memsim.operators.base import Attrs, Inferred, Kind, like
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Machine
+    from memsim.machine.storages import Machine
 
 SMALL_SORT = 4096  # elements that the in-place sort takes (ATen/native/cuda/Sort.cpp, should_use_small_sort)
 

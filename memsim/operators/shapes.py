@@ -11,7 +11,7 @@ from memsim.operators.base import Attrs, Inferred, Kind, like, view_strides
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:
-    from memsim.schedule.machine import Grad, Machine
+    from memsim.machine.storages import Grad, Machine
 
 
 class View(Kind):

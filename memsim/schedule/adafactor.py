@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import contiguous
+from memsim.machine.storages import Machine
 from memsim.models.model import Parameter
-from memsim.schedule.machine import Machine
 from memsim.tape import Category
 
 SCRATCH = int(Category.SCRATCH)

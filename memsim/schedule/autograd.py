@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec, contiguous, is_laid_out
+from memsim.machine.storages import BACKWARD, FORWARD, NO_LAYER, RECOMPUTED, Grad, Machine
 from memsim.operators import KINDS
-from memsim.schedule.machine import BACKWARD, FORWARD, NO_LAYER, RECOMPUTED, Grad, Machine
 from memsim.schedule.nodes import Nodes, holds_tensors
 from memsim.schedule.offload import from_host, laid_out, saved_for_nothing, saved_tensors, to_host
 from memsim.schedule.regions import Frame, Instance, recompute, results_kept

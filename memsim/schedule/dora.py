@@ -10,12 +10,12 @@ from dataclasses import replace
 
 from memsim.graph.dtypes import ITEMSIZE, promote
 from memsim.graph.layer_graph import contiguous
+from memsim.machine.storages import Machine
 from memsim.models.model import Model, Parameter
 from memsim.operators.base import like
 from memsim.operators.linear4bit import BLOCK
 from memsim.operators.linear8bit import dequantize_rows
 from memsim.passes.dora import MAGNITUDE_NAME
-from memsim.schedule.machine import Machine
 from memsim.tape import Category
 
 SCRATCH = int(Category.SCRATCH)

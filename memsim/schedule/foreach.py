@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from memsim.machine.storages import Machine
 from memsim.models.model import Parameter
 from memsim.schedule.autograd import Leaf
-from memsim.schedule.machine import Machine
 from memsim.tape import Category
 
 Row = tuple[int, Parameter, Leaf]  # layer, parameter, its gradient

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import TensorSpec
-from memsim.schedule.machine import NO_LAYER, Machine
+from memsim.machine.storages import NO_LAYER, Machine
 from memsim.tape import Category
 
 STATE, SCRATCH, LOSS = int(Category.OPTIMIZER_STATE), int(Category.SCRATCH), int(Category.LOGITS_AND_LOSS)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import contiguous
+from memsim.machine.storages import NO_LAYER, Machine
 from memsim.models.model import Parameter
 from memsim.schedule.foreach import Row, Rows
-from memsim.schedule.machine import NO_LAYER, Machine
 from memsim.tape import Category
 
 SCRATCH = int(Category.SCRATCH)

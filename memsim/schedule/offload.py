@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from memsim.graph.layer_graph import Operator, TensorSpec, contiguous, is_contiguous
+from memsim.machine.storages import Machine
 from memsim.operators import KINDS
-from memsim.schedule.machine import Machine
 
 SEEDED = ("flash_attention", "efficient_attention")
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from memsim.graph.layer_graph import LayerGraph, Operator
+from memsim.machine.storages import RECOMPUTED, Machine
 from memsim.models.model import Checkpoint
 from memsim.operators import KINDS
-from memsim.schedule.machine import RECOMPUTED, Machine
 from memsim.schedule.nodes import Nodes, holds_tensors
 from memsim.tape import AUTOCAST_CACHE, Category
 

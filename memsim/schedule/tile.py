@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.cost.roofline import Rates
-from memsim.schedule.machine import NO_LAYER, Machine
+from memsim.machine.storages import NO_LAYER, Machine
 from memsim.schedule.timing import Columns, work_of
 from memsim.tape import Action, Category, Tape
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from memsim.cost.roofline import Rates, optimizer_bytes
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import Operator
+from memsim.machine.storages import BACKWARD, COPIED, RECOMPUTED, Machine
 from memsim.models.model import Parameter
 from memsim.operators import KINDS
 from memsim.operators.base import Work
 from memsim.schedule import muon
-from memsim.schedule.machine import BACKWARD, COPIED, RECOMPUTED, Machine
 from memsim.tape import SECONDS
 
 Columns = NDArray[np.float64]

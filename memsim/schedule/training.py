@@ -14,6 +14,7 @@ from itertools import groupby
 from memsim.cost.roofline import Rates
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
+from memsim.machine.storages import NO_LAYER, Machine
 from memsim.models.model import Model, Parameter
 from memsim.operators.linear4bit import quantize
 from memsim.operators.linear8bit import quantize_rows
@@ -25,7 +26,6 @@ from memsim.schedule.autograd import Autograd, Leaf, Reentrant
 from memsim.schedule.dora import placed
 from memsim.schedule.endings import at_end, casts_of_leaves, end_of_leaves, leaves_made
 from memsim.schedule.grad_scaler import GradScaler
-from memsim.schedule.machine import NO_LAYER, Machine
 from memsim.schedule.nodes import Nodes, holds_tensors
 from memsim.schedule.optimizers import FUSED, Optimizer
 from memsim.schedule.regions import Frame, Instance, core_region, open_region

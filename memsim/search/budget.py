@@ -17,10 +17,10 @@ import numpy as np
 
 from memsim.cost.roofline import Rates
 from memsim.errors import InputError, Unreachable
+from memsim.machine.storages import NO_LAYER
 from memsim.models.model import Checkpoint, Model
 from memsim.passes.checkpoint import checkpointed
 from memsim.run import Run
-from memsim.schedule.machine import NO_LAYER
 from memsim.search.choices import Choice, choice, choices
 from memsim.simulation import model_of, rates_of, simulate
 from memsim.strategy import Strategy, in_words

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from memsim.machine.kernels import stack_for
 from memsim.operators.grouped import argument_bytes
-from memsim.schedule.stack import stack_for
 
 
 @pytest.mark.parametrize(

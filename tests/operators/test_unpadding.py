@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memsim.schedule.stack import stack_for
+from memsim.machine.kernels import stack_for
 
 RECORDED = [  # compute capability, elements, bytes of DeviceReduce::Sum, bytes of DeviceSelect::Flagged
     (80, 1, 1, 1023),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from memsim.machine.kernels import stack_for
+from memsim.machine.storages import Machine
 from memsim.run import Run
-from memsim.schedule.machine import Machine
 from memsim.schedule.optimizers import Optimizer
-from memsim.schedule.stack import stack_for
 from memsim.schedule.training import Plan, Training
 from memsim.simulation import model_of
 from memsim.tape import Action, Category

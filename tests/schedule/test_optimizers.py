@@ -10,14 +10,14 @@ import yaml
 
 from memsim.errors import InputError, Unsupported
 from memsim.graph.layer_graph import TensorSpec
+from memsim.machine.kernels import stack_for
+from memsim.machine.storages import Grad, Machine
 from memsim.models.model import Parameter
 from memsim.optimizernames import ALIASES, OPTIMIZERS
 from memsim.run import Run
 from memsim.schedule.autograd import Leaf
 from memsim.schedule.foreach import by_dtype
-from memsim.schedule.machine import Grad, Machine
 from memsim.schedule.optimizers import Optimizer, state_bytes
-from memsim.schedule.stack import stack_for
 from memsim.simulation import simulate
 from memsim.tape import Action, Category
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from memsim.graph.layer_graph import contiguous
+from memsim.machine.kernels import stack_for
 from memsim.operators.attention import key_splits
 from memsim.operators.reductions import reduction_scratch
-from memsim.schedule.stack import stack_for
 from memsim.stacks.known import HF_4_48
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import Operator, contiguous, is_contiguous
+from memsim.machine.kernels import Stack
 from memsim.operators.base import like, view_strides
 from memsim.operators.reductions import is_indexed, parts, reduction_scratch
-from memsim.schedule.stack import Stack
 from memsim.tape import Action, Category
 
 NO_LAYER = -1

@@ -1,0 +1,1 @@
+"""What operators run on: storages with reference counts, and the scratch memory of the framework's libraries."""
