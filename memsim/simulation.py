@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from memsim.allocator import Settings as AllocatorSettings, allocate
-from memsim.builder import PLAIN, Technique
 from memsim.cost.efficiency import Efficiency
 from memsim.cost.roofline import Rates
 from memsim.errors import InputError, Unsupported
+from memsim.framework.builder import PLAIN, Technique
+from memsim.framework.model import Model, Settings
 from memsim.machine.kernels import Stack, stack_for
 from memsim.models import build, decodes_beside, is_assumed, saved_by_task, takes_tokens
-from memsim.models.model import Model, Settings
 from memsim.optimizernames import OPTIMIZERS
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
 from memsim.passes.freeze import Freeze, frozen

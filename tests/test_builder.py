@@ -5,10 +5,10 @@ from __future__ import annotations
 import networkx as nx
 import pytest
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.rewriting import rewrite
 from memsim.graph.layer_graph import LayerGraph
-from memsim.rewriting import rewrite
 from memsim.run import Run
 from memsim.simulation import model_of
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from memsim.builder import Builder
+from memsim.framework.builder import Builder
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import contiguous
 from memsim.run import Run

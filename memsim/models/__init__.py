@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from memsim.errors import Unsupported
+from memsim.framework.model import Model, Settings
 from memsim.models import (
     bert,
     bloom,
@@ -39,7 +40,6 @@ from memsim.models import (
     t5,
     vit,
 )
-from memsim.models.model import Model, Settings
 
 FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "llama": llama.build,

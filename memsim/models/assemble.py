@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from memsim.builder import Builder, Tensor
+from memsim.framework.builder import Builder, Tensor
+from memsim.framework.model import Model, Parameter, Settings
 from memsim.graph.layer_graph import LayerGraph, Operator
 from memsim.models.causal_lm import Parts, causal_lm
 from memsim.models.config import DecoderConfig
 from memsim.models.layers import Layer
-from memsim.models.model import Model, Parameter, Settings
 from memsim.models.tied_head import head_parameters
 
 INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")

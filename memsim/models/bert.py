@@ -7,15 +7,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
 from memsim.models.assemble import layer_inputs
 from memsim.models.causal_lm import cross_entropy
 from memsim.models.config import integer, probability
 from memsim.models.encoder import act, activation_of, attend, bidirectional_mask, classes_of, linear_parameters
 from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
-from memsim.models.model import Model, Parameter, Settings
 
 NAMES = ("hidden_states", "attention_mask")
 HOLD = ("attention_mask", "hidden_states")  # positional arguments, which a checkpoint lets go of from their end

@@ -8,15 +8,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
-from memsim.models import functional as F, tied_head
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
+from memsim.models import tied_head
 from memsim.models.assemble import layer_inputs
 from memsim.models.causal_lm import causal_mask
 from memsim.models.config import integer, probability
 from memsim.models.gpt2 import dropout, dropout_add, layer_norm, norm_parameters
 from memsim.models.llama import linear_parameters
-from memsim.models.model import Model, Parameter, Settings
 from memsim.models.tied_head import head_parameters
 
 NAMES = ("hidden_states", "attention_mask", "alibi")

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from memsim.builder import Builder, Tensor, module_call
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Parameter, Settings
 from memsim.models.config import DecoderConfig
 from memsim.models.dense_mask import dense_mask
 from memsim.models.dynamic_rope import update
-from memsim.models.model import Parameter, Settings
 from memsim.tape import SET_ORDER
 
 # input_ids [B, S] → last_hidden_state [B, S, H]

@@ -6,15 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.builder import Builder, Tensor, module_call
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
 from memsim.models.assemble import assemble
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts
 from memsim.models.config import DecoderConfig, decoder_config, integer
 from memsim.models.layers import Layer
 from memsim.models.llama import check_supported, linear_parameters, mlp, mlp_parameters
-from memsim.models.model import Model, Parameter, Settings
 from memsim.models.rotary import rotate_neighbours
 from memsim.models.typed import SLIDING, assemble_types, layer_types
 

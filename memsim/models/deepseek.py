@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
 from memsim.models.assemble import assemble_kinds
 from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config, integer
@@ -16,7 +17,6 @@ from memsim.models.group_routing import Routing, gate
 from memsim.models.latent_attention import attention_parameters, complex_self_attention, latent_of, self_attention
 from memsim.models.layers import pre_norm
 from memsim.models.llama import activation, check_supported, mlp_of, mlp_parameters, norm_parameters
-from memsim.models.model import Model, Parameter, Settings
 from memsim.models.moe import experts_call
 
 DEFAULTS: dict[str, dict[str, object]] = {

@@ -6,10 +6,10 @@ Every function has the locals of the function in transformers that it stands for
 
 from __future__ import annotations
 
-from memsim.builder import Builder, Tensor
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor
+from memsim.framework.model import Settings
 from memsim.models.config import DecoderConfig
-from memsim.models.model import Settings
 
 
 def dense_mask(b: Builder, config: DecoderConfig, settings: Settings, dtype: str) -> Tensor | None:

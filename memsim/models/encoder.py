@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import Unsupported
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Parameter, Settings
 from memsim.models.attention import sdpa
 from memsim.models.flash_attention import flash_attention_forward
 from memsim.models.gpt2 import ACTIVATIONS, dropout, new_gelu
-from memsim.models.model import Parameter, Settings
 
 
 @module_call

@@ -6,10 +6,10 @@ Every function has the locals of the function that it stands for.
 
 from __future__ import annotations
 
-from memsim.builder import Builder, Tensor
 from memsim.errors import InputError
-from memsim.models import functional as F
-from memsim.models.model import Settings
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor
+from memsim.framework.model import Settings
 
 HALF = ("bf16", "fp16")
 # model types whose recordings with it are reproduced

@@ -7,16 +7,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
 from memsim.graph.layer_graph import LayerGraph
-from memsim.models import functional as F, gemma_dense
+from memsim.models import gemma_dense
 from memsim.models.assemble import HOLD_POSITIONAL, layer_inputs
 from memsim.models.attention import attend
 from memsim.models.causal_lm import causal_lm_loss, causal_mask, rotary_embedding
 from memsim.models.config import DecoderConfig, check_heads_divide, decoder_config, integer
 from memsim.models.llama import check_supported, mlp
-from memsim.models.model import Model, Parameter, Settings
 from memsim.models.rotary import apply_rotary_pos_emb
 from memsim.models.tied_head import head_parameters
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memsim.errors import Unsupported
+from memsim.framework.model import Model, Settings
 from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble
 from memsim.models.causal_lm import Parts
 from memsim.models.config import decoder_config
 from memsim.models.gemma import embed, rms_norm
 from memsim.models.layers import pre_norm
 from memsim.models.llama import check_supported, layer_parameters, mlp, self_attention
-from memsim.models.model import Model, Settings
 
 decoder_layer = pre_norm(self_attention, mlp, rms_norm)
 

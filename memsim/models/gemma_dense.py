@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from memsim.builder import Builder, Tensor, module_call
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Settings
 from memsim.models.causal_lm import rotary_embedding
 from memsim.models.config import DecoderConfig
 from memsim.models.dense_mask import plain_mask
-from memsim.models.model import Settings
 
 Norm = Callable[[Builder, Tensor, str, str], Tensor]
 NAMES = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")

@@ -6,16 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
 from memsim.models.assemble import assemble
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config
 from memsim.models.layers import pre_norm
 from memsim.models.llama import check_supported, linear_parameters
-from memsim.models.model import Model, Parameter, Settings
 from memsim.models.phi3 import mlp
 from memsim.models.rotary import apply_partial_rotary_pos_emb
 

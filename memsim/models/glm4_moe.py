@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.builder import Builder, Tensor, module_call
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
 from memsim.models.assemble import assemble_kinds
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts, rms_norm
@@ -16,7 +17,6 @@ from memsim.models.deepseek import HOLD, dense_first, mlp, moe, moe_parameters, 
 from memsim.models.glm import rotary_dim
 from memsim.models.layers import pre_norm
 from memsim.models.llama import check_supported, linear_parameters, mlp_parameters, norm_parameters
-from memsim.models.model import Model, Parameter, Settings
 from memsim.models.rotary import apply_partial_rotary_pos_emb
 
 DEFAULTS: dict[str, object] = {

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
 from memsim.models.assemble import layer_inputs
 from memsim.models.attention import sdpa
 from memsim.models.causal_lm import causal_lm_loss, causal_mask, cross_entropy, shifted
 from memsim.models.config import integer, probability
 from memsim.models.flash_attention import flash_attention_forward
-from memsim.models.model import Model, Parameter, Settings
 from memsim.models.tied_head import head_parameters
 
 NAMES = ("hidden_states", "position_ids", "attention_mask")

@@ -7,16 +7,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError
-from memsim.models import functional as F, tied_head
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
+from memsim.models import tied_head
 from memsim.models.assemble import HOLD_POSITIONS_FIRST, INPUTS, layer_inputs
 from memsim.models.attention import attention
 from memsim.models.causal_lm import causal_mask, rotary_embedding
 from memsim.models.config import DecoderConfig, decoder_config, probability
 from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
 from memsim.models.llama import activation, check_supported
-from memsim.models.model import Model, Parameter, Settings
 from memsim.models.rotary import apply_partial_rotary_pos_emb
 from memsim.models.tied_head import head_parameters
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memsim.builder import Builder, Tensor, module_call
-from memsim.models import functional as F
-from memsim.models.model import Settings
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Settings
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memsim.builder import Builder, Tensor, module_call
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Parameter, Settings
 from memsim.models.attention import attend
 from memsim.models.causal_lm import rms_norm
 from memsim.models.config import DecoderConfig, integer
 from memsim.models.llama import linear_parameters
-from memsim.models.model import Parameter, Settings
 from memsim.models.rotary import apply_rotary_pos_emb
 
 

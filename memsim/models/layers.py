@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from memsim.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Settings
 from memsim.models.causal_lm import rms_norm
 from memsim.models.config import DecoderConfig
-from memsim.models.model import Settings
 
 Layer = Callable[[Builder, DecoderConfig, Settings, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 SelfAttention = Callable[

@@ -5,8 +5,8 @@ their softmax whole in memory.
 
 from __future__ import annotations
 
-from memsim.builder import Builder, Tensor
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor
 
 
 def math_attention(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memsim.errors import InputError
+from memsim.framework.model import Model, Settings
 from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import decoder_config
 from memsim.models.llama import check_supported, decoder_layer, layer_parameters
-from memsim.models.model import Model, Settings
 from memsim.models.typed import HOLD_POSITIONS_FIRST, assemble_types, layer_types
 
 

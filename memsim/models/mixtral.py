@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import Unsupported
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
 from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble_kinds
 from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config, integer
@@ -26,7 +27,6 @@ from memsim.models.llama import (
     norm_parameters,
     self_attention,
 )
-from memsim.models.model import Model, Parameter, Settings
 from memsim.models.moe import experts_call, router
 
 DEFAULTS: dict[str, dict[str, object]] = {

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import Unsupported
-from memsim.models import functional as F
-from memsim.models.model import Settings
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Settings
 
 Gate = Callable[[Builder, Tensor], Tensor]  # of gate_up_proj's result [S, 2·I] → [S, I]
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
 from memsim.models.assemble import assemble
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts, rms_norm
@@ -25,7 +26,6 @@ from memsim.models.llama import (
     mlp_parameters,
     norm_parameters,
 )
-from memsim.models.model import Model, Parameter, Settings
 from memsim.models.rotary import apply_rotary_pos_emb, rotate_neighbours
 from memsim.models.typed import FULL, HOLD_POSITIONS_FIRST, SLIDING, assemble_types, layer_types, typed_model
 

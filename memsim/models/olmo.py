@@ -6,16 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import Unsupported
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Settings
 from memsim.models.assemble import assemble
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts
 from memsim.models.config import DecoderConfig, decoder_config
 from memsim.models.layers import pre_norm
 from memsim.models.llama import attention_parameters, check_supported, mlp, mlp_parameters
-from memsim.models.model import Model, Settings
 from memsim.models.olmo2 import apply_rotary_pos_emb
 
 

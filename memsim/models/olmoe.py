@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
 from memsim.models.assemble import assemble
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts, rms_norm
@@ -17,7 +18,6 @@ from memsim.models.deepseek import HOLD
 from memsim.models.layers import pre_norm
 from memsim.models.llama import activation, attention_parameters, check_supported, norm_parameters
 from memsim.models.mixtral import check_experts
-from memsim.models.model import Model, Parameter, Settings
 from memsim.models.moe import experts_call, router
 from memsim.models.rotary import apply_rotary_pos_emb
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.builder import Builder, Tensor, module_call
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
 from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts
@@ -16,7 +17,6 @@ from memsim.models.glm import rotary_dim
 from memsim.models.gpt2 import ACTIVATIONS, dropout, layer_norm, new_gelu, norm_parameters
 from memsim.models.layers import Layer
 from memsim.models.llama import check_supported, linear_parameters
-from memsim.models.model import Model, Parameter, Settings
 from memsim.models.rotary import apply_rotary_pos_emb, part
 
 

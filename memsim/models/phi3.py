@@ -6,16 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import Unsupported
-from memsim.models import functional as F, rotary
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
+from memsim.models import rotary
 from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config
 from memsim.models.layers import pre_norm
 from memsim.models.llama import activation, check_supported
-from memsim.models.model import Model, Parameter, Settings
 from memsim.models.rotary import part, rotate_half
 from memsim.stacks.known import GOLDEN
 

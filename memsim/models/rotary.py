@@ -4,8 +4,8 @@ neighbours turning together.
 
 from __future__ import annotations
 
-from memsim.builder import Builder, Tensor
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor
 
 
 def rotate_half(b: Builder, x: Tensor) -> Tensor:

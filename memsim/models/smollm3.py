@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Settings
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts, rms_norm
 from memsim.models.config import DecoderConfig, decoder_config, integer
@@ -22,7 +23,6 @@ from memsim.models.llama import (
     norm_parameters,
     self_attention,
 )
-from memsim.models.model import Model, Settings
 from memsim.models.typed import FULL, SLIDING, assemble_types, layer_types, typed_model
 
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import Unsupported
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
 from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble
 from memsim.models.attention import attend
 from memsim.models.causal_lm import Parts
@@ -16,7 +17,6 @@ from memsim.models.config import DecoderConfig, decoder_config, probability
 from memsim.models.glm import rotary_dim
 from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
 from memsim.models.llama import check_supported, linear_parameters, mlp, mlp_parameters
-from memsim.models.model import Model, Parameter, Settings
 from memsim.models.rotary import apply_rotary_pos_emb, part
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings, Tower
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
-from memsim.models import functional as F
 from memsim.models.causal_lm import cross_entropy, eager_mask
 from memsim.models.config import integer, probability
 from memsim.models.encoder import activation_of, bidirectional_mask
 from memsim.models.gpt2 import dropout
-from memsim.models.model import Model, Parameter, Settings, Tower
 from memsim.models.t5_layers import BIAS, CROSS_BIAS, ENCODED, ENCODED_MASK, T5, block, layer_norm, layer_parameters
 
 # positional arguments, which a checkpoint lets go of from their end

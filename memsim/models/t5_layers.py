@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from memsim.builder import Builder, Tensor, module_call
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Parameter, Settings
 from memsim.models.attention import sdpa
 from memsim.models.encoder import act, linear_parameters
 from memsim.models.gpt2 import dropout
-from memsim.models.model import Parameter, Settings
 
 BIAS, CROSS_BIAS = "position_bias", "encoder_decoder_position_bias"
 ENCODED, ENCODED_MASK = "encoder_hidden_states", "encoder_attention_mask"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from memsim.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Parameter, Settings
 from memsim.models.causal_lm import causal_lm_loss
-from memsim.models.model import Parameter, Settings
 
 
 @module_call

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from memsim.builder import Builder, Tensor, module_call
 from memsim.errors import InputError, Unsupported
-from memsim.models import functional as F
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Model, Parameter, Settings
 from memsim.models.assemble import layer_inputs
 from memsim.models.causal_lm import cross_entropy
 from memsim.models.config import integer, probability
 from memsim.models.encoder import act, activation_of, attend, classes_of, linear_parameters
 from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
-from memsim.models.model import Model, Parameter, Settings
 
 NAMES = ("hidden_states",)
 PROJECTION = "embeddings.patch_embeddings.projection"

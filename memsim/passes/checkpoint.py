@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from memsim.errors import InputError, Unsupported
+from memsim.framework.model import Checkpoint, Model
 from memsim.graph.layer_graph import Operator
-from memsim.models.model import Checkpoint, Model
 from memsim.operators import KINDS
 from memsim.strategy import Strategy
 

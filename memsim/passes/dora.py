@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from memsim.builder import Builder, Tensor, module_call
-from memsim.models import functional as F
-from memsim.models.model import Parameter
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.model import Parameter
 
 if TYPE_CHECKING:
     from memsim.passes.lora import Lora

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from memsim.errors import InputError
+from memsim.framework.model import Model, Parameter
 from memsim.graph.layer_graph import LayerGraph
-from memsim.models.model import Model, Parameter
 
 PREFIX = re.compile(r"^(model\.decoder|model|transformer|gpt_neox|bert|vit)\.")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from memsim.builder import Builder, Technique, Tensor, module_call
+from memsim.framework.builder import Builder, Technique, Tensor, module_call
 from memsim.passes import dora
 from memsim.passes.lora import Lora, lora_branch, matches, run_adapted
 from memsim.passes.quantize import KEPT, Base, is_kept, packed_technique, recast_bias

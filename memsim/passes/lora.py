@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from memsim.builder import Builder, Technique, Tensor, module_call
-from memsim.models import functional as F
-from memsim.models.model import Model, Parameter
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Technique, Tensor, module_call
+from memsim.framework.model import Model, Parameter
 from memsim.passes.dora import Base, dora_branch, magnitude
 from memsim.passes.lora_embedding import embedding_adapter, lora_embedding
 from memsim.passes.lora_parameters import adapter_parameters, adapts_parameters, folding

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from memsim.builder import Builder, Tensor, module_call
-from memsim.composed import scale_as
-from memsim.models import functional as F
-from memsim.models.model import Parameter
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.composed import scale_as
+from memsim.framework.model import Parameter
 from memsim.passes.dora import MAGNITUDE_NAME, get_weight_norm, magnitude
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from memsim.builder import Builder, Folded, Tensor
 from memsim.errors import InputError, Unsupported
-from memsim.models import functional as F
-from memsim.models.model import Model, Parameter
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Folded, Tensor
+from memsim.framework.model import Model, Parameter
 from memsim.passes.targets import Sites, full_name, is_pattern
 
 if TYPE_CHECKING:

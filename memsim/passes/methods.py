@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from memsim.builder import PLAIN, Technique
 from memsim.errors import InputError, Unsupported
-from memsim.models.model import Model
+from memsim.framework.builder import PLAIN, Technique
+from memsim.framework.model import Model
 from memsim.passes.ia3 import Ia3, ia3_of, scaled, with_vectors
 from memsim.passes.int8 import Int8
 from memsim.passes.lora import Lora, with_adapters, wrapped

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from memsim.builder import Builder, Tensor
-from memsim.models.model import Parameter
+from memsim.framework.builder import Builder, Tensor
+from memsim.framework.model import Parameter
 from memsim.passes.targets import HEAD
 
 MARK = ".modules_to_save."

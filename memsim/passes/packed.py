@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
 
-from memsim.builder import Builder, Technique, Tensor, module_call
 from memsim.errors import InputError
-from memsim.models import functional as F
-from memsim.models.model import Model
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Technique, Tensor, module_call
+from memsim.framework.model import Model
 from memsim.operators.packed4bit import PACKED
 from memsim.passes.lora import Lora, lora_branch, matches, run_adapted
 from memsim.passes.quantize import COMPUTE, KEPT, is_kept, is_quantized, packed_technique

@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from memsim.builder import Builder, Rule, Technique, Tensor, module_call
-from memsim.models import functional as F
-from memsim.models.model import Model, Parameter
+from memsim.framework import functional as F
+from memsim.framework.builder import Builder, Rule, Technique, Tensor, module_call
+from memsim.framework.model import Model, Parameter
 from memsim.passes import dora
 from memsim.passes.lora import Lora, lora_branch, matches, run_adapted, technique
 from memsim.passes.modules_to_save import BY_OPERATOR, COPY

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from memsim.errors import InputError, Unsupported
+from memsim.framework.model import Model, Parameter
 from memsim.graph.layer_graph import LayerGraph
-from memsim.models.model import Model, Parameter
 
 HEAD = "lm_head"
 HEADS = (HEAD, "cls.predictions.decoder")  # output embeddings, which "all-linear" leaves out

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 
+from memsim.framework.model import Model
+from memsim.framework.rewriting import rewrite
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
-from memsim.models.model import Model
 from memsim.operators import KINDS
-from memsim.rewriting import rewrite
 from memsim.words import size
 
 # the one input of a decoder layer that is each layer's own; the others are the same for all layers

@@ -11,8 +11,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from memsim.framework.model import Model
 from memsim.graph.layer_graph import LayerGraph, Operator
-from memsim.models.model import Model
 from memsim.report.graph_facts import (
     HIDDEN,
     Facts,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import replace
 
+from memsim.framework.model import Model
 from memsim.machine.kernels import Stack
 from memsim.machine.storages import Machine
-from memsim.models.model import Model
 from memsim.schedule.tile import Irregular, events_of, repeat_last_step, repeats_of, tape_of, tile_layers
 from memsim.schedule.timing import optimizer_seconds, with_optimizer
 from memsim.schedule.training import Plan, Training

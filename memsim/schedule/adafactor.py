@@ -4,10 +4,10 @@ and locals that live from one parameter's update into the next one's.
 
 from __future__ import annotations
 
+from memsim.framework.model import Parameter
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import contiguous
 from memsim.machine.storages import Machine
-from memsim.models.model import Parameter
 from memsim.tape import Category
 
 SCRATCH = int(Category.SCRATCH)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memsim.models.model import Model, Parameter
+from memsim.framework.model import Model, Parameter
 
 LEAST_8BIT = 4096  # elements; smaller parameters keep fp32 state (min_8bit_size)
 LEAST_PAGED = 100_000  # elements, from which on paged optimizers page (get_state_buffer)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from memsim.framework.model import Model, Parameter
 from memsim.graph.dtypes import ITEMSIZE, promote
 from memsim.graph.layer_graph import contiguous
 from memsim.machine.storages import Machine
-from memsim.models.model import Model, Parameter
 from memsim.operators.base import like
 from memsim.operators.linear4bit import BLOCK
 from memsim.operators.linear8bit import dequantize_rows

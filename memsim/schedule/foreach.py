@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from memsim.framework.model import Parameter
 from memsim.machine.storages import Machine
-from memsim.models.model import Parameter
 from memsim.schedule.autograd import Leaf
 from memsim.tape import Category
 

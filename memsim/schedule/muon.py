@@ -7,10 +7,10 @@ embeddings, head, norms, biases and stacks of experts by AdamW, which steps afte
 
 from __future__ import annotations
 
+from memsim.framework.model import Parameter
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import contiguous
 from memsim.machine.storages import NO_LAYER, Machine
-from memsim.models.model import Parameter
 from memsim.schedule.foreach import Row, Rows
 from memsim.tape import Category
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+from memsim.framework.model import Parameter
 from memsim.graph.dtypes import ITEMSIZE, promote
 from memsim.machine.storages import NO_LAYER, Machine
-from memsim.models.model import Parameter
 from memsim.schedule import adafactor, foreach, muon
 from memsim.schedule.bitsandbytes import BUFFERS, CODE_BOOK
 from memsim.schedule.foreach import Rows, by_dtype

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from memsim.framework.model import Checkpoint
 from memsim.graph.layer_graph import LayerGraph, Operator
 from memsim.machine.storages import RECOMPUTED, Machine
-from memsim.models.model import Checkpoint
 from memsim.operators import KINDS
 from memsim.schedule.nodes import Nodes, holds_tensors
 from memsim.tape import AUTOCAST_CACHE, Category

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from memsim.cost.roofline import Rates
+from memsim.framework.model import Model, Parameter
+from memsim.framework.rewriting import rewrite
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
 from memsim.machine.storages import NO_LAYER, Machine
-from memsim.models.model import Model, Parameter
 from memsim.operators.linear4bit import quantize
 from memsim.operators.linear8bit import quantize_rows
 from memsim.operators.packed4bit import packed_sizes
 from memsim.passes.dora import MAGNITUDE
 from memsim.passes.modules_to_save import COPY
-from memsim.rewriting import rewrite
 from memsim.schedule.autograd import Autograd, Leaf, Reentrant
 from memsim.schedule.dora import placed
 from memsim.schedule.endings import at_end, casts_of_leaves, end_of_leaves, leaves_made

@@ -17,8 +17,8 @@ import numpy as np
 
 from memsim.cost.roofline import Rates
 from memsim.errors import InputError, Unreachable
+from memsim.framework.model import Checkpoint, Model
 from memsim.machine.storages import NO_LAYER
-from memsim.models.model import Checkpoint, Model
 from memsim.passes.checkpoint import checkpointed
 from memsim.run import Run
 from memsim.search.choices import Choice, choice, choices

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from memsim.cost.roofline import Rates
+from memsim.framework.model import Checkpoint, Model
 from memsim.graph.layer_graph import LayerGraph, Operator
-from memsim.models.model import Checkpoint, Model
 from memsim.operators import KINDS
 from memsim.passes.checkpoint import SAVED, operators_of
 from memsim.schedule.regions import results_kept

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from memsim.errors import InputError, Unsupported
+from memsim.framework.model import Model, Settings
 from memsim.models.attention import chosen
-from memsim.models.model import Model, Settings
 from memsim.run import Run
 from memsim.simulation import model_of, simulate
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from memsim import Run
+from memsim.framework.rewriting import rewrite
 from memsim.graph.layer_graph import LayerGraph
-from memsim.rewriting import rewrite
 from memsim.simulation import model_of, simulate
 from memsim.tape import AUTOCAST_CACHE, Action
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from memsim.errors import InputError
-from memsim.models.model import Checkpoint
+from memsim.framework.model import Checkpoint
 from memsim.passes.checkpoint import checkpointed
 from memsim.run import Run
 from memsim.simulation import model_of, tape_of_run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memsim.errors import InputError, Unsupported
-from memsim.models.model import Model
+from memsim.framework.model import Model
 from memsim.passes.lora import Lora, matches
 from memsim.passes.lora_parameters import converted, rank_of
 from memsim.run import Run

@@ -11,7 +11,7 @@ import pytest
 from browser import Browser, start
 
 from memsim.errors import InputError
-from memsim.models.model import Model
+from memsim.framework.model import Model
 from memsim.report.graph_facts import facts, flop_words, is_view, kept, kept_by_layers, of_all_layers
 from memsim.report.graph_layout import WIDTH, Drawing, draw
 from memsim.report.graph_page import graph_html, write_graph_html

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from memsim.errors import InputError, Unsupported
+from memsim.framework.model import Parameter
 from memsim.graph.layer_graph import TensorSpec
 from memsim.machine.kernels import stack_for
 from memsim.machine.storages import Grad, Machine
-from memsim.models.model import Parameter
 from memsim.optimizernames import ALIASES, OPTIMIZERS
 from memsim.run import Run
 from memsim.schedule.autograd import Leaf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memsim.builder import Builder, Technique, Tensor
+from memsim.framework.builder import Builder, Technique, Tensor
 from memsim.graph.layer_graph import LayerGraph, TensorSpec
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from memsim.builder import Builder, Tensor
-from memsim.models.model import Settings
+from memsim.framework.builder import Builder, Tensor
+from memsim.framework.model import Settings
 from memsim.operators.base import view_strides
 
 

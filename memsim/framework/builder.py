@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from memsim.autocast import FLOATING, ORDER, SETS_DTYPE, target
-from memsim.composed import COMPOSED
+from memsim.framework.autocast import FLOATING, ORDER, SETS_DTYPE, target
+from memsim.framework.composed import COMPOSED
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec, contiguous
 from memsim.operators import KINDS
 from memsim.operators.base import Inferred

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from memsim.builder import PLAIN, Technique
+from memsim.framework.builder import PLAIN, Technique
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import LayerGraph
 from memsim.stacks.known import GOLDEN, Software

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from memsim.builder import Builder, Tensor
+    from memsim.framework.builder import Builder, Tensor
 
 Composed = Callable[["Builder", tuple["Tensor", ...], Mapping[str, object]], tuple["Tensor", ...]]
 

@@ -1,0 +1,1 @@
+"""What a model family is written with: a builder that follows Python's names, PyTorch's functions, the Model itself."""
