@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.allocator import allocate
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.simulation import tape_of_run
 from memsim.tape import Tape
 from memsim.traces.oplist import operations_of_tape, tape_of_operations

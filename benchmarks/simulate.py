@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from memsim.allocator import allocate
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.simulation import model_of, simulate, tape_of_run
 
 EXAMPLE = "qwen2.5-72b-lora"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from memsim.comparison import Comparison as Comparison, compare as compare
     from memsim.replayed import replay as replay
-    from memsim.run import Run as Run
+    from memsim.run.job import Run as Run
     from memsim.simulation import simulate as simulate
     from memsim.timeline import Timeline as Timeline
     from memsim.traces.load import load_trace as load_trace

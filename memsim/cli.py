@@ -17,7 +17,7 @@ from memsim import console
 from memsim.errors import InputError, Unreachable
 
 if TYPE_CHECKING:
-    from memsim.run import Run
+    from memsim.run.job import Run
     from memsim.timeline import Timeline
 
 DONE, NO, WRONG = 0, 1, 2
@@ -319,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _load(source: str | Mapping[str, Any], settings: Sequence[str] | None = None) -> Run:
-    from memsim.run import Run  # pydantic is slow to import, and not every command needs it
+    from memsim.run.job import Run  # pydantic is slow to import, and not every command needs it
 
     return Run.load(source, set=tuple(settings or ()))
 

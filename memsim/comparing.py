@@ -12,10 +12,11 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from memsim import console, tables, yamlfile
+from memsim import console, tables
 from memsim.comparison import Comparison, compare
 from memsim.errors import InputError
-from memsim.run import Run
+from memsim.run import yamlfile
+from memsim.run.job import Run
 from memsim.timeline import Timeline
 from memsim.words import duration, gib, percent
 

@@ -18,7 +18,7 @@ from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, duration, gib, perce
 if TYPE_CHECKING:
     import pandas
 
-    from memsim.run import Run
+    from memsim.run.job import Run
 
 
 WORTHWHILE = 0.99  # of the time: what saves less is not worth a sentence

@@ -19,7 +19,6 @@ from memsim.framework.builder import PLAIN, Technique
 from memsim.framework.model import Model, Settings
 from memsim.machine.kernels import Stack, stack_for
 from memsim.models import build, decodes_beside, is_assumed, saved_by_task, takes_tokens
-from memsim.optimizernames import OPTIMIZERS
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
 from memsim.passes.freeze import Freeze, frozen
 from memsim.passes.int8 import Int8
@@ -35,18 +34,19 @@ from memsim.passes.methods import (
     with_ia3,
 )
 from memsim.passes.packed import Packed
+from memsim.run.checkpointing import in_words, names_of
+from memsim.run.optimizer_names import OPTIMIZERS
 from memsim.schedule import record
 from memsim.schedule.bitsandbytes import lacks_kernel, paged_state
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.training import Plan
 from memsim.stacks.known import STACKS, Software
-from memsim.strategy import in_words, names_of
 from memsim.tape import Tape
 from memsim.timeline import About, Timeline
 from memsim.words import duration
 
 if TYPE_CHECKING:
-    from memsim.run import Run
+    from memsim.run.job import Run
 
 PRECISIONS = ("bf16", "fp16", "fp32", "amp-bf16", "amp-fp16", "tf32")
 AUTOCAST = {"amp-bf16": "bf16", "amp-fp16": "fp16"}

@@ -6,7 +6,7 @@ import math
 import re
 
 from memsim.errors import InputError
-from memsim.explain import show
+from memsim.run.explain import show
 
 GIB = 2**30
 UNITS = {

@@ -9,7 +9,7 @@ from memsim.errors import InputError, Unsupported
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.rewriting import rewrite
 from memsim.graph.layer_graph import LayerGraph
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.simulation import model_of
 
 LLAMA = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from memsim import catalog
-from memsim.run import Run
+from memsim.run.job import Run
 
 ISSUE = {
     "rtx-3090": 24,

@@ -14,7 +14,7 @@ import pytest
 from memsim import console, events
 from memsim.cli import main
 from memsim.errors import InputError
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.simulation import simulate
 from memsim.traces.recorder import ACTIONS
 

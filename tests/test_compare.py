@@ -11,7 +11,7 @@ import pytest
 import memsim
 from memsim.cli import main
 from memsim.comparison import Comparison
-from memsim.run import Run
+from memsim.run.job import Run
 
 TINY = """\
 model: {

@@ -11,7 +11,7 @@ from memsim.cost.efficiency import Efficiency
 from memsim.cost.roofline import Rates
 from memsim.errors import InputError
 from memsim.operators.base import Work
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.simulation import simulate
 
 A100 = devices()["a100-80gb"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from memsim.diff import compare, is_order_open, summary
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.simulation import simulate
 from memsim.traces import recorder
 from memsim.validate import check, recorded, run_of

@@ -9,7 +9,7 @@ from freezing import FROZEN, NO_RUNS, ROOT, TAPES, families, frozen_tape, run_at
 
 from memsim.errors import InputError
 from memsim.models import FAMILIES
-from memsim.run import Run
+from memsim.run.job import Run
 
 TAPE_OF: dict[str, str] = json.loads(TAPES.read_text(encoding="utf-8"))
 

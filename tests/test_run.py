@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import memsim
-from memsim import catalog, yamlfile
+from memsim import catalog
 from memsim.errors import InputError
-from memsim.run import Run
+from memsim.run import yamlfile
+from memsim.run.job import Run
 
 LLAMA = {
     "model_type": "llama",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from memsim.errors import InputError
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.simulation import simulate
 
 M = "qwen2.5-7b"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.simulation import simulate, stack_of
 
 SMALL = {

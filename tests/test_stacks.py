@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from memsim.errors import InputError
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.simulation import simulate
 from memsim.stacks.known import GOLDEN, HF_4_48, HF_5_17, MEANING, STACKS, Software, differences, stack_of_versions
 

@@ -7,8 +7,8 @@ import math
 import pytest
 from hypothesis import given, strategies as st
 
-from memsim import yamlfile
 from memsim.errors import InputError
+from memsim.run import yamlfile
 
 
 @pytest.mark.parametrize(

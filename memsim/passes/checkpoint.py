@@ -12,7 +12,7 @@ from memsim.errors import InputError, Unsupported
 from memsim.framework.model import Checkpoint, Model
 from memsim.graph.layer_graph import Operator
 from memsim.operators import KINDS
-from memsim.strategy import Strategy
+from memsim.run.checkpointing import Strategy
 
 NONE, FULL = Checkpoint(), Checkpoint(how="full")
 

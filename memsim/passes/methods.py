@@ -21,7 +21,7 @@ from memsim.passes.targets import Sites, by_name, is_pattern, sites, split
 from memsim.stacks.known import Software
 
 if TYPE_CHECKING:
-    from memsim.run import Method
+    from memsim.run.job import Method
 
 Packing = Nf4 | Int8 | Packed  # how frozen weights are stored
 ADAPTERS = ("lora", "qlora")

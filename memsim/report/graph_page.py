@@ -27,7 +27,7 @@ from memsim.report.graph_facts import (
 )
 from memsim.report.graph_layout import Box, Drawing, Line, draw
 from memsim.report.page import ASSETS, render, write
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.words import size, version
 
 DECODER, ENCODER = "decoder layer", "encoder layer"

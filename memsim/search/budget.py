@@ -20,10 +20,10 @@ from memsim.errors import InputError, Unreachable
 from memsim.framework.model import Checkpoint, Model
 from memsim.machine.storages import NO_LAYER
 from memsim.passes.checkpoint import checkpointed
-from memsim.run import Run
+from memsim.run.checkpointing import Strategy, in_words
+from memsim.run.job import Run
 from memsim.search.choices import Choice, choice, choices
 from memsim.simulation import model_of, rates_of, simulate
-from memsim.strategy import Strategy, in_words
 from memsim.timeline import Timeline
 from memsim.units import read_bytes
 from memsim.words import CATEGORY_NAMES, duration, gib

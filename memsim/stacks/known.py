@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memsim.allocator.rules import rules_of
-from memsim.optimizernames import OPTIMIZERS
+from memsim.run.optimizer_names import OPTIMIZERS
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.simulation import model_of, simulate
 from memsim.validate import run_of
 

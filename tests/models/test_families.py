@@ -6,7 +6,7 @@ import pytest
 
 from memsim.errors import InputError, Unsupported
 from memsim.models import is_assumed
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.simulation import model_of
 
 LLAMA = {

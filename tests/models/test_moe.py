@@ -8,7 +8,7 @@ import pytest
 
 from memsim.errors import InputError, Unsupported
 from memsim.models.moe import hit
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.simulation import model_of, simulate
 
 MIXTRAL: dict[str, Any] = {

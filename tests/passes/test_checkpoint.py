@@ -8,7 +8,7 @@ import pytest
 from memsim.errors import InputError
 from memsim.framework.model import Checkpoint
 from memsim.passes.checkpoint import checkpointed
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.simulation import model_of, tape_of_run
 from memsim.tape import Action, Category, Tape
 

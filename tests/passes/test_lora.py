@@ -6,7 +6,7 @@ import pytest
 
 from memsim.errors import InputError
 from memsim.passes.lora import Lora, matches
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.simulation import model_of
 
 

@@ -8,7 +8,7 @@ from memsim.errors import InputError, Unsupported
 from memsim.framework.model import Model
 from memsim.passes.lora import Lora, matches
 from memsim.passes.lora_parameters import converted, rank_of
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.simulation import model_of
 
 

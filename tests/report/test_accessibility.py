@@ -11,7 +11,7 @@ from browser import Browser, start
 
 import memsim
 from memsim.report.graph_page import write_graph_html
-from memsim.run import Run
+from memsim.run.job import Run
 
 pytestmark = pytest.mark.browser
 RUN = {

@@ -319,7 +319,7 @@ def test_printing_uses_the_light_theme(report: Browser) -> None:
 
 def test_the_axis_can_be_time(browser: Browser, tmp_path: Path) -> None:
     import memsim
-    from memsim.run import Run
+    from memsim.run.job import Run
 
     model = {
         "model_type": "llama",

@@ -11,7 +11,7 @@ from made import training
 
 from memsim.allocator import allocate
 from memsim.comparison import Comparison, compare
-from memsim.run import Run
+from memsim.run.job import Run
 
 pytestmark = pytest.mark.browser
 MODEL = {

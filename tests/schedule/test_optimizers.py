@@ -13,8 +13,8 @@ from memsim.framework.model import Parameter
 from memsim.graph.layer_graph import TensorSpec
 from memsim.machine.kernels import stack_for
 from memsim.machine.storages import Grad, Machine
-from memsim.optimizernames import ALIASES, OPTIMIZERS
-from memsim.run import Run
+from memsim.run.job import Run
+from memsim.run.optimizer_names import ALIASES, OPTIMIZERS
 from memsim.schedule.autograd import Leaf
 from memsim.schedule.foreach import by_dtype
 from memsim.schedule.optimizers import Optimizer, state_bytes

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.schedule import alike_layers, record
 from memsim.schedule.optimizers import Optimizer
 from memsim.schedule.tile import repeats_of

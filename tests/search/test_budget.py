@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from memsim import cli
 from memsim.errors import InputError, Unreachable
-from memsim.run import Run
+from memsim.run.job import Run
 from memsim.search.budget import Search, find, requested_around_loss, with_strategy
 from memsim.simulation import simulate
 

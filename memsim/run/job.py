@@ -14,14 +14,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError, model_validator
 
-from memsim import catalog, yamlfile
+from memsim import catalog
 from memsim.cost.efficiency import Efficiency
 from memsim.errors import InputError
-from memsim.explain import explain, nearest, show
-from memsim.modelref import Resolved, resolve
-from memsim.optimizernames import optimizer_name
+from memsim.run import yamlfile
+from memsim.run.checkpointing import read_strategy
+from memsim.run.explain import explain, nearest, show
+from memsim.run.model_reference import Resolved, resolve
+from memsim.run.optimizer_names import optimizer_name
 from memsim.stacks.known import STACKS
-from memsim.strategy import read_strategy
 from memsim.units import GIB, as_float, read_bytes
 
 KEYWORDS = "keyword arguments"
@@ -238,7 +239,7 @@ class Run(Part):
     checkpointing: Annotated[str | dict[str, Any], BeforeValidator(read_strategy)] = "none"  # (passes/checkpoint.py)
     # of tokens to experts, where there are any (models/moe.py)
     routing: Annotated[str | dict[str, float], BeforeValidator(_routing)] = "balanced"
-    optimizer: Annotated[str, BeforeValidator(optimizer_name)] = "adamw"  # memsim/optimizernames.py
+    optimizer: Annotated[str, BeforeValidator(optimizer_name)] = "adamw"  # memsim/run/optimizer_names.py
     # an optimizer for each parameter, stepped once its gradient is there
     optimizer_in_backward: Annotated[bool, BeforeValidator(_flag)] = False
     # torch.amp.GradScaler, with amp-fp16 (schedule/grad_scaler.py)

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from memsim import catalog, yamlfile
+from memsim import catalog
 from memsim.errors import InputError
-from memsim.explain import nearest, show
+from memsim.run import yamlfile
+from memsim.run.explain import nearest, show
 
 # Fields that are sizes: positive whole numbers wherever they are given.
 SIZES = (

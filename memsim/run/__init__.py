@@ -1,0 +1,1 @@
+"""The Run: what a person says about a training job, checked key by key."""
