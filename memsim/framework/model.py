@@ -68,7 +68,7 @@ class Settings:
     padding: float = 0.0
     loaded: str = ""  # dtype in which the model is made, where it is cast afterwards
     watched: bool = False  # layers run under a TorchDispatchMode, that of selective checkpointing
-    routing: str | float = "balanced"  # of tokens to experts: see models/moe.py
+    routing: str | float = "balanced"  # of tokens to experts: see models/common/moe.py
     other_order: bool = False  # the other way round, where a Python set's order decides
 
     @property

@@ -13,7 +13,6 @@ from memsim.models import (
     cohere,
     deepseek,
     falcon,
-    flash_attention,
     gemma,
     gemma1,
     glm,
@@ -40,6 +39,7 @@ from memsim.models import (
     t5,
     vit,
 )
+from memsim.models.common import flash_attention
 
 FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
     "llama": llama.build,

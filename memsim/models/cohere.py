@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models.assemble import assemble
-from memsim.models.attention import attend
-from memsim.models.causal_lm import Parts
-from memsim.models.config import DecoderConfig, decoder_config, integer
-from memsim.models.layers import Layer
+from memsim.models.common.assemble import assemble
+from memsim.models.common.attention import attend
+from memsim.models.common.causal_lm import Parts
+from memsim.models.common.config import DecoderConfig, decoder_config, integer
+from memsim.models.common.layers import Layer
+from memsim.models.common.rotary import rotate_neighbours
+from memsim.models.common.typed import SLIDING, assemble_types, layer_types
 from memsim.models.llama import check_supported, linear_parameters, mlp, mlp_parameters
-from memsim.models.rotary import rotate_neighbours
-from memsim.models.typed import SLIDING, assemble_types, layer_types
 
 
 @module_call

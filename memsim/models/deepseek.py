@@ -10,14 +10,19 @@ from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models.assemble import assemble_kinds
-from memsim.models.causal_lm import Parts, rms_norm
-from memsim.models.config import DecoderConfig, decoder_config, integer
-from memsim.models.group_routing import Routing, gate
-from memsim.models.latent_attention import attention_parameters, complex_self_attention, latent_of, self_attention
-from memsim.models.layers import pre_norm
+from memsim.models.common.assemble import assemble_kinds
+from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.config import DecoderConfig, decoder_config, integer
+from memsim.models.common.group_routing import Routing, gate
+from memsim.models.common.latent_attention import (
+    attention_parameters,
+    complex_self_attention,
+    latent_of,
+    self_attention,
+)
+from memsim.models.common.layers import pre_norm
+from memsim.models.common.moe import experts_call
 from memsim.models.llama import activation, check_supported, mlp_of, mlp_parameters, norm_parameters
-from memsim.models.moe import experts_call
 
 DEFAULTS: dict[str, dict[str, object]] = {
     "deepseek_v2": {

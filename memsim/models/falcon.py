@@ -13,17 +13,17 @@ from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models import tied_head
-from memsim.models.assemble import HOLD_POSITIONS_FIRST, INPUTS, layer_inputs
-from memsim.models.attention import chosen, masked_efficient
-from memsim.models.causal_lm import boolean_mask, rotary_embedding
-from memsim.models.config import DecoderConfig, decoder_config, integer, probability
+from memsim.models.common import tied_head
+from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, INPUTS, layer_inputs
+from memsim.models.common.attention import chosen, masked_efficient
+from memsim.models.common.causal_lm import boolean_mask, rotary_embedding
+from memsim.models.common.config import DecoderConfig, decoder_config, integer, probability
+from memsim.models.common.math_attention import math_attention
+from memsim.models.common.rotary import apply_rotary_pos_emb
+from memsim.models.common.tied_head import head_parameters
 from memsim.models.gpt2 import ACTIVATIONS, dropout_add, layer_norm, norm_parameters
 from memsim.models.llama import check_supported, linear_parameters
-from memsim.models.math_attention import math_attention
 from memsim.models.phi import act
-from memsim.models.rotary import apply_rotary_pos_emb
-from memsim.models.tied_head import head_parameters
 
 
 @dataclass(frozen=True)

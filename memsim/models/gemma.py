@@ -13,13 +13,13 @@ from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
 from memsim.graph.layer_graph import LayerGraph
 from memsim.models import gemma_dense
-from memsim.models.assemble import HOLD_POSITIONAL, layer_inputs
-from memsim.models.attention import attend
-from memsim.models.causal_lm import causal_lm_loss, causal_mask, rotary_embedding
-from memsim.models.config import DecoderConfig, check_heads_divide, decoder_config, integer
+from memsim.models.common.assemble import HOLD_POSITIONAL, layer_inputs
+from memsim.models.common.attention import attend
+from memsim.models.common.causal_lm import causal_lm_loss, causal_mask, rotary_embedding
+from memsim.models.common.config import DecoderConfig, check_heads_divide, decoder_config, integer
+from memsim.models.common.rotary import apply_rotary_pos_emb
+from memsim.models.common.tied_head import head_parameters
 from memsim.models.llama import check_supported, mlp
-from memsim.models.rotary import apply_rotary_pos_emb
-from memsim.models.tied_head import head_parameters
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 DEFAULTS: dict[str, dict[str, object]] = {

@@ -10,14 +10,14 @@ from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models.assemble import assemble
-from memsim.models.attention import attend
-from memsim.models.causal_lm import Parts, rms_norm
-from memsim.models.config import DecoderConfig, decoder_config
-from memsim.models.layers import pre_norm
+from memsim.models.common.assemble import assemble
+from memsim.models.common.attention import attend
+from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.config import DecoderConfig, decoder_config
+from memsim.models.common.layers import pre_norm
+from memsim.models.common.rotary import apply_partial_rotary_pos_emb
 from memsim.models.llama import check_supported, linear_parameters
 from memsim.models.phi3 import mlp
-from memsim.models.rotary import apply_partial_rotary_pos_emb
 
 DEFAULTS: dict[str, object] = {"num_key_value_heads": 2, "head_dim": 128, "attention_bias": True}
 NORMS = {

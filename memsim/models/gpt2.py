@@ -9,12 +9,12 @@ from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models.assemble import layer_inputs
-from memsim.models.attention import sdpa
-from memsim.models.causal_lm import causal_lm_loss, causal_mask, cross_entropy, shifted
-from memsim.models.config import integer, probability
-from memsim.models.flash_attention import flash_attention_forward
-from memsim.models.tied_head import head_parameters
+from memsim.models.common.assemble import layer_inputs
+from memsim.models.common.attention import sdpa
+from memsim.models.common.causal_lm import causal_lm_loss, causal_mask, cross_entropy, shifted
+from memsim.models.common.config import integer, probability
+from memsim.models.common.flash_attention import flash_attention_forward
+from memsim.models.common.tied_head import head_parameters
 
 NAMES = ("hidden_states", "position_ids", "attention_mask")
 # keyword arguments first, then positional ones from their end

@@ -11,15 +11,15 @@ from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models import tied_head
-from memsim.models.assemble import HOLD_POSITIONS_FIRST, INPUTS, layer_inputs
-from memsim.models.attention import attention
-from memsim.models.causal_lm import causal_mask, rotary_embedding
-from memsim.models.config import DecoderConfig, decoder_config, probability
+from memsim.models.common import tied_head
+from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, INPUTS, layer_inputs
+from memsim.models.common.attention import attention
+from memsim.models.common.causal_lm import causal_mask, rotary_embedding
+from memsim.models.common.config import DecoderConfig, decoder_config, probability
+from memsim.models.common.rotary import apply_partial_rotary_pos_emb
+from memsim.models.common.tied_head import head_parameters
 from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
 from memsim.models.llama import activation, check_supported
-from memsim.models.rotary import apply_partial_rotary_pos_emb
-from memsim.models.tied_head import head_parameters
 
 
 @dataclass(frozen=True)

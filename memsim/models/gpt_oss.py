@@ -10,14 +10,14 @@ from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models.attention import repeat_kv
-from memsim.models.causal_lm import Parts
-from memsim.models.config import DecoderConfig, decoder_config, integer
+from memsim.models.common.attention import repeat_kv
+from memsim.models.common.causal_lm import Parts
+from memsim.models.common.config import DecoderConfig, decoder_config, integer
+from memsim.models.common.moe import Layout, experts_of
+from memsim.models.common.typed import assemble_types, layer_types
 from memsim.models.llama import check_supported, linear_parameters
 from memsim.models.mixtral import check_experts
-from memsim.models.moe import Layout, experts_of
 from memsim.models.olmo2 import rms_norm
-from memsim.models.typed import assemble_types, layer_types
 
 DEFAULTS: dict[str, object] = {
     "num_local_experts": 128,

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Settings
-from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble
-from memsim.models.causal_lm import Parts, rms_norm
-from memsim.models.config import DecoderConfig, decoder_config
+from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
+from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.config import DecoderConfig, decoder_config
 from memsim.models.llama import check_supported, layer_parameters, mlp, self_attention
 
 

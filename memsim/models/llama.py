@@ -9,14 +9,14 @@ from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models.assemble import HOLD, HOLD_POSITIONS_FIRST, assemble
-from memsim.models.attention import attend
-from memsim.models.causal_lm import Parts, rms_norm
-from memsim.models.config import DecoderConfig, check_heads_divide, decoder_config, integer
-from memsim.models.dynamic_rope import rope_type
-from memsim.models.layers import pre_norm
-from memsim.models.rotary import apply_rotary_pos_emb
-from memsim.models.typed import SLIDING, assemble_types, layer_types
+from memsim.models.common.assemble import HOLD, HOLD_POSITIONS_FIRST, assemble
+from memsim.models.common.attention import attend
+from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.config import DecoderConfig, check_heads_divide, decoder_config, integer
+from memsim.models.common.dynamic_rope import rope_type
+from memsim.models.common.layers import pre_norm
+from memsim.models.common.rotary import apply_rotary_pos_emb
+from memsim.models.common.typed import SLIDING, assemble_types, layer_types
 from memsim.stacks.known import GOLDEN
 
 DEFAULTS: dict[str, dict[str, object]] = {

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from memsim.errors import InputError
 from memsim.framework.model import Model, Settings
-from memsim.models.causal_lm import Parts, rms_norm
-from memsim.models.config import decoder_config
+from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.config import decoder_config
+from memsim.models.common.typed import HOLD_POSITIONS_FIRST, assemble_types, layer_types
 from memsim.models.llama import check_supported, decoder_layer, layer_parameters
-from memsim.models.typed import HOLD_POSITIONS_FIRST, assemble_types, layer_types
 
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:

@@ -11,10 +11,11 @@ from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble_kinds
-from memsim.models.causal_lm import Parts, rms_norm
-from memsim.models.config import DecoderConfig, decoder_config, integer
-from memsim.models.layers import Mlp, pre_norm
+from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble_kinds
+from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.config import DecoderConfig, decoder_config, integer
+from memsim.models.common.layers import Mlp, pre_norm
+from memsim.models.common.moe import experts_call, router
 from memsim.models.llama import (
     activation,
     attention_parameters,
@@ -27,7 +28,6 @@ from memsim.models.llama import (
     norm_parameters,
     self_attention,
 )
-from memsim.models.moe import experts_call, router
 
 DEFAULTS: dict[str, dict[str, object]] = {
     "mixtral": {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2},

@@ -12,12 +12,14 @@ from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models.assemble import assemble
-from memsim.models.attention import attend
-from memsim.models.causal_lm import Parts, rms_norm
-from memsim.models.config import DecoderConfig, decoder_config, integer, probability
+from memsim.models.common.assemble import assemble
+from memsim.models.common.attention import attend
+from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.config import DecoderConfig, decoder_config, integer, probability
+from memsim.models.common.layers import Layer, pre_norm
+from memsim.models.common.rotary import apply_rotary_pos_emb, rotate_neighbours
+from memsim.models.common.typed import FULL, HOLD_POSITIONS_FIRST, SLIDING, assemble_types, layer_types, typed_model
 from memsim.models.gpt2 import dropout
-from memsim.models.layers import Layer, pre_norm
 from memsim.models.llama import (
     activation,
     check_supported,
@@ -26,8 +28,6 @@ from memsim.models.llama import (
     mlp_parameters,
     norm_parameters,
 )
-from memsim.models.rotary import apply_rotary_pos_emb, rotate_neighbours
-from memsim.models.typed import FULL, HOLD_POSITIONS_FIRST, SLIDING, assemble_types, layer_types, typed_model
 
 Rotate = Callable[[Builder, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -10,11 +10,11 @@ from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Settings
-from memsim.models.assemble import assemble
-from memsim.models.attention import attend
-from memsim.models.causal_lm import Parts
-from memsim.models.config import DecoderConfig, decoder_config
-from memsim.models.layers import pre_norm
+from memsim.models.common.assemble import assemble
+from memsim.models.common.attention import attend
+from memsim.models.common.causal_lm import Parts
+from memsim.models.common.config import DecoderConfig, decoder_config
+from memsim.models.common.layers import pre_norm
 from memsim.models.llama import attention_parameters, check_supported, mlp, mlp_parameters
 from memsim.models.olmo2 import apply_rotary_pos_emb
 

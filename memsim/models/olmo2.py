@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models import causal_lm
-from memsim.models.assemble import assemble
-from memsim.models.attention import attend
-from memsim.models.causal_lm import Parts
-from memsim.models.config import DecoderConfig, decoder_config
+from memsim.models.common import causal_lm
+from memsim.models.common.assemble import assemble
+from memsim.models.common.attention import attend
+from memsim.models.common.causal_lm import Parts
+from memsim.models.common.config import DecoderConfig, decoder_config
+from memsim.models.common.rotary import rotate_half
 from memsim.models.llama import check_supported, mlp
-from memsim.models.rotary import rotate_half
 
 
 @module_call

@@ -10,16 +10,16 @@ from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models.assemble import assemble
-from memsim.models.attention import attend
-from memsim.models.causal_lm import Parts, rms_norm
-from memsim.models.config import DecoderConfig, decoder_config, integer
+from memsim.models.common.assemble import assemble
+from memsim.models.common.attention import attend
+from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.config import DecoderConfig, decoder_config, integer
+from memsim.models.common.layers import pre_norm
+from memsim.models.common.moe import experts_call, router
+from memsim.models.common.rotary import apply_rotary_pos_emb
 from memsim.models.deepseek import HOLD
-from memsim.models.layers import pre_norm
 from memsim.models.llama import activation, attention_parameters, check_supported, norm_parameters
 from memsim.models.mixtral import check_experts
-from memsim.models.moe import experts_call, router
-from memsim.models.rotary import apply_rotary_pos_emb
 
 DEFAULTS: dict[str, object] = {"num_experts": 64, "num_experts_per_tok": 8}
 

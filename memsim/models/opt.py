@@ -11,15 +11,15 @@ from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models import tied_head
-from memsim.models.assemble import layer_inputs
-from memsim.models.attention import attend
-from memsim.models.causal_lm import causal_mask
-from memsim.models.config import DecoderConfig, decoder_config, integer, probability
+from memsim.models.common import tied_head
+from memsim.models.common.assemble import layer_inputs
+from memsim.models.common.attention import attend
+from memsim.models.common.causal_lm import causal_mask
+from memsim.models.common.config import DecoderConfig, decoder_config, integer, probability
+from memsim.models.common.tied_head import head_parameters
 from memsim.models.gpt2 import ACTIVATIONS, dropout
 from memsim.models.llama import check_supported, linear_parameters
 from memsim.models.phi import act
-from memsim.models.tied_head import head_parameters
 
 NAMES = ("hidden_states", "position_ids", "attention_mask")
 HOLD = ("attention_mask", "position_ids", "hidden_states")

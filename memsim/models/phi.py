@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble
-from memsim.models.attention import attend
-from memsim.models.causal_lm import Parts
-from memsim.models.config import DecoderConfig, decoder_config, probability
+from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
+from memsim.models.common.attention import attend
+from memsim.models.common.causal_lm import Parts
+from memsim.models.common.config import DecoderConfig, decoder_config, probability
+from memsim.models.common.layers import Layer
+from memsim.models.common.rotary import apply_rotary_pos_emb, part
 from memsim.models.glm import rotary_dim
 from memsim.models.gpt2 import ACTIVATIONS, dropout, layer_norm, new_gelu, norm_parameters
-from memsim.models.layers import Layer
 from memsim.models.llama import check_supported, linear_parameters
-from memsim.models.rotary import apply_rotary_pos_emb, part
 
 
 def act(b: Builder, config: DecoderConfig, x: Tensor) -> Tensor:

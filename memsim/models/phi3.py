@@ -10,14 +10,14 @@ from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models import rotary
-from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble
-from memsim.models.attention import attend
-from memsim.models.causal_lm import Parts, rms_norm
-from memsim.models.config import DecoderConfig, decoder_config
-from memsim.models.layers import pre_norm
+from memsim.models.common import rotary
+from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
+from memsim.models.common.attention import attend
+from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.config import DecoderConfig, decoder_config
+from memsim.models.common.layers import pre_norm
+from memsim.models.common.rotary import part, rotate_half
 from memsim.models.llama import activation, check_supported
-from memsim.models.rotary import part, rotate_half
 from memsim.stacks.known import GOLDEN
 
 

@@ -10,10 +10,11 @@ from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Settings
-from memsim.models.attention import attend
-from memsim.models.causal_lm import Parts, rms_norm
-from memsim.models.config import DecoderConfig, decoder_config, integer
-from memsim.models.layers import pre_norm
+from memsim.models.common.attention import attend
+from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.config import DecoderConfig, decoder_config, integer
+from memsim.models.common.layers import pre_norm
+from memsim.models.common.typed import FULL, SLIDING, assemble_types, layer_types, typed_model
 from memsim.models.llama import (
     activation,
     attention_parameters,
@@ -23,7 +24,6 @@ from memsim.models.llama import (
     norm_parameters,
     self_attention,
 )
-from memsim.models.typed import FULL, SLIDING, assemble_types, layer_types, typed_model
 
 
 @module_call

@@ -10,14 +10,14 @@ from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models.assemble import HOLD_POSITIONS_FIRST, assemble
-from memsim.models.attention import attend
-from memsim.models.causal_lm import Parts
-from memsim.models.config import DecoderConfig, decoder_config, probability
+from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
+from memsim.models.common.attention import attend
+from memsim.models.common.causal_lm import Parts
+from memsim.models.common.config import DecoderConfig, decoder_config, probability
+from memsim.models.common.rotary import apply_rotary_pos_emb, part
 from memsim.models.glm import rotary_dim
 from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
 from memsim.models.llama import check_supported, linear_parameters, mlp, mlp_parameters
-from memsim.models.rotary import apply_rotary_pos_emb, part
 
 
 def has_bias(config: DecoderConfig) -> bool:

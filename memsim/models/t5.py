@@ -12,9 +12,9 @@ from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings, Tower
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
-from memsim.models.causal_lm import cross_entropy, eager_mask
-from memsim.models.config import integer, probability
-from memsim.models.encoder import activation_of, bidirectional_mask
+from memsim.models.common.causal_lm import cross_entropy, eager_mask
+from memsim.models.common.config import integer, probability
+from memsim.models.common.encoder import activation_of, bidirectional_mask
 from memsim.models.gpt2 import dropout
 from memsim.models.t5_layers import BIAS, CROSS_BIAS, ENCODED, ENCODED_MASK, T5, block, layer_norm, layer_parameters
 

@@ -14,10 +14,10 @@ from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models.assemble import layer_inputs
-from memsim.models.causal_lm import cross_entropy
-from memsim.models.config import integer, probability
-from memsim.models.encoder import act, activation_of, attend, classes_of, linear_parameters
+from memsim.models.common.assemble import layer_inputs
+from memsim.models.common.causal_lm import cross_entropy
+from memsim.models.common.config import integer, probability
+from memsim.models.common.encoder import act, activation_of, attend, classes_of, linear_parameters
 from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
 
 NAMES = ("hidden_states",)

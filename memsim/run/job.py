@@ -237,7 +237,7 @@ class Run(Part):
     precision: Literal["bf16", "amp-bf16", "amp-fp16", "fp32", "tf32", "fp16"] = "bf16"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     checkpointing: Annotated[str | dict[str, Any], BeforeValidator(read_strategy)] = "none"  # (passes/checkpoint.py)
-    # of tokens to experts, where there are any (models/moe.py)
+    # of tokens to experts, where there are any (models/common/moe.py)
     routing: Annotated[str | dict[str, float], BeforeValidator(_routing)] = "balanced"
     optimizer: Annotated[str, BeforeValidator(optimizer_name)] = "adamw"  # memsim/run/optimizer_names.py
     # an optimizer for each parameter, stepped once its gradient is there

@@ -8,7 +8,7 @@ import pytest
 
 from memsim.errors import InputError, Unsupported
 from memsim.framework.model import Model, Settings
-from memsim.models.attention import chosen
+from memsim.models.common.attention import chosen
 from memsim.run.job import Run
 from memsim.simulation import model_of, simulate
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 from memsim.errors import InputError, Unsupported
-from memsim.models.flash_attention import HALF
+from memsim.models.common.flash_attention import HALF
 from memsim.run.job import Run
 from memsim.simulation import model_of, simulate
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from memsim.errors import InputError, Unsupported
-from memsim.models.moe import hit
+from memsim.models.common.moe import hit
 from memsim.run.job import Run
 from memsim.simulation import model_of, simulate
 

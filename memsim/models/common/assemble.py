@@ -8,10 +8,10 @@ from dataclasses import replace
 from memsim.framework.builder import Builder, Tensor
 from memsim.framework.model import Model, Parameter, Settings
 from memsim.graph.layer_graph import LayerGraph, Operator
-from memsim.models.causal_lm import Parts, causal_lm
-from memsim.models.config import DecoderConfig
-from memsim.models.layers import Layer
-from memsim.models.tied_head import head_parameters
+from memsim.models.common.causal_lm import Parts, causal_lm
+from memsim.models.common.config import DecoderConfig
+from memsim.models.common.layers import Layer
+from memsim.models.common.tied_head import head_parameters
 
 INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")
 # Keyword arguments of a decoder layer in the order of the call, as torch.utils.checkpoint lets go of them; a tuple goes

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Parameter, Settings
-from memsim.models.attention import attend
-from memsim.models.causal_lm import rms_norm
-from memsim.models.config import DecoderConfig, integer
+from memsim.models.common.attention import attend
+from memsim.models.common.causal_lm import rms_norm
+from memsim.models.common.config import DecoderConfig, integer
+from memsim.models.common.rotary import apply_rotary_pos_emb
 from memsim.models.llama import linear_parameters
-from memsim.models.rotary import apply_rotary_pos_emb
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Parameter, Settings
-from memsim.models.causal_lm import causal_lm_loss
+from memsim.models.common.causal_lm import causal_lm_loss
 
 
 @module_call

@@ -7,9 +7,9 @@ from __future__ import annotations
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor
 from memsim.framework.model import Settings
-from memsim.models.config import DecoderConfig
-from memsim.models.flash_attention import flash_attention_forward
-from memsim.models.math_attention import math_attention
+from memsim.models.common.config import DecoderConfig
+from memsim.models.common.flash_attention import flash_attention_forward
+from memsim.models.common.math_attention import math_attention
 
 
 def attention(

@@ -10,8 +10,8 @@ from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Parameter, Settings
-from memsim.models.attention import sdpa
-from memsim.models.flash_attention import flash_attention_forward
+from memsim.models.common.attention import sdpa
+from memsim.models.common.flash_attention import flash_attention_forward
 from memsim.models.gpt2 import ACTIVATIONS, dropout, new_gelu
 
 

@@ -10,7 +10,7 @@ from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Settings
-from memsim.models.config import DecoderConfig
+from memsim.models.common.config import DecoderConfig
 
 
 def rope_type(config: DecoderConfig) -> str:

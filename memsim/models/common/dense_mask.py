@@ -9,7 +9,7 @@ from __future__ import annotations
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor
 from memsim.framework.model import Settings
-from memsim.models.config import DecoderConfig
+from memsim.models.common.config import DecoderConfig
 
 
 def dense_mask(b: Builder, config: DecoderConfig, settings: Settings, dtype: str) -> Tensor | None:

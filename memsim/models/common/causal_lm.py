@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Parameter, Settings
-from memsim.models.config import DecoderConfig
-from memsim.models.dense_mask import dense_mask
-from memsim.models.dynamic_rope import update
+from memsim.models.common.config import DecoderConfig
+from memsim.models.common.dense_mask import dense_mask
+from memsim.models.common.dynamic_rope import update
 from memsim.tape import SET_ORDER
 
 # input_ids [B, S] → last_hidden_state [B, S, H]

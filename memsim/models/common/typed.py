@@ -11,10 +11,10 @@ from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter, Settings
-from memsim.models.assemble import assemble_kinds
-from memsim.models.causal_lm import Parts, causal_mask, embed_tokens, rotary_embedding
-from memsim.models.config import DecoderConfig
-from memsim.models.layers import Layer
+from memsim.models.common.assemble import assemble_kinds
+from memsim.models.common.causal_lm import Parts, causal_mask, embed_tokens, rotary_embedding
+from memsim.models.common.config import DecoderConfig
+from memsim.models.common.layers import Layer
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 PREFIX = {SLIDING: "sliding_", FULL: ""}  # of the names of the tables of a type

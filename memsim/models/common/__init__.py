@@ -1,0 +1,1 @@
+"""What families share: attention, masks, norms, losses, rotary embeddings, experts, and how a model is put together."""
