@@ -37,8 +37,8 @@ from memsim.passes.packed import Packed
 from memsim.run.checkpointing import in_words, names_of
 from memsim.run.optimizer_names import OPTIMIZERS
 from memsim.schedule import record
-from memsim.schedule.bitsandbytes import lacks_kernel, paged_state
-from memsim.schedule.optimizers import Optimizer
+from memsim.schedule.optimizers.bitsandbytes import lacks_kernel, paged_state
+from memsim.schedule.optimizers.torch_optim import Optimizer
 from memsim.schedule.training import Plan
 from memsim.stacks.known import STACKS, Software
 from memsim.tape import Tape

@@ -18,7 +18,7 @@ from memsim.graph.layer_graph import Operator
 from memsim.machine.storages import BACKWARD, COPIED, RECOMPUTED, Machine
 from memsim.operators import KINDS
 from memsim.operators.base import Work
-from memsim.schedule import muon
+from memsim.schedule.optimizers import muon
 from memsim.tape import SECONDS
 
 Columns = NDArray[np.float64]

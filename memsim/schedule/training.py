@@ -22,13 +22,13 @@ from memsim.operators.linear8bit import quantize_rows
 from memsim.operators.packed4bit import packed_sizes
 from memsim.passes.dora import MAGNITUDE
 from memsim.passes.modules_to_save import COPY
-from memsim.schedule.autograd import Autograd, Leaf, Reentrant
-from memsim.schedule.dora import placed
-from memsim.schedule.endings import at_end, casts_of_leaves, end_of_leaves, leaves_made
+from memsim.schedule.autograd.endings import at_end, casts_of_leaves, end_of_leaves, leaves_made
+from memsim.schedule.autograd.engine import Autograd, Leaf, Reentrant
+from memsim.schedule.autograd.nodes import Nodes, holds_tensors
+from memsim.schedule.autograd.regions import Frame, Instance, core_region, open_region
 from memsim.schedule.grad_scaler import GradScaler
-from memsim.schedule.nodes import Nodes, holds_tensors
-from memsim.schedule.optimizers import FUSED, Optimizer
-from memsim.schedule.regions import Frame, Instance, core_region, open_region
+from memsim.schedule.magnitudes import placed
+from memsim.schedule.optimizers.torch_optim import FUSED, Optimizer
 from memsim.tape import AUTOCAST_CACHE, Category
 
 # of a layer, where the graph does not name them

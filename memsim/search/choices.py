@@ -14,7 +14,7 @@ from memsim.graph.layer_graph import LayerGraph, Operator
 from memsim.operators import KINDS
 from memsim.passes.checkpoint import SAVED, operators_of
 from memsim.run.checkpointing import Strategy
-from memsim.schedule.regions import results_kept
+from memsim.schedule.autograd.regions import results_kept
 
 # The residual stream, which an addition makes, may be what the next layer keeps as well; then what two layers hold
 # would not add up.

@@ -8,7 +8,7 @@ import pytest
 from memsim import Run
 from memsim.errors import InputError, Unsupported
 from memsim.schedule import alike_layers, record
-from memsim.schedule.optimizers import Optimizer
+from memsim.schedule.optimizers.torch_optim import Optimizer
 from memsim.schedule.tile import repeats_of
 from memsim.schedule.training import Plan
 from memsim.simulation import model_of, simulate, stack_of

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from memsim import Run, simulate
 from memsim.errors import InputError, Unsupported
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
-from memsim.schedule.nodes import MOST, Nodes
+from memsim.schedule.autograd.nodes import MOST, Nodes
 from memsim.simulation import model_of
 
 MODEL = {

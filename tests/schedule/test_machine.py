@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from memsim.machine.kernels import stack_for
 from memsim.machine.storages import Machine
 from memsim.run.job import Run
-from memsim.schedule.optimizers import Optimizer
+from memsim.schedule.optimizers.torch_optim import Optimizer
 from memsim.schedule.training import Plan, Training
 from memsim.simulation import model_of
 from memsim.tape import Action, Category

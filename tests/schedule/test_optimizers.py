@@ -15,9 +15,9 @@ from memsim.machine.kernels import stack_for
 from memsim.machine.storages import Grad, Machine
 from memsim.run.job import Run
 from memsim.run.optimizer_names import ALIASES, OPTIMIZERS
-from memsim.schedule.autograd import Leaf
-from memsim.schedule.foreach import by_dtype
-from memsim.schedule.optimizers import Optimizer, state_bytes
+from memsim.schedule.autograd.engine import Leaf
+from memsim.schedule.optimizers.foreach import by_dtype
+from memsim.schedule.optimizers.torch_optim import Optimizer, state_bytes
 from memsim.simulation import simulate
 from memsim.tape import Action, Category
 

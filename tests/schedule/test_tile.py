@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from memsim.run.job import Run
 from memsim.schedule import alike_layers, record
-from memsim.schedule.optimizers import Optimizer
+from memsim.schedule.optimizers.torch_optim import Optimizer
 from memsim.schedule.tile import repeats_of
 from memsim.schedule.training import Plan
 from memsim.simulation import model_of, stack_of

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from memsim.framework.model import Model
 from memsim.graph.layer_graph import LayerGraph, TensorSpec
-from memsim.schedule.nodes import NESTED, PYTHON_FUNCTIONS, Nodes
+from memsim.schedule.autograd.nodes import NESTED, PYTHON_FUNCTIONS, Nodes
 
 ARGUMENTS = 3  # what nests further in the arguments by name of a reentrant checkpoint: a dict, a tuple, a tensor
 

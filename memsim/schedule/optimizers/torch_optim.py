@@ -11,9 +11,9 @@ from functools import reduce
 from memsim.framework.model import Parameter
 from memsim.graph.dtypes import ITEMSIZE, promote
 from memsim.machine.storages import NO_LAYER, Machine
-from memsim.schedule import adafactor, foreach, muon
-from memsim.schedule.bitsandbytes import BUFFERS, CODE_BOOK
-from memsim.schedule.foreach import Rows, by_dtype
+from memsim.schedule.optimizers import adafactor, foreach, muon
+from memsim.schedule.optimizers.bitsandbytes import BUFFERS, CODE_BOOK
+from memsim.schedule.optimizers.foreach import Rows, by_dtype
 from memsim.tape import Category
 
 STATE = int(Category.OPTIMIZER_STATE)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from memsim.framework.model import Parameter
 from memsim.machine.storages import Machine
-from memsim.schedule.autograd import Leaf
+from memsim.schedule.autograd.engine import Leaf
 from memsim.tape import Category
 
 Row = tuple[int, Parameter, Leaf]  # layer, parameter, its gradient

@@ -11,7 +11,7 @@ from memsim.framework.model import Parameter
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import contiguous
 from memsim.machine.storages import NO_LAYER, Machine
-from memsim.schedule.foreach import Row, Rows
+from memsim.schedule.optimizers.foreach import Row, Rows
 from memsim.tape import Category
 
 SCRATCH = int(Category.SCRATCH)

@@ -15,7 +15,7 @@ from memsim.framework.model import Checkpoint
 from memsim.graph.layer_graph import LayerGraph, Operator
 from memsim.machine.storages import RECOMPUTED, Machine
 from memsim.operators import KINDS
-from memsim.schedule.nodes import Nodes, holds_tensors
+from memsim.schedule.autograd.nodes import Nodes, holds_tensors
 from memsim.tape import AUTOCAST_CACHE, Category
 
 

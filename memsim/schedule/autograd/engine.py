@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec, contiguous, is_laid_out
 from memsim.machine.storages import BACKWARD, FORWARD, NO_LAYER, RECOMPUTED, Grad, Machine
 from memsim.operators import KINDS
-from memsim.schedule.nodes import Nodes, holds_tensors
-from memsim.schedule.offload import from_host, laid_out, saved_for_nothing, saved_tensors, to_host
-from memsim.schedule.regions import Frame, Instance, recompute, results_kept
+from memsim.schedule.autograd.nodes import Nodes, holds_tensors
+from memsim.schedule.autograd.offload import from_host, laid_out, saved_for_nothing, saved_tensors, to_host
+from memsim.schedule.autograd.regions import Frame, Instance, recompute, results_kept
 from memsim.tape import AUTOCAST_CACHE, Category
 
 

@@ -1,0 +1,1 @@
+"""Optimizers: their state, their temporaries, the order of both."""
