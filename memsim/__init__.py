@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from memsim.comparison import Comparison as Comparison, compare as compare
     from memsim.replayed import replay as replay
     from memsim.run.job import Run as Run
     from memsim.simulation import simulate as simulate
-    from memsim.timeline import Timeline as Timeline
+    from memsim.timeline.comparison import Comparison as Comparison, compare as compare
+    from memsim.timeline.curves import Timeline as Timeline
     from memsim.traces.load import load_trace as load_trace
 
 _HOMES = {

@@ -18,7 +18,7 @@ from memsim.errors import InputError, Unreachable
 
 if TYPE_CHECKING:
     from memsim.run.job import Run
-    from memsim.timeline import Timeline
+    from memsim.timeline.curves import Timeline
 
 DONE, NO, WRONG = 0, 1, 2
 # click's; newer typer carries its own click and names it nowhere public

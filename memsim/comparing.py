@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from memsim import console, tables
-from memsim.comparison import Comparison, compare
 from memsim.errors import InputError
 from memsim.run import yamlfile
 from memsim.run.job import Run
-from memsim.timeline import Timeline
+from memsim.timeline.comparison import Comparison, compare
+from memsim.timeline.curves import Timeline
 from memsim.words import duration, gib, percent
 
 MOST = 64  # combinations that are simulated without asking

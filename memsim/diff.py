@@ -10,7 +10,7 @@ from rich.text import Text
 from memsim import events as ev, tables
 from memsim.events import EventSequence
 from memsim.tape import SET_ORDER
-from memsim.timeline import Timeline
+from memsim.timeline.curves import Timeline
 from memsim.traces.recorder import Recording
 from memsim.words import size
 

@@ -9,7 +9,7 @@ from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, duration, gib, perce
 
 if TYPE_CHECKING:
     from memsim.tape import Tape
-    from memsim.timeline import Timeline
+    from memsim.timeline.curves import Timeline
 
 
 def headline(timeline: Timeline) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from memsim.allocator import Answer, Settings, allocate
 from memsim.errors import InputError
 from memsim.tape import Action, Tape
-from memsim.timeline import About, Timeline
+from memsim.timeline.curves import About, Timeline
 from memsim.traces.trace import Trace
 from memsim.units import bytes_of
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from memsim import console, whatif
 from memsim.errors import InputError
 from memsim.replayed import Agreement, check, replay
-from memsim.timeline import Timeline
+from memsim.timeline.curves import Timeline
 from memsim.traces.load import load_trace
 from memsim.traces.trace import Trace
 

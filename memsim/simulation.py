@@ -42,7 +42,7 @@ from memsim.schedule.optimizers.torch_optim import Optimizer
 from memsim.schedule.training import Plan
 from memsim.stacks.known import STACKS, Software
 from memsim.tape import Tape
-from memsim.timeline import About, Timeline
+from memsim.timeline.curves import About, Timeline
 from memsim.words import duration
 
 if TYPE_CHECKING:

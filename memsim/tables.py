@@ -11,7 +11,7 @@ from rich.text import Text
 
 from memsim.catalog import Device
 from memsim.stacks.known import GOLDEN, Software, differences
-from memsim.timeline import Timeline
+from memsim.timeline.curves import Timeline
 from memsim.words import gib
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from memsim import diff, tables
 from memsim.errors import InputError, Unsupported
 from memsim.stacks.known import GOLDEN, SAME, STACKS, stack_of_versions
-from memsim.timeline import Timeline
+from memsim.timeline.curves import Timeline
 from memsim.traces import recorder
 from memsim.words import gib
 

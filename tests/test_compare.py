@@ -10,8 +10,8 @@ import pytest
 
 import memsim
 from memsim.cli import main
-from memsim.comparison import Comparison
 from memsim.run.job import Run
+from memsim.timeline.comparison import Comparison
 
 TINY = """\
 model: {

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from memsim import diff
 from memsim.allocator import allocate
-from memsim.timeline import Timeline
+from memsim.timeline.curves import Timeline
 from memsim.traces.recorder import ACTIONS, Recording, to_tape
 
 EVENTS = [

@@ -13,9 +13,9 @@ from made import MIB, Writer, random_tape, training
 
 from memsim.allocator import allocate
 from memsim.allocator.answer import Answer, DriverAction
-from memsim.steps import spans
 from memsim.tape import Category, Tape
-from memsim.timeline import About, Timeline
+from memsim.timeline.curves import About, Timeline
+from memsim.timeline.steps import spans
 from memsim.traces import recorder
 
 GIB = 2**30

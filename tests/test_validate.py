@@ -11,7 +11,7 @@ import pytest
 
 from memsim import validate
 from memsim.errors import InputError, Unsupported
-from memsim.timeline import Timeline
+from memsim.timeline.curves import Timeline
 
 
 def step(number: int, requested: int, allocated: int, reserved: int, **more: int) -> dict[str, int]:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memsim.comparison import Case, Comparison
 from memsim.errors import InputError
 from memsim.report.figures import STACK, axes, config, slug
 from memsim.report.pack import pack
 from memsim.report.page import ASSETS, plotly, render
 from memsim.report.parts import commanded
-from memsim.timeline import Timeline
+from memsim.timeline.comparison import Case, Comparison
+from memsim.timeline.curves import Timeline
 from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, duration, gib, percent, version
 
 MOST_DRAWN = 8  # timelines that are drawn at once, until someone asks for more

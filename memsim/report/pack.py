@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from memsim.allocator.answer import DriverAction
 from memsim.tape import SECONDS
-from memsim.timeline import Timeline
+from memsim.timeline.curves import Timeline
 
 LEVEL = 6  # of zlib: a higher one saves little and takes much longer
 UNKNOWN = 2

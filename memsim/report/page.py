@@ -18,7 +18,7 @@ from memsim.report import parts
 from memsim.report.figures import COLOURS, EXTRA, FONT, INK, STACK, config, figures, slug
 from memsim.report.pack import columns, pack
 from memsim.tape import Category
-from memsim.timeline import Timeline
+from memsim.timeline.curves import Timeline
 from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, version
 
 ASSETS = files("memsim.report") / "assets"

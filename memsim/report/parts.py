@@ -8,9 +8,9 @@ from itertools import groupby
 from memsim.headline import out_of_memory_message, sentences
 from memsim.report.figures import STACK, slug
 from memsim.report.hints import hints
-from memsim.steps import Step
 from memsim.tape import Category
-from memsim.timeline import Timeline
+from memsim.timeline.curves import Timeline
+from memsim.timeline.steps import Step
 from memsim.words import CATEGORY_NAMES, GIB, UNSPLIT, capacity, duration, gib, percent, share, size
 
 COLUMNS = (  # of the table of steps: field, heading, whether a phone has no room for it

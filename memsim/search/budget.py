@@ -24,7 +24,7 @@ from memsim.run.checkpointing import Strategy, in_words
 from memsim.run.job import Run
 from memsim.search.choices import Choice, choice, choices
 from memsim.simulation import model_of, rates_of, simulate
-from memsim.timeline import Timeline
+from memsim.timeline.curves import Timeline
 from memsim.units import read_bytes
 from memsim.words import CATEGORY_NAMES, duration, gib
 

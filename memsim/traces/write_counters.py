@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from memsim.files import beside
-from memsim.timeline import Timeline
+from memsim.timeline.curves import Timeline
 
 COUNTERS = ("requested", "allocated", "active", "reserved")
 

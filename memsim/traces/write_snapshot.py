@@ -13,11 +13,11 @@ import numpy as np
 
 from memsim.allocator import DriverAction, Settings
 from memsim.allocator.rules import GOLDEN
-from memsim.blockmap import block_map
 from memsim.files import beside
-from memsim.lifetimes import Lifetimes, lifetimes
 from memsim.tape import Action
-from memsim.timeline import Timeline
+from memsim.timeline.blockmap import block_map
+from memsim.timeline.curves import Timeline
+from memsim.timeline.lifetimes import Lifetimes, lifetimes
 
 DRIVER = {
     DriverAction.SEGMENT_ALLOC: "segment_alloc",

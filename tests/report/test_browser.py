@@ -11,7 +11,7 @@ from made import training
 
 from memsim.allocator import allocate
 from memsim.report.figures import slug
-from memsim.timeline import About, Timeline
+from memsim.timeline.curves import About, Timeline
 
 pytestmark = pytest.mark.browser
 MIB = 2**20

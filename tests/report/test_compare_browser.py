@@ -10,8 +10,8 @@ from browser import Browser, start
 from made import training
 
 from memsim.allocator import allocate
-from memsim.comparison import Comparison, compare
 from memsim.run.job import Run
+from memsim.timeline.comparison import Comparison, compare
 
 pytestmark = pytest.mark.browser
 MODEL = {
@@ -115,7 +115,7 @@ def test_labels_are_text(page: Browser) -> None:
 
 
 def test_recordings_without_time_have_no_chart_against_time(browser: Browser, tmp_path: Path) -> None:
-    from memsim.timeline import About, Timeline
+    from memsim.timeline.curves import About, Timeline
 
     tape = training(steps=2, layers=4)
     made = compare([Timeline(tape, allocate(tape), About(name="toy"))] * 2)

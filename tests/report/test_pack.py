@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from memsim.allocator import allocate
 from memsim.report.pack import ALLOC, NOTHING, columns, pack
 from memsim.tape import Tape
-from memsim.timeline import Timeline
+from memsim.timeline.curves import Timeline
 
 
 def unpack(text: str) -> dict[str, NDArray[np.generic]]:

@@ -18,7 +18,7 @@ from memsim.report.figures import COLOURS, STACK
 from memsim.report.hints import hints
 from memsim.report.page import plotly, report_html, write_html
 from memsim.tape import Category, Tape
-from memsim.timeline import About, Timeline
+from memsim.timeline.curves import About, Timeline
 from memsim.traces import recorder
 from memsim.words import UNSPLIT
 

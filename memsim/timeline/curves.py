@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.allocator.answer import Answer
-from memsim.blockmap import BlockMap, Fragmentation, block_map, fragmentation
 from memsim.cost.roofline import Rates, StepTime
 from memsim.headline import headline, out_of_memory_message
-from memsim.lifetimes import Lifetimes, curves, lifetimes
-from memsim.moment import Moment, moment
-from memsim.steps import Span, Step, spans, step_time, steps
 from memsim.tape import SECONDS, Action, Category, Tape
+from memsim.timeline.blockmap import BlockMap, Fragmentation, block_map, fragmentation
+from memsim.timeline.lifetimes import Lifetimes, curves, lifetimes
+from memsim.timeline.moment import Moment, moment
+from memsim.timeline.steps import Span, Step, spans, step_time, steps
 from memsim.words import version
 
 if TYPE_CHECKING:

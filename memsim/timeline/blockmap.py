@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.allocator.answer import Answer, DriverAction
-from memsim.lifetimes import Lifetimes
+from memsim.timeline.lifetimes import Lifetimes
 
 
 @dataclass(frozen=True, eq=False)

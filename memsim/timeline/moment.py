@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from memsim.allocator.answer import Answer
-from memsim.lifetimes import Lifetimes
 from memsim.tape import Category, Tape
+from memsim.timeline.lifetimes import Lifetimes
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memsim.timeline import Timeline
+from memsim.timeline.curves import Timeline
 from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, duration, gib, percent
 
 if TYPE_CHECKING:
