@@ -245,7 +245,7 @@ def graph(
     """Draw the layer graph of a run's decoder layer, with the bytes of each operator."""
     console.writable(output)
     loaded = _load(run, settings)
-    from memsim.report.graph_page import write_graph_html
+    from memsim.report.graph.graph_page import write_graph_html
 
     with _naming(loaded), console.written(output) as path:
         write_graph_html(loaded, path)

@@ -13,9 +13,9 @@ from typing import Any
 
 from memsim.errors import InputError
 from memsim.files import beside
-from memsim.headline import missing, place
 from memsim.report import parts
 from memsim.report.figures import COLOURS, EXTRA, FONT, INK, STACK, config, figures, slug
+from memsim.report.headline import missing, place
 from memsim.report.pack import columns, pack
 from memsim.tape import Category
 from memsim.timeline.curves import Timeline

@@ -5,8 +5,8 @@ from __future__ import annotations
 from html import escape
 from itertools import groupby
 
-from memsim.headline import out_of_memory_message, sentences
 from memsim.report.figures import STACK, slug
+from memsim.report.headline import out_of_memory_message, sentences
 from memsim.report.hints import hints
 from memsim.tape import Category
 from memsim.timeline.curves import Timeline

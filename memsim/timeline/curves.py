@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from memsim.allocator.answer import Answer
 from memsim.cost.roofline import Rates, StepTime
-from memsim.headline import headline, out_of_memory_message
+from memsim.report.headline import headline, out_of_memory_message
 from memsim.tape import SECONDS, Action, Category, Tape
 from memsim.timeline.blockmap import BlockMap, Fragmentation, block_map, fragmentation
 from memsim.timeline.lifetimes import Lifetimes, curves, lifetimes

@@ -10,7 +10,7 @@ import pytest
 from browser import Browser, start
 
 import memsim
-from memsim.report.graph_page import write_graph_html
+from memsim.report.graph.graph_page import write_graph_html
 from memsim.run.job import Run
 
 pytestmark = pytest.mark.browser

@@ -12,9 +12,9 @@ from browser import Browser, start
 
 from memsim.errors import InputError
 from memsim.framework.model import Model
-from memsim.report.graph_facts import facts, flop_words, is_view, kept, kept_by_layers, of_all_layers
-from memsim.report.graph_layout import WIDTH, Drawing, draw
-from memsim.report.graph_page import graph_html, write_graph_html
+from memsim.report.graph.graph_facts import facts, flop_words, is_view, kept, kept_by_layers, of_all_layers
+from memsim.report.graph.graph_layout import WIDTH, Drawing, draw
+from memsim.report.graph.graph_page import graph_html, write_graph_html
 from memsim.run.job import Run
 from memsim.simulation import model_of, simulate
 from memsim.tape import Category

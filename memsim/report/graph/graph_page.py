@@ -13,7 +13,7 @@ from typing import Any
 
 from memsim.framework.model import Model
 from memsim.graph.layer_graph import LayerGraph, Operator
-from memsim.report.graph_facts import (
+from memsim.report.graph.graph_facts import (
     HIDDEN,
     Facts,
     details,
@@ -25,7 +25,7 @@ from memsim.report.graph_facts import (
     of_all_layers,
     storage_names,
 )
-from memsim.report.graph_layout import Box, Drawing, Line, draw
+from memsim.report.graph.graph_layout import Box, Drawing, Line, draw
 from memsim.report.page import ASSETS, render, write
 from memsim.run.job import Run
 from memsim.words import size, version

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memsim.graph.layer_graph import LayerGraph, Operator
-from memsim.report.graph_facts import is_view
+from memsim.report.graph.graph_facts import is_view
 
 # pixels: of a box, between two rows, around the drawing, for the names of modules
 WIDTH, GAP, MARGIN, BAND = 226, 26, 14, 30

@@ -1,0 +1,1 @@
+"""The page of `memsim graph`: a layer's operators, drawn."""
