@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from memsim.allocator import allocate
 from memsim.run.job import Run
-from memsim.simulation import tape_of_run
+from memsim.simulation.pipeline import tape_of_run
 from memsim.tape import Tape
 from memsim.traces.oplist import operations_of_tape, tape_of_operations
 

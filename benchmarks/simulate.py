@@ -14,7 +14,7 @@ from typing import Any
 
 from memsim.allocator import allocate
 from memsim.run.job import Run
-from memsim.simulation import model_of, simulate, tape_of_run
+from memsim.simulation.pipeline import model_of, simulate, tape_of_run
 
 EXAMPLE = "qwen2.5-72b-lora"
 DOES_NOT_FIT = 1  # the exit code of a Run that needs more than its device has, as this one does

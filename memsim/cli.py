@@ -336,7 +336,7 @@ def _seconds(text: str | None) -> float | None:
 def _simulate(
     run: Run, other_order: bool = False, strict: bool = False, measured_step: float | None = None
 ) -> Timeline:
-    from memsim.simulation import simulate as simulated
+    from memsim.simulation.pipeline import simulate as simulated
 
     console.say_if_cold()
     with _naming(run), warnings.catch_warnings(record=True) as caught:
@@ -348,7 +348,7 @@ def _simulate(
 
 
 def _simulate_recorded(data: Mapping[str, Any], other_order: bool = False) -> Timeline:
-    from memsim.simulation import simulate as simulated
+    from memsim.simulation.pipeline import simulate as simulated
 
     return simulated(_load(data), other_order, strict=True)
 

@@ -15,7 +15,7 @@ from memsim import console, events
 from memsim.cli import main
 from memsim.errors import InputError
 from memsim.run.job import Run
-from memsim.simulation import simulate
+from memsim.simulation.pipeline import simulate
 from memsim.traces.recorder import ACTIONS
 
 TINY = """\

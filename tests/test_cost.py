@@ -12,7 +12,7 @@ from memsim.cost.roofline import Rates
 from memsim.errors import InputError
 from memsim.operators.base import Work
 from memsim.run.job import Run
-from memsim.simulation import simulate
+from memsim.simulation.pipeline import simulate
 
 A100 = devices()["a100-80gb"]
 SMALL = {"model": "qwen2.5-0.5b", "batch": {"size": 2, "sequence": 512}, "device": "a100-80gb", "steps": 2}
@@ -53,7 +53,7 @@ def test_repeated_layers_and_steps_take_as_long_as_executed_ones() -> None:
     from memsim.schedule import record
     from memsim.schedule.optimizers.torch_optim import Optimizer
     from memsim.schedule.training import Plan
-    from memsim.simulation import model_of, rates_of, stack_of
+    from memsim.simulation.pipeline import model_of, rates_of, stack_of
 
     run = Run(model="qwen2.5-0.5b", checkpointing="full", steps=3)
     plan = Plan(3, 1, 1.0, Optimizer("adamw"), rates_of(run))

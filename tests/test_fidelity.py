@@ -8,7 +8,7 @@ import pytest
 
 from memsim.diff import compare, is_order_open, summary
 from memsim.run.job import Run
-from memsim.simulation import simulate
+from memsim.simulation.pipeline import simulate
 from memsim.traces import recorder
 from memsim.validate import check, recorded, run_of
 

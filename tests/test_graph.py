@@ -13,7 +13,7 @@ from memsim.framework.builder import Builder
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import contiguous
 from memsim.run.job import Run
-from memsim.simulation import model_of
+from memsim.simulation.pipeline import model_of
 
 RUNS = ["llama3.2-1b-full", "qwen2.5-7b-lora", "qwen3-8b-lora", "mistral-7b-lora"]
 

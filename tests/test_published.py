@@ -10,7 +10,7 @@ import pytest
 from memsim import Run, published
 from memsim.cli import main
 from memsim.errors import InputError
-from memsim.simulation import simulate
+from memsim.simulation.pipeline import simulate
 
 
 def test_an_a100_is_met(shared: Path) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from memsim.diff import compare
 from memsim.events import EventSequence
 from memsim.run.job import Run
-from memsim.simulation import simulate
+from memsim.simulation.pipeline import simulate
 from memsim.traces import recorder
 from memsim.traces.recorder import ALLOC, FREE_REQUESTED
 from memsim.validate import check, run_of

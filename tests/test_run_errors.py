@@ -9,7 +9,7 @@ import pytest
 
 from memsim.errors import InputError
 from memsim.run.job import Run
-from memsim.simulation import simulate
+from memsim.simulation.pipeline import simulate
 
 M = "qwen2.5-7b"
 LLAMA = {

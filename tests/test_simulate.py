@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from memsim.run.job import Run
-from memsim.simulation import simulate, stack_of
+from memsim.simulation.pipeline import simulate, stack_of
 
 SMALL = {
     "model_type": "llama",

@@ -8,7 +8,7 @@ import pytest
 
 from memsim.errors import InputError
 from memsim.run.job import Run
-from memsim.simulation import simulate
+from memsim.simulation.pipeline import simulate
 from memsim.stacks.known import GOLDEN, HF_4_48, HF_5_17, MEANING, STACKS, Software, differences, stack_of_versions
 
 SMALL = {

@@ -23,7 +23,7 @@ from memsim.passes.checkpoint import checkpointed
 from memsim.run.checkpointing import Strategy, in_words
 from memsim.run.job import Run
 from memsim.search.choices import Choice, choice, choices
-from memsim.simulation import model_of, rates_of, simulate
+from memsim.simulation.pipeline import model_of, rates_of, simulate
 from memsim.timeline.curves import Timeline
 from memsim.units import read_bytes
 from memsim.words import CATEGORY_NAMES, duration, gib

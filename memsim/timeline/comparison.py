@@ -232,7 +232,7 @@ def compare(
     """Simulates Runs (Timelines stay as they are) and sets them side by side. Labels are the runs' names where none are
     given.
     """
-    from memsim.simulation import simulate
+    from memsim.simulation.pipeline import simulate
 
     timelines = [item if isinstance(item, Timeline) else simulate(item) for item in runs]
     names = (

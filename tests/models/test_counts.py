@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from memsim.run.job import Run
-from memsim.simulation import model_of, simulate
+from memsim.simulation.pipeline import model_of, simulate
 from memsim.validate import run_of
 
 SHIPPED = sorted((Path(__file__).parents[2] / "traces").glob("*/*.json"))

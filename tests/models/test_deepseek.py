@@ -10,7 +10,7 @@ from memsim.errors import InputError, Unsupported
 from memsim.framework.model import Model, Settings
 from memsim.models.common.attention import chosen
 from memsim.run.job import Run
-from memsim.simulation import model_of, simulate
+from memsim.simulation.pipeline import model_of, simulate
 
 V3: dict[str, Any] = {
     "model_type": "deepseek_v3",

@@ -9,7 +9,7 @@ import pytest
 from memsim.errors import InputError, Unsupported
 from memsim.models.common.flash_attention import HALF
 from memsim.run.job import Run
-from memsim.simulation import model_of, simulate
+from memsim.simulation.pipeline import model_of, simulate
 
 SMALL = {
     "model_type": "llama",

@@ -9,7 +9,7 @@ import pytest
 from memsim.errors import InputError, Unsupported
 from memsim.models.common.moe import hit
 from memsim.run.job import Run
-from memsim.simulation import model_of, simulate
+from memsim.simulation.pipeline import model_of, simulate
 
 MIXTRAL: dict[str, Any] = {
     "model_type": "mixtral",

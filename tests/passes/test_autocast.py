@@ -7,7 +7,7 @@ from dataclasses import replace
 from memsim import Run
 from memsim.framework.rewriting import rewrite
 from memsim.graph.layer_graph import LayerGraph
-from memsim.simulation import model_of, simulate
+from memsim.simulation.pipeline import model_of, simulate
 from memsim.tape import AUTOCAST_CACHE, Action
 
 

@@ -11,7 +11,7 @@ import pytest
 from memsim import Run, simulate
 from memsim.errors import InputError
 from memsim.passes.dora import MAGNITUDE
-from memsim.simulation import model_of, tape_of_run
+from memsim.simulation.pipeline import model_of, tape_of_run
 
 MODEL = {
     "model_type": "llama",

@@ -7,7 +7,7 @@ import pytest
 from memsim import Run
 from memsim.errors import InputError
 from memsim.passes.freeze import is_match
-from memsim.simulation import model_of, simulate
+from memsim.simulation.pipeline import model_of, simulate
 
 
 @pytest.mark.parametrize(

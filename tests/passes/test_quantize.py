@@ -7,7 +7,7 @@ import pytest
 from memsim import Run
 from memsim.errors import Unsupported
 from memsim.operators.gemm4bit import is_fused
-from memsim.simulation import model_of, simulate
+from memsim.simulation.pipeline import model_of, simulate
 from memsim.tape import Action
 
 

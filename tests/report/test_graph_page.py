@@ -16,7 +16,7 @@ from memsim.report.graph.graph_facts import facts, flop_words, is_view, kept, ke
 from memsim.report.graph.graph_layout import WIDTH, Drawing, draw
 from memsim.report.graph.graph_page import graph_html, write_graph_html
 from memsim.run.job import Run
-from memsim.simulation import model_of, simulate
+from memsim.simulation.pipeline import model_of, simulate
 from memsim.tape import Category
 from memsim.words import size
 

@@ -18,7 +18,7 @@ from memsim.run.optimizer_names import ALIASES, OPTIMIZERS
 from memsim.schedule.autograd.engine import Leaf
 from memsim.schedule.optimizers.foreach import by_dtype
 from memsim.schedule.optimizers.torch_optim import Optimizer, state_bytes
-from memsim.simulation import simulate
+from memsim.simulation.pipeline import simulate
 from memsim.tape import Action, Category
 
 MODEL = {

@@ -9,7 +9,7 @@ from memsim import cli
 from memsim.errors import InputError, Unreachable
 from memsim.run.job import Run
 from memsim.search.budget import Search, find, requested_around_loss, with_strategy
-from memsim.simulation import simulate
+from memsim.simulation.pipeline import simulate
 
 MODEL = {
     "model_type": "llama",

@@ -64,7 +64,7 @@ def write_graph_html(source: Run | Model, path: str | Path) -> None:
 def graph_html(source: Run | Model) -> str:
     """The page of a Run, or of a Model, which has no name."""
     if isinstance(source, Run):
-        from memsim.simulation import model_of
+        from memsim.simulation.pipeline import model_of
 
         model, name = model_of(source), source.model_name
     else:

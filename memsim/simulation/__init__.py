@@ -1,0 +1,1 @@
+"""Run → Timeline: builds the model, records its Tape, asks the allocator."""
