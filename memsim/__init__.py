@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from memsim.replayed import replay as replay
     from memsim.run.job import Run as Run
     from memsim.simulation.pipeline import simulate as simulate
     from memsim.timeline.comparison import Comparison as Comparison, compare as compare
     from memsim.timeline.curves import Timeline as Timeline
     from memsim.traces.load import load_trace as load_trace
+    from memsim.traces.replay import replay as replay
 
 _HOMES = {
     "Comparison": "memsim.comparison",

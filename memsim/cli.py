@@ -112,7 +112,7 @@ def validate(
     ] = False,
 ) -> None:
     """Compare simulated with recorded runs. Exits with 1 where one is past the tolerance."""
-    from memsim import validate as checks
+    from memsim.validation import recorded as checks
 
     if (folder is None) == (published is None):
         raise InputError("validate: needs a folder of recorded runs, or --published FILE, and not both")
@@ -139,7 +139,7 @@ def validate(
 
 
 def _published(path: Path, as_json: bool) -> None:
-    from memsim import published
+    from memsim.validation import published
 
     rows = published.load(path)
     console.say_if_cold()
@@ -161,8 +161,8 @@ def diff(
     addresses: Annotated[bool, typer.Option("--addresses", help="Compare addresses too.")] = False,
 ) -> None:
     """Show the first event at which a simulation and a recording part. Exits with 1 where they do."""
-    from memsim import diff as differences, validate as validation
     from memsim.traces import recorder
+    from memsim.validation import diff as differences, recorded as validation
 
     recording = recorder.load(trace)  # before the simulation: a bad file should not have to wait for it
     loaded = _load(run, [*validation.settings_beside(trace), *(settings or [])])

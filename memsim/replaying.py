@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from memsim import console, whatif
+from memsim import console
 from memsim.errors import InputError
-from memsim.replayed import Agreement, check, replay
+from memsim.search import allocators as whatif
 from memsim.timeline.curves import Timeline
 from memsim.traces.load import load_trace
+from memsim.traces.replay import Agreement, check, replay
 from memsim.traces.trace import Trace
 
 SUFFIXES = (".html", ".pickle", ".json")

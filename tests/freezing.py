@@ -21,7 +21,7 @@ from memsim.graph.layer_graph import LayerGraph
 from memsim.run.job import Run
 from memsim.simulation.pipeline import model_of, tape_of_run, uncollected
 from memsim.tape import Action, Tape
-from memsim.validate import recorded, run_of
+from memsim.validation.recorded import recorded, run_of
 
 ROOT = Path(__file__).parents[1]
 FROZEN = Path(__file__).parent / "frozen"

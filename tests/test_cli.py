@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memsim import console, events
+from memsim import console
 from memsim.cli import main
 from memsim.errors import InputError
 from memsim.run.job import Run
 from memsim.simulation.pipeline import simulate
 from memsim.traces.recorder import ACTIONS
+from memsim.validation import sequences as events
 
 TINY = """\
 model: {

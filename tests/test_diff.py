@@ -7,10 +7,10 @@ import io
 import numpy as np
 from rich.console import Console
 
-from memsim import diff
 from memsim.allocator import allocate
 from memsim.timeline.curves import Timeline
 from memsim.traces.recorder import ACTIONS, Recording, to_tape
+from memsim.validation import diff
 
 EVENTS = [
     ("segment_alloc", 0x700000000000, 2 << 20),

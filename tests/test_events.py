@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from memsim import events as ev
 from memsim.allocator import allocate
 from memsim.errors import InputError
 from memsim.tape import Action, Category, Tape
 from memsim.traces import recorder
 from memsim.traces.recorder import ACTIONS, Recording
+from memsim.validation import sequences as ev
 
 EXACT = ["qwen2.5-0.5b-full", "qwen2.5-0.5b-full-oom", "qwen2.5-0.5b-full-tight", "llama3.2-1b-full-eager"]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from memsim.diff import compare, is_order_open, summary
 from memsim.run.job import Run
 from memsim.simulation.pipeline import simulate
 from memsim.traces import recorder
-from memsim.validate import check, recorded, run_of
+from memsim.validation.diff import compare, is_order_open, summary
+from memsim.validation.recorded import check, recorded, run_of
 
 TRACES = Path(__file__).parents[1] / "traces"
 SHIPPED = sorted(TRACES.glob("*/*.json"))

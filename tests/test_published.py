@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from memsim import Run, published
+from memsim import Run
 from memsim.cli import main
 from memsim.errors import InputError
 from memsim.simulation.pipeline import simulate
+from memsim.validation import published
 
 
 def test_an_a100_is_met(shared: Path) -> None:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from memsim.diff import compare
-from memsim.events import EventSequence
 from memsim.run.job import Run
 from memsim.simulation.pipeline import simulate
 from memsim.traces import recorder
 from memsim.traces.recorder import ALLOC, FREE_REQUESTED
-from memsim.validate import check, run_of
+from memsim.validation.diff import compare
+from memsim.validation.recorded import check, run_of
+from memsim.validation.sequences import EventSequence
 
 FOLDER = Path(__file__).parents[1] / "traces" / "h200"
 # of families that the stack is not held to: real and virtual GPU alone are compared

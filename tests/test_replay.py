@@ -11,8 +11,8 @@ import pytest
 import memsim
 from memsim.cli import main
 from memsim.errors import InputError
-from memsim.replayed import check, replay
 from memsim.traces.load import load_trace
+from memsim.traces.replay import check, replay
 from memsim.traces.write_snapshot import write_snapshot
 
 MIB = 1 << 20

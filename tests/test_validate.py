@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from memsim import validate
 from memsim.errors import InputError, Unsupported
 from memsim.timeline.curves import Timeline
+from memsim.validation import recorded as validate
 
 
 def step(number: int, requested: int, allocated: int, reserved: int, **more: int) -> dict[str, int]:

@@ -9,7 +9,7 @@ import pytest
 
 from memsim.run.job import Run
 from memsim.simulation.pipeline import model_of, simulate
-from memsim.validate import run_of
+from memsim.validation.recorded import run_of
 
 SHIPPED = sorted((Path(__file__).parents[2] / "traces").glob("*/*.json"))
 

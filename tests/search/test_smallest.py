@@ -12,9 +12,9 @@ from oplists import Script
 
 from memsim.allocator import Settings, allocate
 from memsim.cli import main
+from memsim.search.allocators import least_memory
 from memsim.search.smallest import MIB, smallest
 from memsim.traces.load import load_trace
-from memsim.whatif import least_memory
 
 
 @given(limit=st.integers(1, 10**6))

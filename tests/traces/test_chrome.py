@@ -10,8 +10,8 @@ import pytest
 
 from memsim.cli import main
 from memsim.errors import InputError
-from memsim.replayed import replay
 from memsim.traces.load import load_trace
+from memsim.traces.replay import replay
 
 MIB = 1 << 20
 

@@ -17,11 +17,11 @@ from oplists import MIB, Script, operation_lists
 
 from memsim import Run, simulate
 from memsim.errors import InputError
-from memsim.replayed import check, replay
 from memsim.tape import Action
 from memsim.traces.load import load_trace
 from memsim.traces.oplist import tape_of_operations
 from memsim.traces.pickles import load_plain
+from memsim.traces.replay import check, replay
 from memsim.traces.write_snapshot import snapshot
 
 ORACLE = Path.home() / ".cache" / "memsim-oracle" / "venv"

@@ -21,8 +21,8 @@ from rich.text import Text
 
 from memsim import tables
 from memsim.errors import InputError, Unsupported
-from memsim.published_sources import SOURCES, Source
 from memsim.timeline.curves import Timeline
+from memsim.validation.sources import SOURCES, Source
 
 METRICS = (  # how a metric begins or what it holds, and what it is of a Timeline
     ("max_memory_allocated", "peak_allocated"),

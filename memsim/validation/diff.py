@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from rich.console import Group
 from rich.text import Text
 
-from memsim import events as ev, tables
-from memsim.events import EventSequence
+from memsim import tables
 from memsim.tape import SET_ORDER
 from memsim.timeline.curves import Timeline
 from memsim.traces.recorder import Recording
+from memsim.validation import sequences as ev
+from memsim.validation.sequences import EventSequence
 from memsim.words import size
 
 

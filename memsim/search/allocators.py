@@ -10,8 +10,8 @@ from rich.text import Text
 from memsim import tables
 from memsim.allocator import Settings, allocate
 from memsim.errors import InputError
-from memsim.replayed import ONLY_TOTALS, UNLIMITED, replay
 from memsim.search.smallest import MIB, smallest
+from memsim.traces.replay import ONLY_TOTALS, UNLIMITED, replay
 from memsim.traces.trace import Trace
 from memsim.units import bytes_of
 

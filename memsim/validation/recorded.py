@@ -12,11 +12,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from memsim import diff, tables
+from memsim import tables
 from memsim.errors import InputError, Unsupported
 from memsim.stacks.known import GOLDEN, SAME, STACKS, stack_of_versions
 from memsim.timeline.curves import Timeline
 from memsim.traces import recorder
+from memsim.validation import diff
 from memsim.words import gib
 
 METRICS = ("peak_requested", "peak_allocated", "peak_reserved")

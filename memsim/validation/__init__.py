@@ -1,0 +1,1 @@
+"""Simulations held against recordings and against published measurements."""
