@@ -11,8 +11,8 @@ the traffic between them; here they are on one.
 from __future__ import annotations
 
 from memsim import Run, simulate
-from memsim.console import out
-from memsim.tables import table
+from memsim.cli.console import out
+from memsim.cli.tables import table
 
 # parameters → hidden size, heads, micro-batch; overheads measured: full, selective (a share of forward and backward
 # without recomputation)

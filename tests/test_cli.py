@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memsim import console
-from memsim.cli import main
+from memsim.cli import console
+from memsim.cli.app import main
 from memsim.errors import InputError
 from memsim.run.job import Run
 from memsim.simulation.pipeline import simulate

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from rich.table import Table
 from rich.text import Text
 
-from memsim import tables
 from memsim.allocator import Settings, allocate
+from memsim.cli import tables
 from memsim.errors import InputError
 from memsim.search.smallest import MIB, smallest
 from memsim.traces.replay import ONLY_TOTALS, UNLIMITED, replay

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.console import Group
 from rich.text import Text
 
-from memsim import tables
+from memsim.cli import tables
 from memsim.tape import SET_ORDER
 from memsim.timeline.curves import Timeline
 from memsim.traces.recorder import Recording

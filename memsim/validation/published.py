@@ -19,7 +19,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from memsim import tables
+from memsim.cli import tables
 from memsim.errors import InputError, Unsupported
 from memsim.timeline.curves import Timeline
 from memsim.validation.sources import SOURCES, Source

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from memsim import tables
+from memsim.cli import tables
 from memsim.errors import InputError, Unsupported
 from memsim.stacks.known import GOLDEN, SAME, STACKS, stack_of_versions
 from memsim.timeline.curves import Timeline

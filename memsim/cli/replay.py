@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from memsim import console
+from memsim.cli import console
 from memsim.errors import InputError
 from memsim.search import allocators as whatif
 from memsim.timeline.curves import Timeline

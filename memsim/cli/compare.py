@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from memsim import console, tables
+from memsim.cli import console, tables
 from memsim.errors import InputError
 from memsim.run import yamlfile
 from memsim.run.job import Run

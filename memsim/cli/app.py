@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memsim import console
+from memsim.cli import console
 from memsim.errors import InputError, Unreachable
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def simulate(
     if measured is not None and timeline.about.rates is not None:
         console.note(f"memsim: calibrated: {timeline.about.rates.efficiency.as_settings()}")
     if output is not None:
-        from memsim import replaying
+        from memsim.cli import replay as replaying
 
         with console.written(output) as path:
             replaying.write(timeline, path, output.suffix)
@@ -79,7 +79,7 @@ def simulate(
     if as_json:
         _print_json(timeline.to_json())
     else:
-        from memsim import tables
+        from memsim.cli import tables
 
         screen = console.out()
         screen.print(timeline.headline(), markup=False, soft_wrap=not screen.is_terminal)
@@ -206,7 +206,7 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Replay recorded traces under the same or other settings."""
-    from memsim import replaying
+    from memsim.cli import replay as replaying
 
     code = replaying.run(traces, allocators, device_memory, torch, output, check, smallest, as_json)
     if code:
@@ -229,7 +229,7 @@ def compare(
     yes: Annotated[bool, typer.Option("--yes", help="Simulate more than 64 combinations.")] = False,
 ) -> None:
     """Simulate several runs side by side: memory against time. Exits with 1 where none fits."""
-    from memsim import comparing
+    from memsim.cli import compare as comparing
 
     code = comparing.run(runs, vary or (), settings or (), output, as_json, as_csv, yes, _simulate)
     if code:
@@ -255,7 +255,8 @@ def graph(
 @app.command()
 def models(as_json: JsonOption = False) -> None:
     """List the models of the catalogue."""
-    from memsim import catalog, tables
+    from memsim import catalog
+    from memsim.cli import tables
 
     listed = catalog.models()
     if as_json:
@@ -270,7 +271,8 @@ def models(as_json: JsonOption = False) -> None:
 @app.command()
 def devices(as_json: JsonOption = False) -> None:
     """List the devices of the catalogue."""
-    from memsim import catalog, tables
+    from memsim import catalog
+    from memsim.cli import tables
 
     listed = catalog.devices()
     if as_json:
@@ -282,7 +284,7 @@ def devices(as_json: JsonOption = False) -> None:
 @app.command()
 def stacks(as_json: JsonOption = False) -> None:
     """List the stacks: versions of the framework, and how they differ."""
-    from memsim import tables
+    from memsim.cli import tables
     from memsim.stacks.known import STACKS
 
     if as_json:

@@ -1,0 +1,5 @@
+"""The command line: a module for each command, and the tables that they print."""
+
+from __future__ import annotations
+
+from memsim.cli.app import app as app, main as main
