@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import memsim
-from memsim.cli.app import main
+from memsim.cli.entry import main
 from memsim.run.job import Run
 from memsim.timeline.comparison import Comparison
 

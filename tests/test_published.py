@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from memsim import Run
-from memsim.cli.app import main
+from memsim.cli.entry import main
 from memsim.errors import InputError
 from memsim.simulation.pipeline import simulate
 from memsim.validation import published

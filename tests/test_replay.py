@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import memsim
-from memsim.cli.app import main
+from memsim.cli.entry import main
 from memsim.errors import InputError
 from memsim.traces.load import load_trace
 from memsim.traces.replay import check, replay

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from memsim import Run, simulate
-from memsim.cli.app import main
+from memsim.cli.entry import main
 from memsim.errors import InputError
 from memsim.files import beside
 from memsim.traces.write_counters import write_counters

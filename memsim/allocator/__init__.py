@@ -25,13 +25,13 @@ MOST_BYTES = 1 << 58  # more than any device has; sums stay below 2^63
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., int]:
     """The compiled allocator; numba is slow to import, and not everyone who imports memsim allocates."""
-    from memsim.allocator.compiled.caching import replay
+    from memsim.allocator.compiled import caching
     from memsim.allocator.compiled.stale import forget_stale
 
-    compiled = replay.stats.cache_path
+    compiled = caching.replay.stats.cache_path
     if compiled:
-        forget_stale(Path(compiled), Path(__file__).parent)
-    return cast(Callable[..., int], replay)
+        forget_stale(Path(compiled), Path(caching.__file__).parent)
+    return cast(Callable[..., int], caching.replay)
 
 
 def allocate(

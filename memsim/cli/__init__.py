@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from memsim.cli.app import app as app, main as main
+from memsim.cli.entry import app as app, main as main

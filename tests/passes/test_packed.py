@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from memsim import Run, Timeline, simulate
-from memsim.cli.app import app
+from memsim.cli.entry import app
 from memsim.errors import InputError, Unsupported
 from memsim.operators.packed4bit import packed_sizes
 from memsim.simulation.pipeline import model_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from memsim.cli import app as cli
+from memsim.cli import entry as cli
 from memsim.errors import InputError, Unreachable
 from memsim.run.job import Run
 from memsim.search.budget import Search, find, requested_around_loss, with_strategy

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from oplists import Script
 
 from memsim.allocator import Settings, allocate
-from memsim.cli.app import main
+from memsim.cli.entry import main
 from memsim.search.allocators import least_memory
 from memsim.search.smallest import MIB, smallest
 from memsim.traces.load import load_trace

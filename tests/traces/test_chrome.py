@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from memsim.cli.app import main
+from memsim.cli.entry import main
 from memsim.errors import InputError
 from memsim.traces.load import load_trace
 from memsim.traces.replay import replay

@@ -379,7 +379,3 @@ def _discard_stdout() -> None:
 def _wrong(line: str) -> int:
     console.note(f"memsim: {' '.join(line.split())}")
     return WRONG
-
-
-if __name__ == "__main__":
-    sys.exit(main())
