@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from memsim.errors import InputError
-from memsim.run.explain import show
+from memsim.errors import InputError, show
 
 GIB = 2**30
 UNITS = {
@@ -86,3 +85,71 @@ def read_seconds(value: str) -> float:
     if match is None or (match[2] or "s") not in _TIMES or not 0 < float(match[1]) < math.inf:
         raise ValueError(f"{show(value)} is not a time; write 1.83s, 250ms or a number of seconds")
     return float(match[1]) * _TIMES[match[2] or "s"]
+
+
+MIB = 2**20
+
+
+KIB = 2**10
+
+
+def gib(count: int, unit: bool = True) -> str:
+    """Bytes in GiB with about four digits: 139.5, 12.35, 0.412."""
+    value = count / GIB
+    digits = 1 if abs(value) >= 99.95 else 2 if abs(value) >= 0.995 else 3
+    return f"{value:.{digits}f} GiB" if unit else f"{value:.{digits}f}"
+
+
+def capacity(count: int) -> str:
+    """A device's bytes: "80 GiB", "5.90 GiB"."""
+    return f"{count // GIB} GiB" if count % GIB == 0 else gib(count)
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that fits: 139.5 GiB, 594.0 MiB, 1.5 KiB, 512 bytes."""
+    if abs(count) >= GIB:
+        return gib(count)
+    if abs(count) >= MIB:
+        return f"{count / MIB:.1f} MiB"
+    if abs(count) >= KIB:
+        return f"{count / KIB:.1f} KiB"
+    return f"{count} byte" if count == 1 else f"{count} bytes"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that fits: 12.3 s, 4.97 s, 312 ms, 45 µs."""
+    if seconds >= 9.995:
+        return f"{seconds:.1f} s"
+    if seconds >= 0.9995:
+        return f"{seconds:.2f} s"
+    return (
+        f"{1e3 * seconds:.0f} ms"
+        if seconds >= 0.00995
+        else f"{1e3 * seconds:.2f} ms"
+        if seconds >= 0.0009995
+        else f"{1e6 * seconds:.0f} µs"
+    )
+
+
+def percent(ratio: float) -> str:
+    """A ratio in percent: "46 %", "1.4 %"."""
+    return f"{100 * ratio:.0f} %" if ratio >= 0.0995 else f"{100 * ratio:.1f} %"
+
+
+def share(part: int, whole: int) -> str:
+    """A part of a whole in percent: "97 %", "1.4 %", "<0.1 %"."""
+    if whole <= 0 or part <= 0:
+        return "0 %"
+    percent = 100 * part / whole
+    return "<0.1 %" if percent < 0.1 else f"{percent:.1f} %" if percent < 9.95 else f"{percent:.0f} %"
+
+
+def torch_size(count: int) -> str:
+    """Bytes as PyTorch's allocator prints them in its messages."""
+    if count <= KIB:
+        return f"{count} bytes"
+    if count <= MIB:
+        return f"{count / KIB:.2f} KiB"
+    if count <= GIB:
+        return f"{count / MIB:.2f} MiB"
+    return f"{count / GIB:.2f} GiB"

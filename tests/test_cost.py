@@ -9,8 +9,8 @@ import memsim
 from memsim.catalog import devices
 from memsim.cost.efficiency import Efficiency
 from memsim.cost.roofline import Rates
+from memsim.cost.work import Work
 from memsim.errors import InputError
-from memsim.operators.base import Work
 from memsim.run.job import Run
 from memsim.simulation.pipeline import simulate
 

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from memsim.framework.builder import Builder
 from memsim.graph.dtypes import ITEMSIZE
-from memsim.graph.layer_graph import contiguous
+from memsim.graph.layout import contiguous
 from memsim.run.job import Run
 from memsim.simulation.pipeline import model_of
 

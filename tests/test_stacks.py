@@ -9,7 +9,8 @@ import pytest
 from memsim.errors import InputError
 from memsim.run.job import Run
 from memsim.simulation.pipeline import simulate
-from memsim.stacks.known import GOLDEN, HF_4_48, HF_5_17, MEANING, STACKS, Software, differences, stack_of_versions
+from memsim.stacks.known import GOLDEN, HF_4_48, HF_5_17, STACKS, differences, stack_of_versions
+from memsim.stacks.software import MEANING, Software
 
 SMALL = {
     "model_type": "llama",

@@ -7,7 +7,7 @@ from __future__ import annotations
 from memsim.allocator.answer import OutOfMemory
 from memsim.allocator.rules import release
 from memsim.allocator.settings import Settings
-from memsim.words import torch_size
+from memsim.units import torch_size
 
 _OLD_PAGE = "https://pytorch.org/docs/stable/notes/cuda.html#environment-variables"
 _PAGE = "https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-cuda-alloc-conf"
@@ -61,4 +61,17 @@ def _advice(oom: OutOfMemory, settings: Settings) -> str:
         "(each segment reserves ~9/8 of device memory, times the number of streams); reduce it via "
         "PYTORCH_CUDA_ALLOC_CONF expandable_segments_reserve / "
         "expandable_segments_reserve_by_class."
+    )
+
+
+def out_of_memory_message(oom: OutOfMemory | None) -> str | None:
+    """The message as PyTorch words it, up to its advice; None where there was enough."""
+    if oom is None:
+        return None
+    return (
+        f"CUDA out of memory. Tried to allocate {torch_size(oom.tried)}. GPU 0 has a total capacity of "
+        f"{torch_size(oom.device_memory)} "
+        f"of which {torch_size(oom.device_free)} is free. Of the allocated memory {torch_size(oom.allocated)} is "
+        "allocated by PyTorch, "
+        f"and {torch_size(oom.reserved - oom.allocated)} is reserved by PyTorch but unallocated."
     )

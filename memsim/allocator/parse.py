@@ -11,8 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from memsim.allocator.rules import Rules, release
-from memsim.allocator.settings import MIB, Reserve
+from memsim.allocator.rules import MIB, Reserve, Rules, release
 from memsim.errors import InputError
 
 _WORD = 1 << 64

@@ -77,3 +77,14 @@ def rules_of(torch: str) -> Rules:
         keys=frozenset(_ALWAYS.union(*(keys for since, keys in _SINCE.items() if version >= since))),
         names_unified_variable=version == (2, 10),
     )
+
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """How much address space an expandable segment reserves at most."""
+
+    value: float
+    in_gib: bool  # else a fraction of the device's memory

@@ -8,21 +8,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from memsim.allocator.rules import GOLDEN, Rules, rules_of
+from memsim.allocator.rules import GOLDEN, MIB, Reserve, Rules, rules_of
 
 if TYPE_CHECKING:
     from memsim.allocator.compiled.arena import ARRAY
 
-MIB = 1 << 20
 UNIT = 512  # bytes
-
-
-@dataclass(frozen=True)
-class Reserve:
-    """How much address space an expandable segment reserves at most."""
-
-    value: float
-    in_gib: bool  # else a fraction of the device's memory
 
 
 @dataclass(frozen=True)

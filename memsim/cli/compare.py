@@ -18,7 +18,7 @@ from memsim.run import yamlfile
 from memsim.run.job import Run
 from memsim.timeline.comparison import Comparison, compare
 from memsim.timeline.curves import Timeline
-from memsim.words import duration, gib, percent
+from memsim.units import duration, gib, percent
 
 MOST = 64  # combinations that are simulated without asking
 

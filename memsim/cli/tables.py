@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from memsim.catalog import Device
-from memsim.stacks.known import GOLDEN, Software, differences
+from memsim.stacks.known import GOLDEN, differences
+from memsim.stacks.software import Software
 from memsim.timeline.curves import Timeline
-from memsim.words import gib
+from memsim.units import gib
 
 
 def table(*columns: str, left: int = 1, title: str | None = None) -> Table:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from memsim.catalog import Device
 from memsim.cost.efficiency import Efficiency
-from memsim.operators.base import Work
+from memsim.cost.work import Work
 
 VECTOR = "fp32"  # the rate of arithmetic outside of matrix products
 

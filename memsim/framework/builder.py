@@ -16,7 +16,8 @@ from typing import ParamSpec, TypeVar
 
 from memsim.framework.autocast import FLOATING, ORDER, SETS_DTYPE, target
 from memsim.framework.composed import COMPOSED
-from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec, contiguous
+from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
+from memsim.graph.layout import contiguous
 from memsim.operators import KINDS
 from memsim.operators.base import Inferred
 

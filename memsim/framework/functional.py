@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from memsim.framework.builder import Builder, Tensor
-from memsim.framework.model import Settings
-from memsim.operators.base import view_strides
+from memsim.framework.settings import Settings
+from memsim.graph.layout import view_strides
 
 
 def to(b: Builder, x: Tensor, dtype: str) -> Tensor:

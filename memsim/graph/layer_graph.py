@@ -110,21 +110,3 @@ class LayerGraph(nx.DiGraph):  # type: ignore[misc]
         for spec in op.outputs:
             if spec.storage not in reads:
                 self.add_edge(op, spec.storage, role="write")
-
-
-def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides, in elements, of a contiguous tensor."""
-    strides = [1] * len(shape)
-    for i in range(len(shape) - 2, -1, -1):
-        strides[i] = strides[i + 1] * max(shape[i + 1], 1)
-    return tuple(strides)
-
-
-def is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Tensor.is_contiguous(): where a dimension has one element, its stride does not matter."""
-    return is_laid_out(shape, strides, contiguous(shape))
-
-
-def is_laid_out(shape: tuple[int, ...], strides: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether a tensor of these strides lies in memory as one of the others does."""
-    return all(size == 1 or have == want for size, have, want in zip(shape, strides, wanted, strict=True))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memsim.stacks.known import GOLDEN, Software
+from memsim.stacks.known import GOLDEN
+from memsim.stacks.software import Software
 
 CUBLAS_WORKSPACE = 8_519_680  # ":4096:2:16:8" before Hopper (aten/src/ATen/cuda/CublasHandlePool.cpp)
 CUBLAS_WORKSPACE_HOPPER = 32 * 2**20

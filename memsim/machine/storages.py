@@ -8,10 +8,10 @@ import math
 from dataclasses import dataclass
 
 from memsim.graph.dtypes import ITEMSIZE
-from memsim.graph.layer_graph import Operator, contiguous, is_contiguous
+from memsim.graph.layer_graph import Operator
+from memsim.graph.layout import contiguous, is_contiguous, like, view_strides
 from memsim.machine.kernels import Stack
-from memsim.operators.base import like, view_strides
-from memsim.operators.reductions import is_indexed, parts, reduction_scratch
+from memsim.machine.reductions import is_indexed, parts, reduction_scratch
 from memsim.tape import Action, Category
 
 NO_LAYER = -1

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 
 from memsim.errors import Unsupported
-from memsim.framework.model import Model, Settings
+from memsim.framework.model import Model
+from memsim.framework.settings import Settings
 from memsim.models import (
     bert,
     bloom,

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.model import Model, Parameter, Settings
+from memsim.framework.model import Model, Parameter
+from memsim.framework.settings import Settings
 from memsim.models.common.assemble import layer_inputs
 from memsim.models.common.causal_lm import cross_entropy
 from memsim.models.common.config import integer, probability

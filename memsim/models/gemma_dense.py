@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.model import Settings
+from memsim.framework.settings import Settings
 from memsim.models.common.causal_lm import rotary_embedding
 from memsim.models.common.config import DecoderConfig
 from memsim.models.common.dense_mask import plain_mask

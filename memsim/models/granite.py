@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.model import Model, Settings
+from memsim.framework.model import Model
+from memsim.framework.settings import Settings
 from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
 from memsim.models.common.causal_lm import Parts, rms_norm
 from memsim.models.common.config import DecoderConfig, decoder_config

@@ -10,7 +10,8 @@ from dataclasses import replace
 from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.model import Model, Parameter, Settings
+from memsim.framework.model import Model, Parameter
+from memsim.framework.settings import Settings
 from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble_kinds
 from memsim.models.common.causal_lm import Parts, rms_norm
 from memsim.models.common.config import DecoderConfig, decoder_config, integer

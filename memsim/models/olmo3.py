@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memsim.errors import InputError
-from memsim.framework.model import Model, Settings
+from memsim.framework.model import Model
+from memsim.framework.settings import Settings
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import decoder_config
 from memsim.models.common.typed import HOLD_POSITIONS_FIRST, assemble_types, layer_types

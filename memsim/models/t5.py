@@ -10,7 +10,8 @@ from dataclasses import replace
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.model import Model, Parameter, Settings, Tower
+from memsim.framework.model import Model, Parameter, Tower
+from memsim.framework.settings import Settings
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
 from memsim.models.common.causal_lm import cross_entropy, eager_mask
 from memsim.models.common.config import integer, probability

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.model import Parameter, Settings
+from memsim.framework.model import Parameter
+from memsim.framework.settings import Settings
 from memsim.models.common.attention import sdpa
 from memsim.models.common.encoder import act, linear_parameters
 from memsim.models.gpt2 import dropout

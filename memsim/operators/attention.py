@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from memsim.errors import InputError
 from memsim.graph.dtypes import ITEMSIZE
-from memsim.graph.layer_graph import TensorSpec, contiguous
-from memsim.operators.base import Attrs, Inferred, Kind, like
+from memsim.graph.layer_graph import TensorSpec
+from memsim.graph.layout import contiguous, like
+from memsim.operators.base import Attrs, Inferred, Kind
 from memsim.operators.efficient_kernels import backward_workspace
 from memsim.operators.elementwise import Edges, Grads, Specs
-from memsim.stacks.known import Software
+from memsim.stacks.software import Software
 
 if TYPE_CHECKING:
     from memsim.machine.storages import Grad, Machine

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from memsim.cost.work import Work
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import TensorSpec
 
@@ -26,18 +27,6 @@ class Inferred:
     dtype: str
     alias: int | None = None
     differentiable: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What one execution asks of the device (cost.py turns it into seconds)."""
-
-    # what does the arithmetic: "vector", "matmul" (tensor cores, where the dtype has them) or "attention" (the same, in
-    # a fused kernel)
-    unit: str
-    dtype: str  # in which it is done
-    flops: float
-    bytes: float  # read from and written to the device's memory
 
 
 class Kind:
@@ -153,85 +142,3 @@ class Kind:
         moved = sum(spec.elements_stored * ITEMSIZE[spec.dtype] for spec in kept.values())
         moved += sum(spec.nbytes for spec in (*inputs, *outputs) if spec.requires_grad)
         return Work(self.unit, forward.dtype, self.backward_flops(inputs, outputs, attrs), moved)
-
-
-def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of an elementwise operation on shapes a and b."""
-    if len(a) < len(b):
-        a = (1,) * (len(b) - len(a)) + a
-    elif len(b) < len(a):
-        b = (1,) * (len(a) - len(b)) + b
-    return tuple(y if x == 1 else x for x, y in zip(a, b, strict=True))
-
-
-def like(shape: tuple[int, ...], *operands: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[int, ...]:
-    """Strides that TensorIterator gives a result: dense, in the dimension order of the first operand (shape, strides)
-    that has its shape.
-    """
-    for operand, strides in operands:
-        if operand == shape:
-            if 0 in strides:
-                return _dense(shape, _ordered(shape, operands))
-            return _dense(shape, sorted(range(len(shape)), key=lambda d: (-strides[d], d)))
-    return _dense(shape, range(len(shape)))
-
-
-def _dense(shape: tuple[int, ...], order: Sequence[int]) -> tuple[int, ...]:
-    """Strides of a dense tensor whose dimensions lie in this order, the slowest first."""
-    result, step = [0] * len(shape), 1
-    for d in reversed(order):
-        result[d] = step
-        step *= max(shape[d], 1)
-    return tuple(result)
-
-
-def _ordered(shape: tuple[int, ...], operands: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[int]:
-    """TensorIteratorBase::reorder_dimensions: a dimension that an operand is expanded in has no say, and keeps its
-    place.
-    """
-    rows = [strides for operand, strides in operands if operand == shape]
-
-    def swaps(a: int, b: int) -> int:
-        for strides in rows:
-            if strides[a] and strides[b] and strides[a] != strides[b]:
-                return -1 if strides[a] < strides[b] else 1
-            if strides[a] and strides[b] and shape[a] > shape[b]:
-                return 1
-        return 0
-
-    order = list(reversed(range(len(shape))))  # the fastest first
-    for i in range(1, len(order)):
-        at = i
-        for before in range(i - 1, -1, -1):
-            found = swaps(order[before], order[at])
-            if found < 0:
-                break
-            if found > 0:
-                order[before], order[at] = order[at], order[before]
-                at = before
-    return order[::-1]
-
-
-def view_strides(shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Strides of a view with the new shape, or None where only a copy will do (at::detail::computeStride)."""
-    if not shape:
-        return (1,) * len(new) if all(size == 1 for size in new) else None
-    if 0 in shape:
-        return strides if shape == new else None
-    result = [0] * len(new)
-    view_d = len(new) - 1
-    chunk = strides[-1]
-    tensor_numel, view_numel = 1, 1
-    for d in range(len(shape) - 1, -1, -1):
-        tensor_numel *= shape[d]
-        if d == 0 or (shape[d - 1] != 1 and strides[d - 1] != tensor_numel * chunk):
-            while view_d >= 0 and (view_numel < tensor_numel or new[view_d] == 1):
-                result[view_d] = view_numel * chunk
-                view_numel *= new[view_d]
-                view_d -= 1
-            if view_numel != tensor_numel:
-                return None
-            if d > 0:
-                chunk = strides[d - 1]
-                tensor_numel, view_numel = 1, 1
-    return tuple(result) if view_d == -1 else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memsim.graph.dtypes import ITEMSIZE
-from memsim.graph.layer_graph import contiguous
-from memsim.operators.base import Attrs, Inferred, Kind, broadcast, like
+from memsim.graph.layout import broadcast, contiguous, like
+from memsim.operators.base import Attrs, Inferred, Kind
 from memsim.operators.elementwise import Specs
 
 if TYPE_CHECKING:

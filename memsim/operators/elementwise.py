@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from memsim.graph.dtypes import ITEMSIZE, promote
 from memsim.graph.layer_graph import TensorSpec
-from memsim.operators.base import Attrs, Inferred, Kind, broadcast, like
+from memsim.graph.layout import broadcast, like
+from memsim.operators.base import Attrs, Inferred, Kind
 
 if TYPE_CHECKING:
     from memsim.machine.storages import Grad, Machine

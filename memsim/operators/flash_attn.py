@@ -10,8 +10,9 @@ import math
 from typing import TYPE_CHECKING
 
 from memsim.graph.layer_graph import TensorSpec
+from memsim.graph.layout import like
 from memsim.operators.attention import Attention, key_splits
-from memsim.operators.base import Attrs, Inferred, like
+from memsim.operators.base import Attrs, Inferred
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:

@@ -8,8 +8,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from memsim.cost.work import Work
 from memsim.graph.dtypes import ITEMSIZE
-from memsim.operators.base import Attrs, Inferred, Kind, Work, like
+from memsim.graph.layout import like
+from memsim.operators.base import Attrs, Inferred, Kind
 from memsim.operators.elementwise import Edges, Grads, Specs
 from memsim.operators.gemm4bit import is_fused
 

@@ -8,7 +8,8 @@ import math
 from typing import TYPE_CHECKING
 
 from memsim.graph.layer_graph import TensorSpec
-from memsim.operators.base import Attrs, Inferred, Kind, like, view_strides
+from memsim.graph.layout import like, view_strides
+from memsim.operators.base import Attrs, Inferred, Kind
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memsim.operators.base import Attrs, Inferred, Kind, like
+from memsim.graph.layout import like
+from memsim.operators.base import Attrs, Inferred, Kind
 from memsim.operators.elementwise import Edges, Grads, Specs, pointwise
 
 if TYPE_CHECKING:

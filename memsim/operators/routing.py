@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memsim.graph.dtypes import promote
-from memsim.graph.layer_graph import contiguous
-from memsim.operators.base import Attrs, Inferred, Kind, like
+from memsim.graph.layout import contiguous, like
+from memsim.operators.base import Attrs, Inferred, Kind
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memsim.graph.dtypes import ITEMSIZE
-from memsim.operators.base import Attrs, Inferred, Kind, broadcast, like
+from memsim.graph.layout import broadcast, like
+from memsim.operators.base import Attrs, Inferred, Kind
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from functools import reduce
 from typing import TYPE_CHECKING
 
 from memsim.graph.dtypes import promote
-from memsim.graph.layer_graph import TensorSpec, contiguous, is_contiguous
-from memsim.operators.base import Attrs, Inferred, Kind, like, view_strides
+from memsim.graph.layer_graph import TensorSpec
+from memsim.graph.layout import contiguous, is_contiguous, like, view_strides
+from memsim.operators.base import Attrs, Inferred, Kind
 from memsim.operators.elementwise import Edges, Grads, Specs
 
 if TYPE_CHECKING:

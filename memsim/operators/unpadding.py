@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memsim.graph.dtypes import ITEMSIZE
-from memsim.graph.layer_graph import contiguous
+from memsim.graph.layout import contiguous
 from memsim.operators.base import Attrs, Inferred, Kind
 from memsim.operators.elementwise import Edges, Grads, Specs
 

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Parameter
+from memsim.framework.roles import MAGNITUDE, MAGNITUDE_NAME
 
 if TYPE_CHECKING:
     from memsim.passes.lora import Lora
-
-MAGNITUDE = "magnitude"  # Parameter.module
-MAGNITUDE_NAME = "lora_magnitude_vector.weight"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from memsim.passes.int8 import linear8bit
 from memsim.passes.modules_to_save import MARK, copies, run_copy, stands_for
 from memsim.passes.quantize import KEPT, Base, stored_packed
 from memsim.passes.targets import HEAD, LINEAR, Sites, is_tied
-from memsim.stacks.known import Software
+from memsim.stacks.software import Software
 
 # peft/utils/constants.py: model_type → its targets and, among them, its feed-forward modules.
 QUERY_VALUE = (("q_proj", "v_proj", "down_proj"), ("down_proj",))

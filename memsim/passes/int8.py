@@ -13,7 +13,7 @@ from memsim.framework.builder import Builder, Technique, Tensor, module_call
 from memsim.passes import dora
 from memsim.passes.lora import Lora, lora_branch, matches, run_adapted
 from memsim.passes.quantize import KEPT, Base, is_kept, packed_technique, recast_bias
-from memsim.stacks.known import Software
+from memsim.stacks.software import Software
 
 
 @dataclass(frozen=True)

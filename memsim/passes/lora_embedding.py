@@ -11,7 +11,8 @@ from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.composed import scale_as
 from memsim.framework.model import Parameter
-from memsim.passes.dora import MAGNITUDE_NAME, get_weight_norm, magnitude
+from memsim.framework.roles import MAGNITUDE_NAME
+from memsim.passes.dora import get_weight_norm, magnitude
 
 if TYPE_CHECKING:
     from memsim.passes.lora import Lora

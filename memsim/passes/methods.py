@@ -18,7 +18,7 @@ from memsim.passes.lora_parameters import converted, spelled_out, with_parameter
 from memsim.passes.packed import Packed
 from memsim.passes.quantize import Nf4, is_kept, with_quantized
 from memsim.passes.targets import Sites, by_name, is_pattern, sites, split
-from memsim.stacks.known import Software
+from memsim.stacks.software import Software
 
 if TYPE_CHECKING:
     from memsim.run.job import Method

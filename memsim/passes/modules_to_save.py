@@ -11,10 +11,10 @@ from dataclasses import replace
 
 from memsim.framework.builder import Builder, Tensor
 from memsim.framework.model import Parameter
+from memsim.framework.roles import COPY
 from memsim.passes.targets import HEAD
 
 MARK = ".modules_to_save."
-COPY = "copy"  # Parameter.module of a copy
 EMBEDDING = ("embedding", "scaled_embedding")  # operators of embeddings
 # modules whose operator is replaced, as two may share a weight
 BY_OPERATOR = (HEAD, "embed_tokens", "embed_in", "wte", "wpe")

@@ -19,7 +19,7 @@ from memsim.framework.model import Model
 from memsim.operators.packed4bit import PACKED
 from memsim.passes.lora import Lora, lora_branch, matches, run_adapted
 from memsim.passes.quantize import COMPUTE, KEPT, is_kept, is_quantized, packed_technique
-from memsim.stacks.known import Software
+from memsim.stacks.software import Software
 
 KERNELS = {
     "gptq": "GPTQModel's torch kernel, which dequantizes a weight, multiplies, and keeps the dequantized weight for "

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Rule, Technique, Tensor, module_call
 from memsim.framework.model import Model, Parameter
+from memsim.framework.roles import COPY
 from memsim.passes import dora
 from memsim.passes.lora import Lora, lora_branch, matches, run_adapted, technique
-from memsim.passes.modules_to_save import BY_OPERATOR, COPY
+from memsim.passes.modules_to_save import BY_OPERATOR
 from memsim.passes.targets import HEADS
-from memsim.stacks.known import Software
+from memsim.stacks.software import Software
 
 COMPUTE = "bf16"  # bnb_4bit_compute_dtype
 CAST_BACK = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "wpe.weight")

@@ -17,7 +17,9 @@ from memsim.report.page import ASSETS, plotly, render
 from memsim.report.parts import commanded
 from memsim.timeline.comparison import Case, Comparison
 from memsim.timeline.curves import Timeline
-from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, duration, gib, percent, version
+from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT
+from memsim.units import capacity, duration, gib, percent
+from memsim.version import version
 
 MOST_DRAWN = 8  # timelines that are drawn at once, until someone asks for more
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from memsim.tape import Category
-from memsim.words import CATEGORY_NAMES, UNSPLIT
+from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT
 
 Figure = dict[str, Any]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memsim.allocator.answer import OutOfMemory
-from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, duration, gib, percent, phase_words, share, size, torch_size
+from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT, phase_words
+from memsim.units import capacity, duration, gib, percent, share, size
 
 if TYPE_CHECKING:
     from memsim.tape import Tape
@@ -112,16 +113,3 @@ def place(tape: Tape, event: int) -> str:
         words.append(f"layer {tape.layer[event]}")
     operator = tape.operators[tape.operator[event]] if tape.operators else ""
     return ", ".join([*words, operator] if operator else words)
-
-
-def out_of_memory_message(oom: OutOfMemory | None) -> str | None:
-    """The message as PyTorch words it, up to its advice; None where there was enough."""
-    if oom is None:
-        return None
-    return (
-        f"CUDA out of memory. Tried to allocate {torch_size(oom.tried)}. GPU 0 has a total capacity of "
-        f"{torch_size(oom.device_memory)} "
-        f"of which {torch_size(oom.device_free)} is free. Of the allocated memory {torch_size(oom.allocated)} is "
-        "allocated by PyTorch, "
-        f"and {torch_size(oom.reserved - oom.allocated)} is reserved by PyTorch but unallocated."
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memsim.tape import Category
 from memsim.timeline.curves import Timeline
-from memsim.words import gib, share, size
+from memsim.units import gib, share, size
 
 # These depend on the model, the method and the optimizer, not on how many tokens a step sees.
 FIXED = (Category.WEIGHTS, Category.ADAPTERS, Category.GRADIENTS, Category.OPTIMIZER_STATE)

@@ -19,7 +19,9 @@ from memsim.report.headline import missing, place
 from memsim.report.pack import columns, pack
 from memsim.tape import Category
 from memsim.timeline.curves import Timeline
-from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, version
+from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT
+from memsim.units import capacity
+from memsim.version import version
 
 ASSETS = files("memsim.report") / "assets"
 SCRIPTS = ("data.js", "chart.js", "moment.js", "map.js", "maptime.js", "page.js")

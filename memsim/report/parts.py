@@ -5,13 +5,15 @@ from __future__ import annotations
 from html import escape
 from itertools import groupby
 
+from memsim.allocator.message import out_of_memory_message
 from memsim.report.figures import STACK, slug
-from memsim.report.headline import out_of_memory_message, sentences
+from memsim.report.headline import sentences
 from memsim.report.hints import hints
 from memsim.tape import Category
 from memsim.timeline.curves import Timeline
+from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT
 from memsim.timeline.steps import Step
-from memsim.words import CATEGORY_NAMES, GIB, UNSPLIT, capacity, duration, gib, percent, share, size
+from memsim.units import GIB, capacity, duration, gib, percent, share, size
 
 COLUMNS = (  # of the table of steps: field, heading, whether a phone has no room for it
     ("peak_after_forward", "peak, after forward", True),

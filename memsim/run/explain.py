@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, get_args
+
+from memsim.errors import SHOWN, nearest, show
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
-
-SHOWN = 60  # characters of a value, or of a key, in an error
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """What to append to an error: "; did you mean X?", or nothing where nothing known is near."""
-    by_lower = {name.lower(): name for name in known}
-    word = word.lower().rsplit("/", 1)[-1]
-    found = [name for name in by_lower if word and name.startswith(word)][:3] or difflib.get_close_matches(
-        word, by_lower, 1, cutoff=0.6
-    )
-    return f"; did you mean {' or '.join(by_lower[name] for name in found)}?" if found else ""
-
-
-def show(value: object) -> str:
-    """A value as an error shows it, not too long."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:

@@ -16,10 +16,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, Valida
 
 from memsim import catalog
 from memsim.cost.efficiency import Efficiency
-from memsim.errors import InputError
+from memsim.errors import InputError, nearest, show
 from memsim.run import yamlfile
 from memsim.run.checkpointing import read_strategy
-from memsim.run.explain import explain, nearest, show
+from memsim.run.explain import explain
 from memsim.run.model_reference import Resolved, resolve
 from memsim.run.optimizer_names import optimizer_name
 from memsim.stacks.known import STACKS

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memsim import catalog
-from memsim.errors import InputError
+from memsim.errors import InputError, nearest, show
 from memsim.run import yamlfile
-from memsim.run.explain import nearest, show
 
 # Fields that are sizes: positive whole numbers wherever they are given.
 SIZES = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.run.explain import nearest, show
+from memsim.errors import nearest, show
 
 # name → what it is, with defaults but for what is said; one parameter group
 OPTIMIZERS: Mapping[str, str] = {

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from memsim.framework.model import Model, Parameter
+from memsim.framework.roles import MAGNITUDE_NAME
 from memsim.graph.dtypes import ITEMSIZE, promote
-from memsim.graph.layer_graph import contiguous
+from memsim.graph.layout import contiguous, like
 from memsim.machine.storages import Machine
-from memsim.operators.base import like
 from memsim.operators.linear4bit import BLOCK
 from memsim.operators.linear8bit import dequantize_rows
-from memsim.passes.dora import MAGNITUDE_NAME
 from memsim.tape import Category
 
 SCRATCH = int(Category.SCRATCH)

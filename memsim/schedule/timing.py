@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.cost.roofline import Rates, optimizer_bytes
+from memsim.cost.work import Work
 from memsim.framework.model import Parameter
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import Operator
 from memsim.machine.storages import BACKWARD, COPIED, RECOMPUTED, Machine
 from memsim.operators import KINDS
-from memsim.operators.base import Work
 from memsim.schedule.optimizers import muon
 from memsim.tape import SECONDS
 

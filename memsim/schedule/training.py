@@ -14,14 +14,13 @@ from itertools import groupby
 from memsim.cost.roofline import Rates
 from memsim.framework.model import Model, Parameter
 from memsim.framework.rewriting import rewrite
+from memsim.framework.roles import COPY, MAGNITUDE
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
 from memsim.machine.storages import NO_LAYER, Machine
 from memsim.operators.linear4bit import quantize
 from memsim.operators.linear8bit import quantize_rows
 from memsim.operators.packed4bit import packed_sizes
-from memsim.passes.dora import MAGNITUDE
-from memsim.passes.modules_to_save import COPY
 from memsim.schedule.autograd.endings import at_end, casts_of_leaves, end_of_leaves, leaves_made
 from memsim.schedule.autograd.engine import Autograd, Leaf, Reentrant
 from memsim.schedule.autograd.nodes import Nodes, holds_tensors

@@ -25,8 +25,8 @@ from memsim.run.job import Run
 from memsim.search.choices import Choice, choice, choices
 from memsim.simulation.pipeline import model_of, rates_of, simulate
 from memsim.timeline.curves import Timeline
-from memsim.units import read_bytes
-from memsim.words import CATEGORY_NAMES, duration, gib
+from memsim.timeline.names import CATEGORY_NAMES
+from memsim.units import duration, gib, read_bytes
 
 SIMULATIONS = 14  # of plans, at most, on the way to one that fits; as many again to better it
 MIB = 2**20

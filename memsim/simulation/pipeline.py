@@ -16,7 +16,8 @@ from memsim.cost.efficiency import Efficiency
 from memsim.cost.roofline import Rates
 from memsim.errors import InputError, Unsupported
 from memsim.framework.builder import PLAIN, Technique
-from memsim.framework.model import Model, Settings
+from memsim.framework.model import Model
+from memsim.framework.settings import Settings
 from memsim.machine.kernels import Stack, stack_for
 from memsim.models import build, decodes_beside, is_assumed, saved_by_task, takes_tokens
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
@@ -40,10 +41,11 @@ from memsim.schedule import record
 from memsim.schedule.optimizers.bitsandbytes import lacks_kernel, paged_state
 from memsim.schedule.optimizers.torch_optim import Optimizer
 from memsim.schedule.training import Plan
-from memsim.stacks.known import STACKS, Software
+from memsim.stacks.known import STACKS
+from memsim.stacks.software import Software
 from memsim.tape import Tape
 from memsim.timeline.curves import About, Timeline
-from memsim.words import duration
+from memsim.units import duration
 
 if TYPE_CHECKING:
     from memsim.run.job import Run

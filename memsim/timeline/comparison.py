@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memsim.timeline.curves import Timeline
-from memsim.words import CATEGORY_NAMES, UNSPLIT, capacity, duration, gib, percent
+from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT
+from memsim.units import capacity, duration, gib, percent
 
 if TYPE_CHECKING:
     import pandas

@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.allocator.answer import Answer
+from memsim.allocator.message import out_of_memory_message
 from memsim.cost.roofline import Rates, StepTime
-from memsim.report.headline import headline, out_of_memory_message
+from memsim.report.headline import headline
 from memsim.tape import SECONDS, Action, Category, Tape
 from memsim.timeline.blockmap import BlockMap, Fragmentation, block_map, fragmentation
 from memsim.timeline.lifetimes import Lifetimes, curves, lifetimes
 from memsim.timeline.moment import Moment, moment
 from memsim.timeline.steps import Span, Step, spans, step_time, steps
-from memsim.words import version
+from memsim.version import version
 
 if TYPE_CHECKING:
     import pandas

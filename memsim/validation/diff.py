@@ -11,9 +11,9 @@ from memsim.cli import tables
 from memsim.tape import SET_ORDER
 from memsim.timeline.curves import Timeline
 from memsim.traces.recorder import Recording
+from memsim.units import size
 from memsim.validation import sequences as ev
 from memsim.validation.sequences import EventSequence
-from memsim.words import size
 
 
 @dataclass(frozen=True)

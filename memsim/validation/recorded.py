@@ -17,8 +17,8 @@ from memsim.errors import InputError, Unsupported
 from memsim.stacks.known import GOLDEN, SAME, STACKS, stack_of_versions
 from memsim.timeline.curves import Timeline
 from memsim.traces import recorder
+from memsim.units import gib
 from memsim.validation import diff
-from memsim.words import gib
 
 METRICS = ("peak_requested", "peak_allocated", "peak_reserved")
 VIRTUAL_GPU = "Virtual GPU"

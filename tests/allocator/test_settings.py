@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 from memsim.allocator import Settings
-from memsim.allocator.settings import Reserve
+from memsim.allocator.rules import Reserve
 from memsim.errors import InputError
 
 MIB = 2**20

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from memsim.errors import InputError, Unsupported
-from memsim.framework.model import Model, Settings
+from memsim.framework.model import Model
+from memsim.framework.settings import Settings
 from memsim.models.common.attention import chosen
 from memsim.run.job import Run
 from memsim.simulation.pipeline import model_of, simulate

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from memsim.graph.layer_graph import contiguous
-from memsim.operators.base import broadcast, like, view_strides
+from memsim.graph.layout import broadcast, contiguous, like, view_strides
 
 ITEM = 8  # bytes of the numpy arrays here
 

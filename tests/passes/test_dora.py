@@ -10,7 +10,7 @@ import pytest
 
 from memsim import Run, simulate
 from memsim.errors import InputError
-from memsim.passes.dora import MAGNITUDE
+from memsim.framework.roles import MAGNITUDE
 from memsim.simulation.pipeline import model_of, tape_of_run
 
 MODEL = {

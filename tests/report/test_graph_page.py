@@ -18,7 +18,7 @@ from memsim.report.graph.graph_page import graph_html, write_graph_html
 from memsim.run.job import Run
 from memsim.simulation.pipeline import model_of, simulate
 from memsim.tape import Category
-from memsim.words import size
+from memsim.units import size
 
 FULL, LORA = "llama3.2-1b-full", "qwen2.5-72b-lora"
 

@@ -19,8 +19,8 @@ from memsim.report.hints import hints
 from memsim.report.page import plotly, report_html, write_html
 from memsim.tape import Category, Tape
 from memsim.timeline.curves import About, Timeline
+from memsim.timeline.names import UNSPLIT
 from memsim.traces import recorder
-from memsim.words import UNSPLIT
 
 GIB = 2**30
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from memsim.graph.layer_graph import contiguous
+from memsim.graph.layout import contiguous
 from memsim.machine.kernels import stack_for
+from memsim.machine.reductions import reduction_scratch
 from memsim.operators.attention import key_splits
-from memsim.operators.reductions import reduction_scratch
 from memsim.stacks.known import HF_4_48
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from memsim.framework.builder import Builder, Tensor
-from memsim.framework.model import Model, Parameter, Settings
+from memsim.framework.model import Model, Parameter
+from memsim.framework.settings import Settings
 from memsim.graph.layer_graph import LayerGraph, Operator
 from memsim.models.common.causal_lm import Parts, causal_lm
 from memsim.models.common.config import DecoderConfig

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.model import Parameter, Settings
+from memsim.framework.model import Parameter
+from memsim.framework.settings import Settings
 from memsim.models.common.config import DecoderConfig
 from memsim.models.common.dense_mask import dense_mask
 from memsim.models.common.dynamic_rope import update

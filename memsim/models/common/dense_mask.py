@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor
-from memsim.framework.model import Settings
+from memsim.framework.settings import Settings
 from memsim.models.common.config import DecoderConfig
 
 

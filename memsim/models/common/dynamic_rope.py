@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.model import Settings
+from memsim.framework.settings import Settings
 from memsim.models.common.config import DecoderConfig
 
 

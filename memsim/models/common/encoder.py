@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.model import Parameter, Settings
+from memsim.framework.model import Parameter
+from memsim.framework.settings import Settings
 from memsim.models.common.attention import sdpa
 from memsim.models.common.flash_attention import flash_attention_forward
 from memsim.models.gpt2 import ACTIVATIONS, dropout, new_gelu

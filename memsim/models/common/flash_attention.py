@@ -9,7 +9,7 @@ from __future__ import annotations
 from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor
-from memsim.framework.model import Settings
+from memsim.framework.settings import Settings
 
 HALF = ("bf16", "fp16")
 # model types whose recordings with it are reproduced

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.model import Settings
+from memsim.framework.settings import Settings
 
 
 @dataclass(frozen=True)

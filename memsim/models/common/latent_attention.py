@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.model import Parameter, Settings
+from memsim.framework.model import Parameter
+from memsim.framework.settings import Settings
 from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import rms_norm
 from memsim.models.common.config import DecoderConfig, integer

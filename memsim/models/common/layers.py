@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.model import Settings
+from memsim.framework.settings import Settings
 from memsim.models.common.causal_lm import rms_norm
 from memsim.models.common.config import DecoderConfig
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.model import Settings
+from memsim.framework.settings import Settings
 
 Gate = Callable[[Builder, Tensor], Tensor]  # of gate_up_proj's result [S, 2·I] → [S, I]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.model import Parameter, Settings
+from memsim.framework.model import Parameter
+from memsim.framework.settings import Settings
 from memsim.models.common.causal_lm import causal_lm_loss
 
 

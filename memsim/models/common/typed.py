@@ -10,7 +10,8 @@ from dataclasses import replace
 from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.model import Model, Parameter, Settings
+from memsim.framework.model import Model, Parameter
+from memsim.framework.settings import Settings
 from memsim.models.common.assemble import assemble_kinds
 from memsim.models.common.causal_lm import Parts, causal_mask, embed_tokens, rotary_embedding
 from memsim.models.common.config import DecoderConfig

@@ -11,7 +11,7 @@ from memsim.framework.model import Model
 from memsim.framework.rewriting import rewrite
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
 from memsim.operators import KINDS
-from memsim.words import size
+from memsim.units import size
 
 # the one input of a decoder layer that is each layer's own; the others are the same for all layers
 HIDDEN = "hidden_states"

@@ -28,7 +28,8 @@ from memsim.report.graph.graph_facts import (
 from memsim.report.graph.graph_layout import Box, Drawing, Line, draw
 from memsim.report.page import ASSETS, render, write
 from memsim.run.job import Run
-from memsim.words import size, version
+from memsim.units import size
+from memsim.version import version
 
 DECODER, ENCODER = "decoder layer", "encoder layer"
 LETTERS = 30  # that fit a box's first line

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec, contiguous, is_laid_out
+from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
+from memsim.graph.layout import contiguous, is_laid_out
 from memsim.machine.storages import BACKWARD, FORWARD, NO_LAYER, RECOMPUTED, Grad, Machine
 from memsim.operators import KINDS
 from memsim.schedule.autograd.nodes import Nodes, holds_tensors

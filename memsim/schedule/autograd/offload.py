@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from memsim.graph.layer_graph import Operator, TensorSpec, contiguous, is_contiguous
+from memsim.graph.layer_graph import Operator, TensorSpec
+from memsim.graph.layout import contiguous, is_contiguous
 from memsim.machine.storages import Machine
 from memsim.operators import KINDS
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from memsim.framework.model import Parameter
 from memsim.graph.dtypes import ITEMSIZE
-from memsim.graph.layer_graph import contiguous
+from memsim.graph.layout import contiguous
 from memsim.machine.storages import NO_LAYER, Machine
 from memsim.schedule.optimizers.foreach import Row, Rows
 from memsim.tape import Category

@@ -1,0 +1,11 @@
+"""Names by which passes mark parameters, and the schedule knows them (Parameter.module)."""
+
+from __future__ import annotations
+
+MAGNITUDE = "magnitude"  # Parameter.module
+
+
+MAGNITUDE_NAME = "lora_magnitude_vector.weight"
+
+
+COPY = "copy"  # Parameter.module of a copy
