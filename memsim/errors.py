@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+SHOWN = 60  # characters of a value, or of a key, in an error
+
 
 class InputError(ValueError):
     """Input that cannot be used: one line naming the file, the key and what would be valid.
@@ -19,9 +21,6 @@ class Unreachable(Exception):
 
 class Unsupported(InputError):
     """Valid input that memsim cannot simulate yet."""
-
-
-SHOWN = 60  # characters of a value, or of a key, in an error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -23,6 +23,8 @@ LARGEST = 2**50  # 1 PiB; sums of what fits stay far within 64 bits
 
 _SIZE = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)")
 _BY_LOWER = {unit.lower(): unit for unit in UNITS}
+MIB = 2**20
+KIB = 2**10
 
 
 def read_bytes(value: object) -> int:
@@ -85,12 +87,6 @@ def read_seconds(value: str) -> float:
     if match is None or (match[2] or "s") not in _TIMES or not 0 < float(match[1]) < math.inf:
         raise ValueError(f"{show(value)} is not a time; write 1.83s, 250ms or a number of seconds")
     return float(match[1]) * _TIMES[match[2] or "s"]
-
-
-MIB = 2**20
-
-
-KIB = 2**10
 
 
 def gib(count: int, unit: bool = True) -> str:

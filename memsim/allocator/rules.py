@@ -9,6 +9,7 @@ from memsim.errors import InputError
 
 GOLDEN = "2.15.0"
 OLDEST = (2, 1)
+MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,6 @@ def rules_of(torch: str) -> Rules:
         keys=frozenset(_ALWAYS.union(*(keys for since, keys in _SINCE.items() if version >= since))),
         names_unified_variable=version == (2, 10),
     )
-
-
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -115,3 +115,8 @@ def heads(b: Builder, x: Tensor, name: str, count: int, head_dim: int, dtype: st
     """A projection of x [B, S, W] as heads: [B, count, S, head_dim]."""
     states = linear(b, x, name, count * head_dim, dtype, bias)
     return transpose(b, b.op("view", states, shape=(*x.shape[:2], count, head_dim)), 1, 2)
+
+
+def dropout(b: Builder, x: Tensor, p: float) -> Tensor:
+    """nn.Dropout(p)(x)."""
+    return b.op("dropout", x, p=p) if p else x

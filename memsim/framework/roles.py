@@ -3,9 +3,5 @@
 from __future__ import annotations
 
 MAGNITUDE = "magnitude"  # Parameter.module
-
-
 MAGNITUDE_NAME = "lora_magnitude_vector.weight"
-
-
 COPY = "copy"  # Parameter.module of a copy

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 
 Dims = tuple[tuple[int, int], ...]  # (size, stride in elements)
-
-
 MOST_INDEX = 2**31 - 1
 
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common.assemble import layer_inputs
-from memsim.models.common.causal_lm import cross_entropy
 from memsim.models.common.config import integer, probability
 from memsim.models.common.encoder import act, activation_of, attend, bidirectional_mask, classes_of, linear_parameters
-from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
+from memsim.models.common.losses import cross_entropy
+from memsim.models.common.norms import layer_norm, norm_parameters
 
 NAMES = ("hidden_states", "attention_mask")
 HOLD = ("attention_mask", "hidden_states")  # positional arguments, which a checkpoint lets go of from their end

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common import tied_head
 from memsim.models.common.assemble import layer_inputs
-from memsim.models.common.causal_lm import causal_mask
 from memsim.models.common.config import integer, probability
+from memsim.models.common.masks import causal_mask
+from memsim.models.common.norms import dropout_add, layer_norm, norm_parameters
+from memsim.models.common.parameters import linear_parameters
 from memsim.models.common.tied_head import head_parameters
-from memsim.models.gpt2 import dropout, dropout_add, layer_norm, norm_parameters
-from memsim.models.llama import linear_parameters
 
 NAMES = ("hidden_states", "attention_mask", "alibi")
 HOLD = ("attention_mask", "alibi", "hidden_states")

@@ -15,9 +15,11 @@ from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, integer
 from memsim.models.common.layers import Layer
+from memsim.models.common.parameters import linear_parameters, mlp_parameters
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import rotate_neighbours
 from memsim.models.common.typed import SLIDING, assemble_types, layer_types
-from memsim.models.llama import check_supported, linear_parameters, mlp, mlp_parameters
+from memsim.models.llama import mlp
 
 
 @module_call

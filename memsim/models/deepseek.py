@@ -12,7 +12,7 @@ from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common.assemble import assemble_kinds
-from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, integer
 from memsim.models.common.group_routing import Routing, gate
 from memsim.models.common.latent_attention import (
@@ -22,8 +22,11 @@ from memsim.models.common.latent_attention import (
     self_attention,
 )
 from memsim.models.common.layers import pre_norm
+from memsim.models.common.mlp import activation, mlp_of
 from memsim.models.common.moe import experts_call
-from memsim.models.llama import activation, check_supported, mlp_of, mlp_parameters, norm_parameters
+from memsim.models.common.norms import rms_norm
+from memsim.models.common.parameters import mlp_parameters, norm_parameters
+from memsim.models.common.refusals import check_supported
 
 DEFAULTS: dict[str, dict[str, object]] = {
     "deepseek_v2": {

@@ -15,15 +15,18 @@ from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common import tied_head
+from memsim.models.common.activations import UNGATED
 from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, INPUTS, layer_inputs
 from memsim.models.common.attention import chosen, masked_efficient
-from memsim.models.common.causal_lm import boolean_mask, rotary_embedding
 from memsim.models.common.config import DecoderConfig, decoder_config, integer, probability
+from memsim.models.common.masks import boolean_mask
 from memsim.models.common.math_attention import math_attention
+from memsim.models.common.norms import dropout_add, layer_norm, norm_parameters
+from memsim.models.common.parameters import linear_parameters
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import apply_rotary_pos_emb
+from memsim.models.common.rotary_tables import rotary_embedding
 from memsim.models.common.tied_head import head_parameters
-from memsim.models.gpt2 import ACTIVATIONS, dropout_add, layer_norm, norm_parameters
-from memsim.models.llama import check_supported, linear_parameters
 from memsim.models.phi import act
 
 
@@ -200,7 +203,7 @@ def read_config(fields: Mapping[str, object]) -> Falcon:
     named["intermediate_size"] = named.get("ffn_hidden_size") or 4 * hidden
     named["hidden_act"] = named.get("activation", "gelu")
     config = decoder_config({key: value for key, value in named.items() if key != "head_dim"}, tie_word_embeddings=True)
-    check_supported(config, ACTIVATIONS, dropout=True)
+    check_supported(config, UNGATED, dropout=True)
     for key, works in (("alibi", False), ("bias", False), ("parallel_attn", True), ("multi_query", True)):
         given = config.fields.get(key, works)
         if bool(given) != works and not (key == "multi_query" and grouped):

@@ -16,11 +16,14 @@ from memsim.graph.layer_graph import LayerGraph
 from memsim.models import gemma_dense
 from memsim.models.common.assemble import HOLD_POSITIONAL, layer_inputs
 from memsim.models.common.attention import attend
-from memsim.models.common.causal_lm import causal_lm_loss, causal_mask, rotary_embedding
 from memsim.models.common.config import DecoderConfig, check_heads_divide, decoder_config, integer
+from memsim.models.common.losses import causal_lm_loss
+from memsim.models.common.masks import causal_mask
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import apply_rotary_pos_emb
+from memsim.models.common.rotary_tables import rotary_embedding
 from memsim.models.common.tied_head import head_parameters
-from memsim.models.llama import check_supported, mlp
+from memsim.models.llama import mlp
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 DEFAULTS: dict[str, dict[str, object]] = {

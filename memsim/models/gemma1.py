@@ -11,8 +11,9 @@ from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import decoder_config
 from memsim.models.common.layers import pre_norm
+from memsim.models.common.refusals import check_supported
 from memsim.models.gemma import embed, rms_norm
-from memsim.models.llama import check_supported, layer_parameters, mlp, self_attention
+from memsim.models.llama import layer_parameters, mlp, self_attention
 
 decoder_layer = pre_norm(self_attention, mlp, rms_norm)
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.settings import Settings
-from memsim.models.common.causal_lm import rotary_embedding
 from memsim.models.common.config import DecoderConfig
 from memsim.models.common.dense_mask import plain_mask
+from memsim.models.common.rotary_tables import rotary_embedding
 
 Norm = Callable[[Builder, Tensor, str, str], Tensor]
 NAMES = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")

@@ -13,11 +13,13 @@ from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common.assemble import assemble
 from memsim.models.common.attention import attend
-from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config
 from memsim.models.common.layers import pre_norm
+from memsim.models.common.norms import rms_norm
+from memsim.models.common.parameters import linear_parameters
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import apply_partial_rotary_pos_emb
-from memsim.models.llama import check_supported, linear_parameters
 from memsim.models.phi3 import mlp
 
 DEFAULTS: dict[str, object] = {"num_key_value_heads": 2, "head_dim": 128, "attention_bias": True}

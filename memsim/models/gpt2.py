@@ -8,26 +8,22 @@ from dataclasses import dataclass
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
+from memsim.models.common.activations import UNGATED, new_gelu
 from memsim.models.common.assemble import layer_inputs
 from memsim.models.common.attention import sdpa
-from memsim.models.common.causal_lm import causal_lm_loss, causal_mask, cross_entropy, shifted
 from memsim.models.common.config import integer, probability
 from memsim.models.common.flash_attention import flash_attention_forward
+from memsim.models.common.losses import causal_lm_loss, cross_entropy, shifted
+from memsim.models.common.masks import causal_mask
+from memsim.models.common.norms import layer_norm, norm_parameters
 from memsim.models.common.tied_head import head_parameters
 
 NAMES = ("hidden_states", "position_ids", "attention_mask")
 # keyword arguments first, then positional ones from their end
 HOLD = ("position_ids", "attention_mask", "hidden_states")
-ACTIVATIONS = {
-    "gelu_new": "gelu_new",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu",
-    "silu": "silu",
-    "relu": "relu",
-    "tanh": "tanh",
-}
 
 
 @dataclass(frozen=True)
@@ -47,28 +43,6 @@ class Gpt2:
     tied: bool
 
 
-def dropout(b: Builder, x: Tensor, p: float) -> Tensor:
-    """nn.Dropout(p)(x)."""
-    return b.op("dropout", x, p=p) if p else x
-
-
-@module_call
-def dropout_add(b: Builder, x: Tensor, residual: Tensor, p: float) -> Tensor:
-    """dropout_add of Falcon and Bloom: the residual and what dropout left of x."""
-    out = dropout(b, x, p)
-    out = b.op("add", residual, out, label="residual")
-    return out
-
-
-@module_call
-def layer_norm(b: Builder, x: Tensor, name: str, dtype: str) -> Tensor:
-    """nn.LayerNorm(x)."""
-    with b.module(name):
-        path = ".".join(b.path)
-        weight, bias = (b.parameter(f"{path}.{kind}", (x.shape[-1],), dtype, True) for kind in ("weight", "bias"))
-        return b.op("layer_norm", x, weight, bias)
-
-
 @module_call
 def conv1d(b: Builder, x: Tensor, name: str, out_features: int, dtype: str) -> Tensor:
     """Conv1D.forward, or that of the Linear that stands in its place where weights are quantized."""
@@ -79,16 +53,6 @@ def conv1d(b: Builder, x: Tensor, name: str, out_features: int, dtype: str) -> T
         weight = b.parameter(f"{path}.weight", (x.shape[-1], out_features), dtype, True)
         bias = b.parameter(f"{path}.bias", (out_features,), dtype, True)
         return b.op("conv1d", x, weight, bias, module=path)
-
-
-@module_call
-def new_gelu(b: Builder, x: Tensor) -> Tensor:
-    """NewGELUActivation.forward: 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
-    return b.op(
-        "mul",
-        b.op("mul_scalar", x),
-        b.op("add_scalar", b.op("tanh", b.op("mul_scalar", b.op("add", x, b.op("mul_scalar", b.op("pow", x)))))),
-    )
 
 
 def eager(
@@ -243,13 +207,6 @@ def causal_lm(b: Builder, config: Gpt2, settings: Settings, input_ids: Tensor, l
     return loss
 
 
-def norm_parameters(name: str, size: int, dtype: str) -> tuple[Parameter, Parameter]:
-    """Of an nn.LayerNorm."""
-    return Parameter(f"{name}.weight", (size,), dtype, module="norm"), Parameter(
-        f"{name}.bias", (size,), dtype, module="norm"
-    )
-
-
 def layer_parameters(config: Gpt2, settings: Settings, quantizes: bool) -> tuple[Parameter, ...]:
     """A block's parameters in module order; of some stacks buffers for a causal mask among them."""
     h, dtype, kind = config.hidden, settings.dtype, "linear" if quantizes else "conv1d"
@@ -291,8 +248,8 @@ def read_config(fields: Mapping[str, object]) -> Gpt2:
         if given.get(key):
             raise Unsupported(f"model.{key}: true is not supported yet; false is")
     activation = str(given.get("activation_function", "gelu_new"))
-    if activation not in ACTIVATIONS:
-        raise Unsupported(f"model.activation_function: {activation} is not supported yet; {', '.join(ACTIVATIONS)} are")
+    if activation not in UNGATED:
+        raise Unsupported(f"model.activation_function: {activation} is not supported yet; {', '.join(UNGATED)} are")
     inner = given.get("n_inner")
     return Gpt2(
         hidden=hidden,
@@ -301,7 +258,7 @@ def read_config(fields: Mapping[str, object]) -> Gpt2:
         heads=heads,
         vocabulary=integer(given, "vocab_size", 50257),
         positions=integer(given, "n_positions", 1024),
-        activation=ACTIVATIONS[activation],
+        activation=UNGATED[activation],
         attention_p=probability(given, "attn_pdrop", 0.1),
         embedding_p=probability(given, "embd_pdrop", 0.1),
         residual_p=probability(given, "resid_pdrop", 0.1),

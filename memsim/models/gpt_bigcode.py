@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common import tied_head
+from memsim.models.common.activations import new_gelu
 from memsim.models.common.assemble import layer_inputs
 from memsim.models.common.attention import attention
-from memsim.models.common.causal_lm import causal_mask
 from memsim.models.common.flash_attention import flash_attention_forward
+from memsim.models.common.masks import causal_mask
+from memsim.models.common.norms import layer_norm, norm_parameters
+from memsim.models.common.parameters import linear_parameters
 from memsim.models.common.tied_head import head_parameters
-from memsim.models.gpt2 import Gpt2, dropout, layer_norm, new_gelu, norm_parameters, read_config
-from memsim.models.llama import linear_parameters
+from memsim.models.gpt2 import Gpt2, read_config
 
 NAMES = ("hidden_states", "attention_mask")
 HOLD = ("attention_mask", "hidden_states")

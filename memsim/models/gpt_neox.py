@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common import tied_head
 from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, INPUTS, layer_inputs
 from memsim.models.common.attention import attention
-from memsim.models.common.causal_lm import causal_mask, rotary_embedding
 from memsim.models.common.config import DecoderConfig, decoder_config, probability
+from memsim.models.common.masks import causal_mask
+from memsim.models.common.mlp import activation
+from memsim.models.common.norms import layer_norm, norm_parameters
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import apply_partial_rotary_pos_emb
+from memsim.models.common.rotary_tables import rotary_embedding
 from memsim.models.common.tied_head import head_parameters
-from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
-from memsim.models.llama import activation, check_supported
 
 
 @dataclass(frozen=True)

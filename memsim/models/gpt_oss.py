@@ -15,8 +15,9 @@ from memsim.models.common.attention import repeat_kv
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, integer
 from memsim.models.common.moe import Layout, experts_of
+from memsim.models.common.parameters import linear_parameters
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.typed import assemble_types, layer_types
-from memsim.models.llama import check_supported, linear_parameters
 from memsim.models.mixtral import check_experts
 from memsim.models.olmo2 import rms_norm
 

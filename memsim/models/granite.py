@@ -10,9 +10,11 @@ from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model
 from memsim.framework.settings import Settings
 from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
-from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config
-from memsim.models.llama import check_supported, layer_parameters, mlp, self_attention
+from memsim.models.common.norms import rms_norm
+from memsim.models.common.refusals import check_supported
+from memsim.models.llama import layer_parameters, mlp, self_attention
 
 
 @module_call

@@ -12,10 +12,13 @@ from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common.assemble import HOLD, HOLD_POSITIONS_FIRST, assemble
 from memsim.models.common.attention import attend
-from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, check_heads_divide, decoder_config, integer
-from memsim.models.common.dynamic_rope import rope_type
 from memsim.models.common.layers import pre_norm
+from memsim.models.common.mlp import activation, mlp_forward
+from memsim.models.common.norms import rms_norm
+from memsim.models.common.parameters import attention_parameters, biases, mlp_parameters, norm_parameters, norms_heads
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import apply_rotary_pos_emb
 from memsim.models.common.typed import SLIDING, assemble_types, layer_types
 from memsim.stacks.known import GOLDEN
@@ -45,39 +48,6 @@ def read_config(fields: Mapping[str, object], ropes: Collection[str] = ()) -> De
             else config
         )
     return replace(config, sliding_window=None)
-
-
-def check_supported(
-    config: DecoderConfig, acts: Collection[str] | None = None, dropout: bool = False, ropes: Collection[str] = ()
-) -> None:
-    """Raises Unsupported for config fields that change what executes in ways that are not modelled; `dropout` of
-    attention may be, and these `ropes` beside those that never change.
-    """
-    acts = ACTIVATIONS if acts is None else acts
-    if config.hidden_act not in acts:
-        raise Unsupported(f"model.hidden_act: {config.hidden_act} is not supported yet; {', '.join(acts)} are")
-    if config.attention_dropout and not dropout:
-        raise Unsupported(f"model.attention_dropout: {config.fields['attention_dropout']} is not supported yet; 0.0 is")
-    if rope_type(config) in ("dynamic", "longrope") and rope_type(config) not in ropes:
-        known = ", ".join(("default", "linear", "llama3", "yarn", *ropes))
-        raise Unsupported(
-            f"model.rope_scaling: rope_type {rope_type(config)} is not supported yet with {config.model_type} and "
-            f"this stack; {known} are"
-        )
-
-
-def biases(config: DecoderConfig) -> tuple[bool, bool]:
-    """Whether q, k, v and whether o has a bias."""
-    if config.model_type in ("qwen2", "qwen2_moe"):
-        return config.fields.get("qkv_bias") is not False or config.model_type == "qwen2", False
-    if config.model_type in ("mistral", "mixtral", "ministral"):
-        return False, False
-    return config.attention_bias, config.attention_bias
-
-
-def norms_heads(config: DecoderConfig) -> bool:
-    """Whether each query and key head is normed."""
-    return config.model_type in ("qwen3", "qwen3_moe")
 
 
 @module_call
@@ -123,69 +93,7 @@ def mlp(b: Builder, config: DecoderConfig, settings: Settings, x: Tensor) -> Ten
     )
 
 
-@module_call
-def mlp_of(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: str, bias: bool = False) -> Tensor:
-    """LlamaMLP.forward, of a module with this name and inner size."""
-    return mlp_forward(b, x, name, inner, dtype, act, bias)
-
-
-def mlp_forward(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: str, bias: bool) -> Tensor:
-    """The forward of both."""
-    with b.module(name):
-        product = b.op(
-            "mul",
-            b.op(act, F.linear(b, x, "gate_proj", inner, dtype, bias)),
-            F.linear(b, x, "up_proj", inner, dtype, bias),
-        )
-        with b.locals(product):
-            return F.linear(b, product, "down_proj", x.shape[-1], dtype, bias)
-
-
-# hidden_act → operator, where it is one kernel
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
-
-
-def activation(config: DecoderConfig) -> str:
-    """The operator of hidden_act."""
-    return ACTIVATIONS[config.hidden_act]
-
-
 decoder_layer = pre_norm(self_attention, mlp)
-
-
-def linear_parameters(name: str, out: int, inputs: int, dtype: str, bias: bool = False) -> list[Parameter]:
-    """Of an nn.Linear."""
-    rows = [Parameter(f"{name}.weight", (out, inputs), dtype, module="linear")]
-    return [*rows, Parameter(f"{name}.bias", (out,), dtype, module="linear")] if bias else rows
-
-
-def attention_parameters(config: DecoderConfig, dtype: str) -> list[Parameter]:
-    """Of LlamaAttention and Qwen3Attention, in module order."""
-    d, hidden = config.head_dim, config.hidden_size
-    bias, bias_o = biases(config)
-    q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
-    rows = linear_parameters("self_attn.q_proj", q, hidden, dtype, bias)
-    rows += linear_parameters("self_attn.k_proj", kv, hidden, dtype, bias)
-    rows += linear_parameters("self_attn.v_proj", kv, hidden, dtype, bias)
-    rows += linear_parameters("self_attn.o_proj", hidden, q, dtype, bias_o)
-    if norms_heads(config):
-        rows += [Parameter(f"self_attn.{name}.weight", (d,), dtype, module="norm") for name in ("q_norm", "k_norm")]
-    return rows
-
-
-def norm_parameters(config: DecoderConfig, dtype: str) -> list[Parameter]:
-    """Of a layer's two norms."""
-    return [
-        Parameter(f"{name}.weight", (config.hidden_size,), dtype, module="norm")
-        for name in ("input_layernorm", "post_attention_layernorm")
-    ]
-
-
-def mlp_parameters(name: str, hidden: int, inner: int, dtype: str, bias: bool = False) -> list[Parameter]:
-    """Of LlamaMLP."""
-    rows = linear_parameters(f"{name}.gate_proj", inner, hidden, dtype, bias)
-    rows += linear_parameters(f"{name}.up_proj", inner, hidden, dtype, bias)
-    return rows + linear_parameters(f"{name}.down_proj", hidden, inner, dtype, bias)
 
 
 def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]:

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from memsim.errors import InputError
 from memsim.framework.model import Model
 from memsim.framework.settings import Settings
-from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import decoder_config
+from memsim.models.common.norms import rms_norm
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.typed import HOLD_POSITIONS_FIRST, assemble_types, layer_types
-from memsim.models.llama import check_supported, decoder_layer, layer_parameters
+from memsim.models.llama import decoder_layer, layer_parameters
 
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:

@@ -13,22 +13,15 @@ from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble_kinds
-from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, integer
 from memsim.models.common.layers import Mlp, pre_norm
+from memsim.models.common.mlp import activation, mlp_of
 from memsim.models.common.moe import experts_call, router
-from memsim.models.llama import (
-    activation,
-    attention_parameters,
-    check_supported,
-    decoder_layer,
-    layer_parameters,
-    linear_parameters,
-    mlp_of,
-    mlp_parameters,
-    norm_parameters,
-    self_attention,
-)
+from memsim.models.common.norms import rms_norm
+from memsim.models.common.parameters import attention_parameters, linear_parameters, mlp_parameters, norm_parameters
+from memsim.models.common.refusals import check_supported
+from memsim.models.llama import decoder_layer, layer_parameters, self_attention
 
 DEFAULTS: dict[str, dict[str, object]] = {
     "mixtral": {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2},

@@ -11,24 +11,20 @@ from functools import partial
 from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common.assemble import assemble
 from memsim.models.common.attention import attend
-from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, integer, probability
 from memsim.models.common.layers import Layer, pre_norm
+from memsim.models.common.mlp import activation, mlp_forward
+from memsim.models.common.norms import rms_norm
+from memsim.models.common.parameters import linear_parameters, mlp_parameters, norm_parameters
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import apply_rotary_pos_emb, rotate_neighbours
 from memsim.models.common.typed import FULL, HOLD_POSITIONS_FIRST, SLIDING, assemble_types, layer_types, typed_model
-from memsim.models.gpt2 import dropout
-from memsim.models.llama import (
-    activation,
-    check_supported,
-    linear_parameters,
-    mlp_forward,
-    mlp_parameters,
-    norm_parameters,
-)
 
 Rotate = Callable[[Builder, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 

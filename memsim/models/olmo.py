@@ -16,7 +16,9 @@ from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config
 from memsim.models.common.layers import pre_norm
-from memsim.models.llama import attention_parameters, check_supported, mlp, mlp_parameters
+from memsim.models.common.parameters import attention_parameters, mlp_parameters
+from memsim.models.common.refusals import check_supported
+from memsim.models.llama import mlp
 from memsim.models.olmo2 import apply_rotary_pos_emb
 
 

@@ -10,13 +10,14 @@ from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
-from memsim.models.common import causal_lm
+from memsim.models.common import norms
 from memsim.models.common.assemble import assemble
 from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import rotate_half
-from memsim.models.llama import check_supported, mlp
+from memsim.models.llama import mlp
 
 
 @module_call
@@ -24,7 +25,7 @@ def rms_norm(b: Builder, settings: Settings, hidden_states: Tensor, name: str) -
     """Olmo2RMSNorm.forward: the weight is applied in fp32, and the product cast."""
     dtype = settings.dtype
     if settings.stack.olmo2_as_llama:
-        return causal_lm.rms_norm(b, hidden_states, name, dtype)
+        return norms.rms_norm(b, hidden_states, name, dtype)
     with b.module(name):
         weight = b.parameter(".".join([*b.path, "weight"]), (hidden_states.shape[-1],), dtype, True)
         input_dtype = hidden_states.dtype

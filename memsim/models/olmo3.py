@@ -11,8 +11,8 @@ from memsim.framework.model import Model
 from memsim.framework.settings import Settings
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import decoder_config
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.typed import HOLD_POSITIONS_FIRST, assemble_types, layer_types
-from memsim.models.llama import check_supported
 from memsim.models.olmo2 import decoder_layer, layer_parameters, rms_norm
 
 

@@ -13,13 +13,16 @@ from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common.assemble import assemble
 from memsim.models.common.attention import attend
-from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, integer
 from memsim.models.common.layers import pre_norm
+from memsim.models.common.mlp import activation
 from memsim.models.common.moe import experts_call, router
+from memsim.models.common.norms import rms_norm
+from memsim.models.common.parameters import attention_parameters, norm_parameters
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import apply_rotary_pos_emb
 from memsim.models.deepseek import HOLD
-from memsim.models.llama import activation, attention_parameters, check_supported, norm_parameters
 from memsim.models.mixtral import check_experts
 
 DEFAULTS: dict[str, object] = {"num_experts": 64, "num_experts_per_tok": 8}

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common import tied_head
+from memsim.models.common.activations import UNGATED
 from memsim.models.common.assemble import layer_inputs
 from memsim.models.common.attention import attend
-from memsim.models.common.causal_lm import causal_mask
 from memsim.models.common.config import DecoderConfig, decoder_config, integer, probability
+from memsim.models.common.masks import causal_mask
+from memsim.models.common.parameters import linear_parameters
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.tied_head import head_parameters
-from memsim.models.gpt2 import ACTIVATIONS, dropout
-from memsim.models.llama import check_supported, linear_parameters
 from memsim.models.phi import act
 
 NAMES = ("hidden_states", "position_ids", "attention_mask")
@@ -187,7 +189,7 @@ def read_config(fields: Mapping[str, object]) -> Opt:
     named["intermediate_size"] = fields.get("ffn_dim", 3072)
     named["hidden_act"] = fields.get("activation_function", "relu")
     config = decoder_config(named, tie_word_embeddings=True)
-    check_supported(config, ACTIVATIONS, dropout=True)
+    check_supported(config, UNGATED, dropout=True)
     if config.fields.get("layerdrop"):
         raise Unsupported(
             f"model.layerdrop: {config.fields['layerdrop']}, which leaves out layers by chance, is not supported; "

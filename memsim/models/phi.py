@@ -8,22 +8,25 @@ from collections.abc import Mapping
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
+from memsim.models.common.activations import UNGATED, new_gelu
 from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
 from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, probability
 from memsim.models.common.layers import Layer
+from memsim.models.common.norms import layer_norm, norm_parameters
+from memsim.models.common.parameters import linear_parameters
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import apply_rotary_pos_emb, part
 from memsim.models.glm import rotary_dim
-from memsim.models.gpt2 import ACTIVATIONS, dropout, layer_norm, new_gelu, norm_parameters
-from memsim.models.llama import check_supported, linear_parameters
 
 
 def act(b: Builder, config: DecoderConfig, x: Tensor) -> Tensor:
     """ACT2FN[hidden_act](x)."""
-    name = ACTIVATIONS[config.hidden_act]
+    name = UNGATED[config.hidden_act]
     return new_gelu(b, x) if name == "gelu_new" else b.op(name, x)
 
 
@@ -112,7 +115,7 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config, dtype = decoder_config(fields, hidden_act="gelu_new"), settings.dtype
-    check_supported(config, ACTIVATIONS, dropout=True)
+    check_supported(config, UNGATED, dropout=True)
     parts = Parts(
         lambda b, x, _: layer_norm(b, x, "final_layernorm", dtype),
         dropout=probability(config.fields, "embd_pdrop", 0.0),

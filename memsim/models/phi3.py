@@ -14,11 +14,13 @@ from memsim.framework.settings import Settings
 from memsim.models.common import rotary
 from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
 from memsim.models.common.attention import attend
-from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config
 from memsim.models.common.layers import pre_norm
+from memsim.models.common.mlp import activation
+from memsim.models.common.norms import rms_norm
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import part, rotate_half
-from memsim.models.llama import activation, check_supported
 from memsim.stacks.known import GOLDEN
 
 

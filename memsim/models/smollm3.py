@@ -12,19 +12,15 @@ from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model
 from memsim.framework.settings import Settings
 from memsim.models.common.attention import attend
-from memsim.models.common.causal_lm import Parts, rms_norm
+from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, integer
 from memsim.models.common.layers import pre_norm
+from memsim.models.common.mlp import activation, mlp_of
+from memsim.models.common.norms import rms_norm
+from memsim.models.common.parameters import attention_parameters, mlp_parameters, norm_parameters
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.typed import FULL, SLIDING, assemble_types, layer_types, typed_model
-from memsim.models.llama import (
-    activation,
-    attention_parameters,
-    check_supported,
-    mlp_of,
-    mlp_parameters,
-    norm_parameters,
-    self_attention,
-)
+from memsim.models.llama import self_attention
 
 
 @module_call

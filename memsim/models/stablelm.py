@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
 from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, probability
+from memsim.models.common.norms import layer_norm, norm_parameters
+from memsim.models.common.parameters import linear_parameters, mlp_parameters
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import apply_rotary_pos_emb, part
 from memsim.models.glm import rotary_dim
-from memsim.models.gpt2 import dropout, layer_norm, norm_parameters
-from memsim.models.llama import check_supported, linear_parameters, mlp, mlp_parameters
+from memsim.models.llama import mlp
 
 
 def has_bias(config: DecoderConfig) -> bool:

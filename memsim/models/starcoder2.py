@@ -8,16 +8,19 @@ from collections.abc import Mapping
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
+from memsim.models.common.activations import UNGATED
 from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
 from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, probability
 from memsim.models.common.layers import pre_norm
+from memsim.models.common.norms import layer_norm, norm_parameters
+from memsim.models.common.parameters import linear_parameters
+from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import apply_rotary_pos_emb
-from memsim.models.gpt2 import ACTIVATIONS, dropout, layer_norm, norm_parameters
-from memsim.models.llama import check_supported, linear_parameters
 from memsim.models.phi import act
 
 
@@ -99,7 +102,7 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     defaults = {"hidden_act": "gelu_pytorch_tanh", "num_key_value_heads": 2, "tie_word_embeddings": True}
     config, dtype = decoder_config(fields, **defaults), settings.dtype
-    check_supported(config, ACTIVATIONS, dropout=True)
+    check_supported(config, UNGATED, dropout=True)
     parts = Parts(
         lambda b, x, name: layer_norm(b, x, name, dtype),
         dropout=probability(config.fields, "embedding_dropout", 0.0),

@@ -10,13 +10,14 @@ from dataclasses import replace
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter, Tower
 from memsim.framework.settings import Settings
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
-from memsim.models.common.causal_lm import cross_entropy, eager_mask
 from memsim.models.common.config import integer, probability
 from memsim.models.common.encoder import activation_of, bidirectional_mask
-from memsim.models.gpt2 import dropout
+from memsim.models.common.losses import cross_entropy
+from memsim.models.common.masks import eager_mask
 from memsim.models.t5_layers import BIAS, CROSS_BIAS, ENCODED, ENCODED_MASK, T5, block, layer_norm, layer_parameters
 
 # positional arguments, which a checkpoint lets go of from their end

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.functional import dropout
 from memsim.framework.model import Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common.attention import sdpa
 from memsim.models.common.encoder import act, linear_parameters
-from memsim.models.gpt2 import dropout
 
 BIAS, CROSS_BIAS = "position_bias", "encoder_decoder_position_bias"
 ENCODED, ENCODED_MASK = "encoder_hidden_states", "encoder_attention_mask"

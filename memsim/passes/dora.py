@@ -17,7 +17,7 @@ from memsim.framework.model import Parameter
 from memsim.framework.roles import MAGNITUDE, MAGNITUDE_NAME
 
 if TYPE_CHECKING:
-    from memsim.passes.lora import Lora
+    from memsim.passes.lora_settings import Lora
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from memsim.framework.builder import Builder, Technique, Tensor, module_call
 from memsim.passes import dora
-from memsim.passes.lora import Lora, lora_branch, matches, run_adapted
+from memsim.passes.lora import lora_branch, run_adapted
+from memsim.passes.lora_settings import Lora, matches
 from memsim.passes.quantize import KEPT, Base, is_kept, packed_technique, recast_bias
 from memsim.stacks.software import Software
 

@@ -6,51 +6,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Technique, Tensor, module_call
+from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.passes.dora import Base, dora_branch, magnitude
 from memsim.passes.lora_embedding import embedding_adapter, lora_embedding
 from memsim.passes.lora_parameters import adapter_parameters, adapts_parameters, folding
+from memsim.passes.lora_settings import Lora, matches
 from memsim.passes.modules_to_save import EMBEDDING, MARK, copies, run_copy, stands_for
-from memsim.passes.targets import HEAD, HEADS, LINEAR, Sites, check_targets, is_tied, places
+from memsim.passes.targets import HEAD, LINEAR, Sites, check_targets, is_tied, places
 
 NORM = re.compile(r"norm|^ln_", re.IGNORECASE)  # names of modules that are no linear ones, and have a bias
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Adapter settings: rank, the targeted modules ("all-linear", names, or a pattern), dropout probability; what
-    passes/lora_parameters.py adds.
-    """
-
-    rank: int
-    targets: str | Sequence[str] = "all-linear"
-    dropout: float = 0.0
-    dtype: str = "fp32"  # PEFT's autocast_adapter_dtype keeps adapters of half-precision models in fp32
-    alpha: int = 16
-    excluded: frozenset[str] = frozenset()  # last names of modules that "all-linear" leaves out
-    parameters: tuple[tuple[str, int], ...] = ()  # (end of its path, rank) of each parameter with an adapter of its own
-    dora: bool = False
-    bias: str = "none"  # which biases train: "all", or those of targeted modules, "lora_only"
-    layers: tuple[int, ...] | None = None  # layers_to_transform
-    saved: tuple[str, ...] = ()  # modules_to_save
-    target_parameters: tuple[str, ...] = ()  # ends of full names of parameters
-    unnamed_output: bool = False  # what an embedding's adapter makes is not kept until the module is done
-    sites: Sites | None = None  # where it goes, where full names decided that (passes/targets.py)
-
-
-def matches(lora: Lora, module: str) -> bool:
-    """Whether PEFT puts an adapter on the linear module or embedding with this path (peft/tuners/tuners_utils.py,
-    check_target_module_exists).
-    """
-    if lora.sites is not None:
-        return module in lora.sites.targets and module.rpartition(".")[2] not in lora.excluded
-    if lora.targets == "all-linear":
-        return module not in HEADS and module.rpartition(".")[2] not in lora.excluded
-    return any(module == name or module.endswith(f".{name}") for name in lora.targets)
 
 
 def wrapped(lora: Lora) -> Technique:
@@ -207,8 +176,3 @@ def lora_branch(b: Builder, x: Tensor, out_features: int, lora: Lora) -> Tensor:
     return F.linear(
         b, F.linear(b, dropout(b, x, lora.dropout), "lora_A", lora.rank, lora.dtype), "lora_B", out_features, lora.dtype
     )
-
-
-def dropout(b: Builder, x: Tensor, p: float) -> Tensor:
-    """nn.Dropout(p)(x), or nn.Identity."""
-    return b.op("dropout", x, p=p) if p else x

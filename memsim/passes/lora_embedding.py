@@ -15,7 +15,7 @@ from memsim.framework.roles import MAGNITUDE_NAME
 from memsim.passes.dora import get_weight_norm, magnitude
 
 if TYPE_CHECKING:
-    from memsim.passes.lora import Lora
+    from memsim.passes.lora_settings import Lora
 
 
 @module_call

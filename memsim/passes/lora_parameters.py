@@ -20,7 +20,7 @@ from memsim.framework.model import Model, Parameter
 from memsim.passes.targets import Sites, full_name, is_pattern
 
 if TYPE_CHECKING:
-    from memsim.passes.lora import Lora
+    from memsim.passes.lora_settings import Lora
 
 # peft/utils/transformers_weight_conversion.py: names of linear modules before transformers 5 → parameters that hold
 # them since.

@@ -13,8 +13,9 @@ from memsim.framework.builder import PLAIN, Technique
 from memsim.framework.model import Model
 from memsim.passes.ia3 import Ia3, ia3_of, scaled, with_vectors
 from memsim.passes.int8 import Int8
-from memsim.passes.lora import Lora, with_adapters, wrapped
+from memsim.passes.lora import with_adapters, wrapped
 from memsim.passes.lora_parameters import converted, spelled_out, with_parameters
+from memsim.passes.lora_settings import Lora
 from memsim.passes.packed import Packed
 from memsim.passes.quantize import Nf4, is_kept, with_quantized
 from memsim.passes.targets import Sites, by_name, is_pattern, sites, split

@@ -17,7 +17,8 @@ from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Technique, Tensor, module_call
 from memsim.framework.model import Model
 from memsim.operators.packed4bit import PACKED
-from memsim.passes.lora import Lora, lora_branch, matches, run_adapted
+from memsim.passes.lora import lora_branch, run_adapted
+from memsim.passes.lora_settings import Lora, matches
 from memsim.passes.quantize import COMPUTE, KEPT, is_kept, is_quantized, packed_technique
 from memsim.stacks.software import Software
 

@@ -13,7 +13,8 @@ from memsim.framework.builder import Builder, Rule, Technique, Tensor, module_ca
 from memsim.framework.model import Model, Parameter
 from memsim.framework.roles import COPY
 from memsim.passes import dora
-from memsim.passes.lora import Lora, lora_branch, matches, run_adapted, technique
+from memsim.passes.lora import lora_branch, run_adapted, technique
+from memsim.passes.lora_settings import Lora, matches
 from memsim.passes.modules_to_save import BY_OPERATOR
 from memsim.passes.targets import HEADS
 from memsim.stacks.software import Software

@@ -5,84 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class Software:
-    """A stack: versions, and differences. The golden one has no difference; MEANING says in words what each is."""
-
-    name: str
-    torch: str
-    transformers: str
-    peft: str
-    bitsandbytes: str
-    # key of a Run → values held against recordings; other keys: all that memsim has
-    held: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    # value of a key → why it is not held, where the stack itself lacks it
-    lacks: Mapping[str, str] = field(default_factory=dict)
-    # compute capability times ten; torch's wheels hold no code for older and newer devices, or it is not modelled
-    least_sm: int = 75
-    most_sm: int | None = None
-
-    # differences, by what they change: torch's operators, transformers' code around the layers, checkpoints, families
-    keeps_cublas_workspaces: bool = False
-    keeps_cublaslt_workspaces: bool = False
-    large_cublas_workspace_on_hopper_only: bool = False
-    index_slices_whole_dimensions: bool = False
-    attention_seeds_on_host: bool = False
-    efficient_attention_seeds_on_host: bool = False
-    flash_pads_heads_to_32: bool = False
-    flash_partials_reversed: bool = False
-    unaligned_bias_fails: bool = False
-    norms_pad_chunks: bool = False
-    norms_sum_in_one_pass: bool = False
-    frees_nested_graphs_at_once: bool = False
-    embedding_sorts_all_bits: bool = False
-    embedding_sums_in_two_passes: bool = False
-    unique_in_32_bits: bool = False
-    cub_without_head: bool = False
-    rotary_by_product: bool = False
-    rotary_scaled_after: bool = False
-    inv_freq_once: bool = False
-    takes_cache_position: bool = False
-    dense_causal_mask: bool = False
-    sdpa_repeats_heads: bool = False
-    sdpa_packs_no_groups: bool = False
-    adds_matrices_by_cublas: bool = False
-    layers_return_tuples: bool = False
-    loss_slices_logits: bool = False
-    checkpoints_positional_arguments: bool = False
-    checkpoints_frozen_inputs: bool = False
-    embedding_adapters_add_at_once: bool = False
-    copies_modules_twice: bool = False
-    attention_has_buffers: bool = False
-    olmo2_as_llama: bool = False
-    phi3_rotates_whole_heads: bool = False
-    qlora_keeps_cache: bool = False
-    qlora_adapters_in_fp32: bool = False
-    qlora_input_is_frozen: bool = False
-    bnb_computes_in_inputs_dtype: bool = False
-    bnb_always_dequantizes: bool = False
-
-    def runs_on(self, sm: int) -> bool:
-        """Whether it is modelled on devices of this compute capability, times ten."""
-        return sm >= self.least_sm and (self.most_sm is None or sm <= self.most_sm)
-
-    @property
-    def devices(self) -> str:
-        """The compute capabilities that it is modelled on, in words."""
-        return f"{self.least_sm} and later" if self.most_sm is None else f"{self.least_sm} to {self.most_sm}"
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Package → version."""
-        return {
-            "torch": self.torch,
-            "transformers": self.transformers,
-            "peft": self.peft,
-            "bitsandbytes": self.bitsandbytes,
-        }
-
-
 # difference → what it is about, what a stack with it does, what one without it does
 MEANING: Mapping[str, tuple[str, str, str]] = {
     "keeps_cublas_workspaces": (
@@ -188,3 +110,80 @@ MEANING: Mapping[str, tuple[str, str, str]] = {
         "or a fused kernel, by shape and device",
     ),
 }
+
+
+@dataclass(frozen=True)
+class Software:
+    """A stack: versions, and differences. The golden one has no difference; MEANING says in words what each is."""
+
+    name: str
+    torch: str
+    transformers: str
+    peft: str
+    bitsandbytes: str
+    # key of a Run → values held against recordings; other keys: all that memsim has
+    held: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # value of a key → why it is not held, where the stack itself lacks it
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    # compute capability times ten; torch's wheels hold no code for older and newer devices, or it is not modelled
+    least_sm: int = 75
+    most_sm: int | None = None
+
+    # differences, by what they change: torch's operators, transformers' code around the layers, checkpoints, families
+    keeps_cublas_workspaces: bool = False
+    keeps_cublaslt_workspaces: bool = False
+    large_cublas_workspace_on_hopper_only: bool = False
+    index_slices_whole_dimensions: bool = False
+    attention_seeds_on_host: bool = False
+    efficient_attention_seeds_on_host: bool = False
+    flash_pads_heads_to_32: bool = False
+    flash_partials_reversed: bool = False
+    unaligned_bias_fails: bool = False
+    norms_pad_chunks: bool = False
+    norms_sum_in_one_pass: bool = False
+    frees_nested_graphs_at_once: bool = False
+    embedding_sorts_all_bits: bool = False
+    embedding_sums_in_two_passes: bool = False
+    unique_in_32_bits: bool = False
+    cub_without_head: bool = False
+    rotary_by_product: bool = False
+    rotary_scaled_after: bool = False
+    inv_freq_once: bool = False
+    takes_cache_position: bool = False
+    dense_causal_mask: bool = False
+    sdpa_repeats_heads: bool = False
+    sdpa_packs_no_groups: bool = False
+    adds_matrices_by_cublas: bool = False
+    layers_return_tuples: bool = False
+    loss_slices_logits: bool = False
+    checkpoints_positional_arguments: bool = False
+    checkpoints_frozen_inputs: bool = False
+    embedding_adapters_add_at_once: bool = False
+    copies_modules_twice: bool = False
+    attention_has_buffers: bool = False
+    olmo2_as_llama: bool = False
+    phi3_rotates_whole_heads: bool = False
+    qlora_keeps_cache: bool = False
+    qlora_adapters_in_fp32: bool = False
+    qlora_input_is_frozen: bool = False
+    bnb_computes_in_inputs_dtype: bool = False
+    bnb_always_dequantizes: bool = False
+
+    def runs_on(self, sm: int) -> bool:
+        """Whether it is modelled on devices of this compute capability, times ten."""
+        return sm >= self.least_sm and (self.most_sm is None or sm <= self.most_sm)
+
+    @property
+    def devices(self) -> str:
+        """The compute capabilities that it is modelled on, in words."""
+        return f"{self.least_sm} and later" if self.most_sm is None else f"{self.least_sm} to {self.most_sm}"
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Package → version."""
+        return {
+            "torch": self.torch,
+            "transformers": self.transformers,
+            "peft": self.peft,
+            "bitsandbytes": self.bitsandbytes,
+        }

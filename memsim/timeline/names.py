@@ -16,8 +16,6 @@ CATEGORY_NAMES = {
     Category.INPUTS: "inputs",
     Category.UNATTRIBUTED: "unattributed",
 }
-
-
 UNSPLIT = "unsplit remainder"  # what blocks hold beyond the bytes requested of them
 
 

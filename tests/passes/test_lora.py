@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memsim.errors import InputError
-from memsim.passes.lora import Lora, matches
+from memsim.passes.lora_settings import Lora, matches
 from memsim.run.job import Run
 from memsim.simulation.pipeline import model_of
 

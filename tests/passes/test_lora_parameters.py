@@ -6,8 +6,8 @@ import pytest
 
 from memsim.errors import InputError, Unsupported
 from memsim.framework.model import Model
-from memsim.passes.lora import Lora, matches
 from memsim.passes.lora_parameters import converted, rank_of
+from memsim.passes.lora_settings import Lora, matches
 from memsim.run.job import Run
 from memsim.simulation.pipeline import model_of
 

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.functional import dropout
 from memsim.framework.model import Parameter
 from memsim.framework.settings import Settings
+from memsim.models.common.activations import UNGATED, new_gelu
 from memsim.models.common.attention import sdpa
 from memsim.models.common.flash_attention import flash_attention_forward
-from memsim.models.gpt2 import ACTIVATIONS, dropout, new_gelu
 
 
 @module_call
@@ -25,9 +26,9 @@ def act(b: Builder, x: Tensor, name: str) -> Tensor:
 def activation_of(fields: Mapping[str, object], key: str, default: str) -> str:
     """The operator of an activation's name. Raises Unsupported."""
     name = str(fields.get(key) or default)
-    if name not in ACTIVATIONS:
-        raise Unsupported(f"model.{key}: {name} is not supported yet; {', '.join(ACTIVATIONS)} are")
-    return ACTIVATIONS[name]
+    if name not in UNGATED:
+        raise Unsupported(f"model.{key}: {name} is not supported yet; {', '.join(UNGATED)} are")
+    return UNGATED[name]
 
 
 def classes_of(fields: Mapping[str, object]) -> int:

@@ -14,10 +14,10 @@ from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common.attention import attend
-from memsim.models.common.causal_lm import rms_norm
 from memsim.models.common.config import DecoderConfig, integer
+from memsim.models.common.norms import rms_norm
+from memsim.models.common.parameters import linear_parameters
 from memsim.models.common.rotary import apply_rotary_pos_emb
-from memsim.models.llama import linear_parameters
 
 
 @dataclass(frozen=True)

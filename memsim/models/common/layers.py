@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.settings import Settings
-from memsim.models.common.causal_lm import rms_norm
 from memsim.models.common.config import DecoderConfig
+from memsim.models.common.norms import rms_norm
 
 Layer = Callable[[Builder, DecoderConfig, Settings, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 SelfAttention = Callable[

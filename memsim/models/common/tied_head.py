@@ -7,7 +7,7 @@ from collections.abc import Callable
 from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Parameter
 from memsim.framework.settings import Settings
-from memsim.models.common.causal_lm import causal_lm_loss
+from memsim.models.common.losses import causal_lm_loss
 
 
 @module_call

@@ -13,9 +13,11 @@ from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.models.common.assemble import assemble_kinds
-from memsim.models.common.causal_lm import Parts, causal_mask, embed_tokens, rotary_embedding
+from memsim.models.common.causal_lm import Parts, embed_tokens
 from memsim.models.common.config import DecoderConfig
 from memsim.models.common.layers import Layer
+from memsim.models.common.masks import causal_mask
+from memsim.models.common.rotary_tables import rotary_embedding
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 PREFIX = {SLIDING: "sliding_", FULL: ""}  # of the names of the tables of a type
