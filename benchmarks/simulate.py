@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from memsim.allocator import allocate
+from memsim.api import simulate
 from memsim.run.job import Run
-from memsim.simulation.pipeline import model_of, simulate, tape_of_run
+from memsim.simulation.build import model_of
+from memsim.simulation.pipeline import tape_of_run
 
 EXAMPLE = "qwen2.5-72b-lora"
 DOES_NOT_FIT = 1  # the exit code of a Run that needs more than its device has, as this one does

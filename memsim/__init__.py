@@ -5,21 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from memsim.api import compare as compare, load_trace as load_trace, replay as replay, simulate as simulate
+    from memsim.results.answers import Timeline as Timeline
+    from memsim.results.side_by_side import Comparison as Comparison
     from memsim.run.job import Run as Run
-    from memsim.simulation.pipeline import simulate as simulate
-    from memsim.timeline.comparison import Comparison as Comparison, compare as compare
-    from memsim.timeline.curves import Timeline as Timeline
-    from memsim.traces.load import load_trace as load_trace
-    from memsim.traces.replay import replay as replay
 
 _HOMES = {
-    "Comparison": "memsim.comparison",
-    "Run": "memsim.run",
-    "Timeline": "memsim.timeline",
-    "compare": "memsim.comparison",
-    "load_trace": "memsim.traces.load",
-    "replay": "memsim.replayed",
-    "simulate": "memsim.simulation",
+    "Comparison": "memsim.results.side_by_side",
+    "Run": "memsim.run.job",
+    "Timeline": "memsim.results.answers",
+    "compare": "memsim.api",
+    "load_trace": "memsim.api",
+    "replay": "memsim.api",
+    "simulate": "memsim.api",
 }
 __all__ = ["Comparison", "Run", "Timeline", "compare", "load_trace", "replay", "simulate"]
 
@@ -33,3 +31,8 @@ def __getattr__(name: str) -> object:
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    """The public names, whether or not they were asked for."""
+    return sorted([*globals(), *__all__])

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from memsim.errors import InputError, Unsupported
 from memsim.graph.layer_graph import LayerGraph
 from memsim.run.job import Run
-from memsim.simulation.pipeline import model_of, tape_of_run, uncollected
+from memsim.simulation.build import model_of
+from memsim.simulation.pipeline import tape_of_run, uncollected
 from memsim.tape import Action, Tape
 from memsim.validation.recorded import recorded, run_of
 

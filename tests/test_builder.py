@@ -10,7 +10,7 @@ from memsim.framework.builder import Builder, Tensor, module_call
 from memsim.framework.rewriting import rewrite
 from memsim.graph.layer_graph import LayerGraph
 from memsim.run.job import Run
-from memsim.simulation.pipeline import model_of
+from memsim.simulation.build import model_of
 
 LLAMA = {
     "model_type": "llama",

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from memsim.api import simulate
 from memsim.cli import console
 from memsim.cli.entry import main
 from memsim.errors import InputError
 from memsim.run.job import Run
-from memsim.simulation.pipeline import simulate
 from memsim.traces.recorder import ACTIONS
 from memsim.validation import sequences as events
 

@@ -10,8 +10,8 @@ import pytest
 
 import memsim
 from memsim.cli.entry import main
+from memsim.results.side_by_side import Comparison
 from memsim.run.job import Run
-from memsim.timeline.comparison import Comparison
 
 TINY = """\
 model: {

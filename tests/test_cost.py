@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import memsim
+from memsim.api import simulate
 from memsim.catalog import devices
 from memsim.cost.efficiency import Efficiency
 from memsim.cost.roofline import Rates
 from memsim.cost.work import Work
 from memsim.errors import InputError
 from memsim.run.job import Run
-from memsim.simulation.pipeline import simulate
 
 A100 = devices()["a100-80gb"]
 SMALL = {"model": "qwen2.5-0.5b", "batch": {"size": 2, "sequence": 512}, "device": "a100-80gb", "steps": 2}
@@ -53,7 +53,8 @@ def test_repeated_layers_and_steps_take_as_long_as_executed_ones() -> None:
     from memsim.schedule import record
     from memsim.schedule.optimizers.torch_optim import Optimizer
     from memsim.schedule.training import Plan
-    from memsim.simulation.pipeline import model_of, rates_of, stack_of
+    from memsim.simulation.build import model_of
+    from memsim.simulation.device import rates_of, stack_of
 
     run = Run(model="qwen2.5-0.5b", checkpointing="full", steps=3)
     plan = Plan(3, 1, 1.0, Optimizer("adamw"), rates_of(run))

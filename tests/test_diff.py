@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from memsim.allocator import allocate
-from memsim.timeline.curves import Timeline
+from memsim.results.answers import Timeline
 from memsim.traces.recorder import ACTIONS, Recording, to_tape
 from memsim.validation import diff
 

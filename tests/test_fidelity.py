@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from memsim.api import simulate
 from memsim.run.job import Run
-from memsim.simulation.pipeline import simulate
 from memsim.traces import recorder
 from memsim.validation.diff import compare, is_order_open, summary
 from memsim.validation.recorded import check, recorded, run_of

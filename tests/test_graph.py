@@ -13,7 +13,7 @@ from memsim.framework.builder import Builder
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layout import contiguous
 from memsim.run.job import Run
-from memsim.simulation.pipeline import model_of
+from memsim.simulation.build import model_of
 
 RUNS = ["llama3.2-1b-full", "qwen2.5-7b-lora", "qwen3-8b-lora", "mistral-7b-lora"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from memsim import Run
+from memsim.api import simulate
 from memsim.cli.entry import main
 from memsim.errors import InputError
-from memsim.simulation.pipeline import simulate
 from memsim.validation import published
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from memsim.api import simulate
 from memsim.run.job import Run
-from memsim.simulation.pipeline import simulate
 from memsim.traces import recorder
 from memsim.traces.recorder import ALLOC, FREE_REQUESTED
 from memsim.validation.diff import compare

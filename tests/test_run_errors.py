@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from memsim.api import simulate
 from memsim.errors import InputError
 from memsim.run.job import Run
-from memsim.simulation.pipeline import simulate
 
 M = "qwen2.5-7b"
 LLAMA = {

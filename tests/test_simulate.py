@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from memsim.api import simulate
 from memsim.run.job import Run
-from memsim.simulation.pipeline import simulate, stack_of
+from memsim.simulation.device import stack_of
 
 SMALL = {
     "model_type": "llama",

@@ -13,8 +13,9 @@ from made import MIB, Writer, random_tape, training
 
 from memsim.allocator import allocate
 from memsim.allocator.answer import Answer, DriverAction
+from memsim.results.answers import Timeline
 from memsim.tape import Category, Tape
-from memsim.timeline.curves import About, Timeline
+from memsim.timeline.about import About
 from memsim.timeline.steps import spans
 from memsim.traces import recorder
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from memsim.errors import InputError, Unsupported
-from memsim.timeline.curves import Timeline
+from memsim.results.answers import Timeline
 from memsim.validation import recorded as validate
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from memsim.api import compare
 from memsim.cli import console, tables
 from memsim.errors import InputError
+from memsim.results.answers import Timeline
+from memsim.results.side_by_side import Comparison
 from memsim.run import yamlfile
 from memsim.run.job import Run
-from memsim.timeline.comparison import Comparison, compare
-from memsim.timeline.curves import Timeline
 from memsim.units import duration, gib, percent
 
 MOST = 64  # combinations that are simulated without asking

@@ -17,8 +17,8 @@ from memsim.cli import console
 from memsim.errors import InputError, Unreachable
 
 if TYPE_CHECKING:
+    from memsim.results.answers import Timeline
     from memsim.run.job import Run
-    from memsim.timeline.curves import Timeline
 
 DONE, NO, WRONG = 0, 1, 2
 # click's; newer typer carries its own click and names it nowhere public
@@ -70,10 +70,10 @@ def simulate(
     if measured is not None and timeline.about.rates is not None:
         console.note(f"memsim: calibrated: {timeline.about.rates.efficiency.as_settings()}")
     if output is not None:
-        from memsim.cli import replay as replaying
+        from memsim.results.write import write
 
         with console.written(output) as path:
-            replaying.write(timeline, path, output.suffix)
+            write(timeline, path, output.suffix)
     if timeline.about.note:
         console.note(f"memsim: {timeline.about.note}")
     if as_json:
@@ -246,9 +246,10 @@ def graph(
     console.writable(output)
     loaded = _load(run, settings)
     from memsim.report.graph.graph_page import write_graph_html
+    from memsim.simulation.build import model_of
 
     with _naming(loaded), console.written(output) as path:
-        write_graph_html(loaded, path)
+        write_graph_html(model_of(loaded), path, loaded.model_name)
     console.note(f"memsim: wrote {output}")
 
 
@@ -338,7 +339,7 @@ def _seconds(text: str | None) -> float | None:
 def _simulate(
     run: Run, other_order: bool = False, strict: bool = False, measured_step: float | None = None
 ) -> Timeline:
-    from memsim.simulation.pipeline import simulate as simulated
+    from memsim.api import simulate as simulated
 
     console.say_if_cold()
     with _naming(run), warnings.catch_warnings(record=True) as caught:
@@ -350,7 +351,7 @@ def _simulate(
 
 
 def _simulate_recorded(data: Mapping[str, Any], other_order: bool = False) -> Timeline:
-    from memsim.simulation.pipeline import simulate as simulated
+    from memsim.api import simulate as simulated
 
     return simulated(_load(data), other_order, strict=True)
 

@@ -1,4 +1,4 @@
-"""What `memsim replay` does and prints, and the writers that a file's suffix chooses."""
+"""What `memsim replay` does and prints."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from memsim.api import replay
 from memsim.cli import console
 from memsim.errors import InputError
+from memsim.results.write import SUFFIXES, write
 from memsim.search import allocators as whatif
-from memsim.timeline.curves import Timeline
 from memsim.traces.load import load_trace
-from memsim.traces.replay import Agreement, check, replay
+from memsim.traces.replay import Agreement, check
 from memsim.traces.trace import Trace
-
-SUFFIXES = (".html", ".pickle", ".json")
 
 
 def run(
@@ -78,17 +77,3 @@ def _check(paths: Sequence[Path], device_memory: str | None, torch: str | None, 
             where = "" if row.first is None else f", first difference at event {row.first}"
             print(f"{row.source}: {row.agree} of {row.compared} agree (rules of torch {row.torch}){where}")
     return 0 if all(row.agree == row.compared for row in found) else 1
-
-
-def write(timeline: Timeline, path: Path, suffix: str) -> None:
-    """Writes the Timeline as the suffix says: a snapshot, counters, or else the report."""
-    if suffix == ".pickle":
-        from memsim.traces.write_snapshot import write_snapshot
-
-        write_snapshot(timeline, path)
-    elif suffix == ".json":
-        from memsim.traces.write_counters import write_counters
-
-        write_counters(timeline, path)
-    else:
-        timeline.write_html(path)

@@ -12,7 +12,7 @@ from rich.text import Text
 from memsim.catalog import Device
 from memsim.stacks.known import GOLDEN, differences
 from memsim.stacks.software import Software
-from memsim.timeline.curves import Timeline
+from memsim.timeline.curves import Curves
 from memsim.units import gib
 
 
@@ -34,7 +34,7 @@ def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
     return made
 
 
-def steps(timeline: Timeline) -> Table:
+def steps(timeline: Curves) -> Table:
     """Peaks and what is held at the end of each step, in GiB. Where memory runs out, the steps as they would be with
     enough of it.
     """

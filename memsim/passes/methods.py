@@ -19,71 +19,13 @@ from memsim.passes.lora_settings import Lora
 from memsim.passes.packed import Packed
 from memsim.passes.quantize import Nf4, is_kept, with_quantized
 from memsim.passes.targets import Sites, by_name, is_pattern, sites, split
+from memsim.run.conflicts import QUANTIZED
 from memsim.stacks.software import Software
 
 if TYPE_CHECKING:
-    from memsim.run.job import Method
+    from memsim.run.keys import Method
 
 Packing = Nf4 | Int8 | Packed  # how frozen weights are stored
-ADAPTERS = ("lora", "qlora")
-VECTORS = ("ia3", "qia3")
-QUANTIZED = ("qlora", "qia3")
-KEYS: dict[str, tuple[str, ...]] = {  # key of a method → kinds that it goes with, beside its default
-    "dora": ADAPTERS,
-    "rslora": ADAPTERS,
-    "bias": ADAPTERS,
-    "layers": ADAPTERS,
-    "target_parameters": ADAPTERS,
-    "modules_to_save": (*ADAPTERS, *VECTORS),
-    "feedforward": VECTORS,
-}
-
-
-def check_method(method: Method) -> None:
-    """Raises InputError for keys of a method that do not go together, Unsupported for what is not modelled."""
-    plain = type(method)()
-    given = [key for key in KEYS if getattr(method, key) != getattr(plain, key)]
-    for key in given:
-        if method.kind not in KEYS[key]:
-            raise InputError(f"method.{key}: goes with method.kind {' or '.join(KEYS[key])}, not with {method.kind}")
-    if method.layers is not None and isinstance(method.targets, str):
-        raise InputError(f"method.layers: PEFT takes them with a list of targets, not with {method.targets!r}")
-    if method.targets == () and not method.target_parameters:
-        raise InputError(
-            "method.targets: [] adapts nothing; names of modules do, or method.target_parameters beside it"
-        )
-    if method.kind == "qlora" and method.bias != "none":
-        raise Unsupported(f"method.bias: {method.bias} with method qlora is not supported; with lora it is")
-    if method.kind in QUANTIZED and method.modules_to_save and method.casts == "trl":
-        raise Unsupported("method.casts: trl with method.modules_to_save is not supported; peft and none are")
-    check_quantization(method)
-
-
-def check_quantization(method: Method) -> None:
-    """Raises InputError for keys of a quantization that the method does not have, Unsupported for what
-    is not modelled.
-    """
-    name = method.quantization
-    if method.kind not in QUANTIZED and name != "nf4":
-        raise InputError(
-            f"method.quantization: {name} goes with method.kind {' or '.join(QUANTIZED)}; with {method.kind} weights "
-            "are not quantized"
-        )
-    if name != "nf4" and not method.double_quant:
-        raise InputError(
-            f"method.double_quant: false goes with quantization nf4, whose scales can be quantized; {name} has none "
-            "of that"
-        )
-    if name not in ("gptq", "awq") and method.group_size != 128:
-        raise InputError(f"method.group_size: {method.group_size} goes with quantization gptq or awq; {name} has none")
-    if name in ("gptq", "awq") and method.kind == "qia3":
-        raise InputError(f"method.quantization: PEFT has no ia3 on {name}; nf4 and int8 work")
-    if name in ("gptq", "awq") and method.casts == "trl":
-        raise Unsupported(f"method.casts: trl with quantization {name} is not supported; peft is")
-    if name in ("gptq", "awq") and method.dora:
-        raise InputError(f"method.dora: PEFT has no DoRA on {name}; nf4 and int8 work")
-    if name not in ("nf4", "int8") and method.modules_to_save:
-        raise Unsupported(f"method.modules_to_save with quantization {name} is not supported yet; with nf4 it is")
 
 
 def packing_of(method: Method) -> Packing | None:

@@ -15,8 +15,8 @@ from memsim.report.figures import STACK, axes, config, slug
 from memsim.report.pack import pack
 from memsim.report.page import ASSETS, plotly, render
 from memsim.report.parts import commanded
-from memsim.timeline.comparison import Case, Comparison
-from memsim.timeline.curves import Timeline
+from memsim.timeline.comparison import Case, Cases
+from memsim.timeline.curves import Curves
 from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT
 from memsim.units import capacity, duration, gib, percent
 from memsim.version import version
@@ -24,7 +24,7 @@ from memsim.version import version
 MOST_DRAWN = 8  # timelines that are drawn at once, until someone asks for more
 
 
-def compare_html(found: Comparison) -> str:
+def compare_html(found: Cases) -> str:
     """The page. Raises InputError where there is nothing to show."""
     empty = next((case for case in found.cases if not case.timeline.whole.processed), None)
     if empty is not None or not found.cases:
@@ -42,7 +42,7 @@ def compare_html(found: Comparison) -> str:
     )
 
 
-def _main(found: Comparison, answer: str, rest: list[str]) -> str:
+def _main(found: Cases, answer: str, rest: list[str]) -> str:
     template = (ASSETS / "compare.html").read_text(encoding="utf-8")
     fields = {
         "$style": (ASSETS / "compare.css").read_text(encoding="utf-8"),
@@ -60,7 +60,7 @@ def _main(found: Comparison, answer: str, rest: list[str]) -> str:
     return template
 
 
-def shared_facts(found: Comparison) -> list[tuple[str, str]]:
+def shared_facts(found: Cases) -> list[tuple[str, str]]:
     """What is the same in every run."""
     facts = [dict(case.timeline.about.facts) for case in found.cases]
     same = [(key, value) for key, value in facts[0].items() if all(other.get(key) == value for other in facts)]
@@ -68,7 +68,7 @@ def shared_facts(found: Comparison) -> list[tuple[str, str]]:
     return [*same, ("device", places.pop())] if len(places) == 1 else same
 
 
-def _room(timeline: Timeline) -> str:
+def _room(timeline: Curves) -> str:
     memory = timeline.about.device_memory
     return (
         " ".join(
@@ -91,7 +91,7 @@ HEADINGS = (
 )
 
 
-def _table(found: Comparison) -> str:
+def _table(found: Cases) -> str:
     head = "".join(
         f'<th scope="col" class="{look}" aria-sort="none"><button type="button" class="sort" data-sort="{at}">{words}'
         "</button></th>"
@@ -104,7 +104,7 @@ def _table(found: Comparison) -> str:
     )
 
 
-def _row(at: int, case: Case, found: Comparison) -> str:
+def _row(at: int, case: Case, found: Cases) -> str:
     time, timeline = case.timeline.step_time, case.timeline
     room = timeline.about.device_memory
     fits = (
@@ -134,7 +134,7 @@ def _row(at: int, case: Case, found: Comparison) -> str:
     )
 
 
-def _columns(found: Comparison) -> dict[str, NDArray[Any]]:
+def _columns(found: Cases) -> dict[str, NDArray[Any]]:
     """One step of every run: what changes at each event of allocated and of reserved in bytes, and the seconds before
     it.
     """
@@ -148,14 +148,14 @@ def _columns(found: Comparison) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def step_of(timeline: Timeline) -> tuple[int, int]:
+def step_of(timeline: Curves) -> tuple[int, int]:
     """The events of the last step; all of them where there is none."""
     numbers = [span.step for span in timeline.spans if span.step is not None]
     mine = [span for span in timeline.spans if numbers and span.step == numbers[-1]]
     return (mine[0].start, mine[-1].stop) if mine else (0, timeline.whole.processed)
 
 
-def _meta(found: Comparison) -> dict[str, Any]:
+def _meta(found: Cases) -> dict[str, Any]:
     rooms = {case.timeline.about.device_memory for case in found.cases}
     room = rooms.pop() if len(rooms) == 1 else None
     first = found.cases[0].timeline
@@ -192,7 +192,7 @@ def _meta(found: Comparison) -> dict[str, Any]:
     }
 
 
-def _phases(timeline: Timeline) -> list[dict[str, Any]]:
+def _phases(timeline: Curves) -> list[dict[str, Any]]:
     lo, hi = step_of(timeline)
     return [
         {"name": span.kind, "start": span.start - lo, "stop": span.stop - lo}

@@ -10,15 +10,15 @@ from memsim.units import capacity, duration, gib, percent, share, size
 
 if TYPE_CHECKING:
     from memsim.tape import Tape
-    from memsim.timeline.curves import Timeline
+    from memsim.timeline.curves import Curves
 
 
-def headline(timeline: Timeline) -> str:
+def headline(timeline: Curves) -> str:
     """The answer in a few sentences, for the last lines in a terminal."""
     return " ".join(sentences(timeline))
 
 
-def sentences(timeline: Timeline) -> tuple[str, ...]:
+def sentences(timeline: Curves) -> tuple[str, ...]:
     """The sentences of the headline; the first is the answer."""
     about, oom = timeline.about, timeline.answer.out_of_memory
     if not timeline.whole.processed:
@@ -36,7 +36,7 @@ def sentences(timeline: Timeline) -> tuple[str, ...]:
     )
 
 
-def paged(timeline: Timeline) -> str:
+def paged(timeline: Curves) -> str:
     """What a paged optimizer keeps beside the device, as a sentence; empty for any other."""
     held = timeline.about.paged_state
     return (
@@ -49,7 +49,7 @@ def paged(timeline: Timeline) -> str:
     )
 
 
-def pace(timeline: Timeline) -> str:
+def pace(timeline: Curves) -> str:
     """How long a step is estimated to take, as a sentence; empty where nothing is known of time."""
     time, rates = timeline.step_time, timeline.about.rates
     if time is None or rates is None or not time.total:
@@ -61,7 +61,7 @@ def pace(timeline: Timeline) -> str:
     )
 
 
-def _verdict(timeline: Timeline) -> str:
+def _verdict(timeline: Curves) -> str:
     about, oom = timeline.about, timeline.answer.out_of_memory
     if not about.device_memory:
         return ""
@@ -93,7 +93,7 @@ def missing(oom: OutOfMemory) -> str:
     return f"{size(oom.tried)} asked for, with {size(oom.reserved)} reserved of {size(oom.device_memory)}"
 
 
-def dominant(timeline: Timeline) -> str:
+def dominant(timeline: Curves) -> str:
     """What holds most of the memory at the peak of allocated, as a sentence; empty where the Tape does not say."""
     peak = timeline.at_peak(largest=0)
     parts = {CATEGORY_NAMES[kind]: count for kind, count in peak.by_category.items()} | {UNSPLIT: peak.unsplit}

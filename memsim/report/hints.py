@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from memsim.tape import Category
-from memsim.timeline.curves import Timeline
+from memsim.timeline.curves import Curves
 from memsim.units import gib, share, size
 
 # These depend on the model, the method and the optimizer, not on how many tokens a step sees.
 FIXED = (Category.WEIGHTS, Category.ADAPTERS, Category.GRADIENTS, Category.OPTIMIZER_STATE)
 
 
-def hints(timeline: Timeline) -> tuple[str, ...]:
+def hints(timeline: Curves) -> tuple[str, ...]:
     """Sentences, the most useful first."""
     found: tuple[str, ...]
     if timeline.out_of_memory and timeline.unlimited is None:
@@ -20,7 +20,7 @@ def hints(timeline: Timeline) -> tuple[str, ...]:
     return tuple(hint for hint in found if hint)
 
 
-def _in_pieces(timeline: Timeline) -> str:
+def _in_pieces(timeline: Curves) -> str:
     oom = timeline.answer.out_of_memory
     if oom is None:
         return ""
@@ -43,7 +43,7 @@ def _in_pieces(timeline: Timeline) -> str:
     )
 
 
-def _tokens(timeline: Timeline) -> str:
+def _tokens(timeline: Curves) -> str:
     peak = timeline.at_peak(largest=0)
     if peak.by_category.get(Category.UNATTRIBUTED, 0) * 2 > peak.allocated or not peak.allocated:
         return ""
@@ -55,7 +55,7 @@ def _tokens(timeline: Timeline) -> str:
     )
 
 
-def _phases(timeline: Timeline) -> str:
+def _phases(timeline: Curves) -> str:
     peaks: dict[str, int] = {}
     for span in timeline.spans:
         peaks[span.kind] = max(peaks.get(span.kind, 0), int(timeline.whole.allocated[span.start : span.stop].max()))
@@ -70,7 +70,7 @@ def _phases(timeline: Timeline) -> str:
     )
 
 
-def _first_step(timeline: Timeline) -> str:
+def _first_step(timeline: Curves) -> str:
     steps = timeline.steps_needed
     if len(steps) < 2 or steps[1].peak_allocated <= steps[0].peak_allocated:
         return ""
@@ -78,7 +78,7 @@ def _first_step(timeline: Timeline) -> str:
     return f"Step 1 needs {size(more)} more than step 0: a first step that fits does not show that training fits."
 
 
-def _retries(timeline: Timeline) -> str:
+def _retries(timeline: Curves) -> str:
     answer = timeline.answer
     count = int(answer.retries[answer.processed - 1]) if answer.processed else 0
     if not count or timeline.out_of_memory:

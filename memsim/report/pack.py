@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from memsim.allocator.answer import DriverAction
 from memsim.tape import SECONDS
-from memsim.timeline.curves import Timeline
+from memsim.timeline.curves import Curves
 
 LEVEL = 6  # of zlib: a higher one saves little and takes much longer
 UNKNOWN = 2
 NOTHING, ALLOC = -2, -1  # what an event may be in `code`, beside the free of a storage
 
 
-def columns(timeline: Timeline) -> dict[str, NDArray[Any]]:
+def columns(timeline: Curves) -> dict[str, NDArray[Any]]:
     """The columns. Storages are numbered by the order in which they were served.
 
     code [n]           ALLOC: the next storage; NOTHING; else a FREE: how many storages ago the one that it frees was

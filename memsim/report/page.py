@@ -18,7 +18,7 @@ from memsim.report.figures import COLOURS, EXTRA, FONT, INK, STACK, config, figu
 from memsim.report.headline import missing, place
 from memsim.report.pack import columns, pack
 from memsim.tape import Category
-from memsim.timeline.curves import Timeline
+from memsim.timeline.curves import Curves
 from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT
 from memsim.units import capacity
 from memsim.version import version
@@ -27,14 +27,14 @@ ASSETS = files("memsim.report") / "assets"
 SCRIPTS = ("data.js", "chart.js", "moment.js", "map.js", "maptime.js", "page.js")
 
 
-def write_html(timeline: Timeline, path: Path) -> None:
+def write_html(timeline: Curves, path: Path) -> None:
     """Writes the report beside `path` and renames it, so that there is never half a report. Raises InputError where
     that cannot be.
     """
     write(report_html(timeline), path)
 
 
-def report_html(timeline: Timeline) -> str:
+def report_html(timeline: Curves) -> str:
     """The report of one Timeline as a page. Raises InputError where there is nothing to show."""
     if not timeline.whole.processed:
         raise InputError(f"{timeline.about.name or 'the Timeline'}: has no event, so there is nothing to report")
@@ -94,7 +94,7 @@ def write(html: str, path: Path) -> None:
         file.write(html.encode())
 
 
-def notebook_html(timeline: Timeline) -> str:
+def notebook_html(timeline: Curves) -> str:
     """The report inside a notebook's cell, walled off in a frame."""
     return framed(report_html(timeline), "memsim report")
 
@@ -138,7 +138,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _meta(timeline: Timeline, present: tuple[Category, ...]) -> dict[str, Any]:
+def _meta(timeline: Curves, present: tuple[Category, ...]) -> dict[str, Any]:
     oom = timeline.answer.out_of_memory
     step = parts.home_step(timeline)
     mine = [span for span in timeline.spans if step is not None and span.step == step]

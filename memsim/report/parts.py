@@ -10,7 +10,7 @@ from memsim.report.figures import STACK, slug
 from memsim.report.headline import sentences
 from memsim.report.hints import hints
 from memsim.tape import Category
-from memsim.timeline.curves import Timeline
+from memsim.timeline.curves import Curves
 from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT
 from memsim.timeline.steps import Step
 from memsim.units import GIB, capacity, duration, gib, percent, share, size
@@ -26,7 +26,7 @@ COLUMNS = (  # of the table of steps: field, heading, whether a phone has no roo
 )
 
 
-def fields(timeline: Timeline, present: tuple[Category, ...]) -> dict[str, str]:
+def fields(timeline: Curves, present: tuple[Category, ...]) -> dict[str, str]:
     """What fills assets/report.html; `present` are the categories that occur."""
     answer, *rest = sentences(timeline)
     numbers = list(dict.fromkeys(span.step for span in timeline.spans if span.step is not None))
@@ -69,7 +69,7 @@ def fields(timeline: Timeline, present: tuple[Category, ...]) -> dict[str, str]:
     }
 
 
-def home_step(timeline: Timeline) -> int | None:
+def home_step(timeline: Curves) -> int | None:
     """The step that the close-up opens with: where memory ran out, or else where it was highest; None where that is in
     no step.
     """
@@ -78,7 +78,7 @@ def home_step(timeline: Timeline) -> int | None:
     return next((span.step for span in timeline.spans if span.start <= event < span.stop), None)
 
 
-def moments(timeline: Timeline) -> list[dict[str, object]]:
+def moments(timeline: Curves) -> list[dict[str, object]]:
     """The moments that have a button: event, the button's name, and the title of what it shows."""
     allocated, reserved = timeline.peak_event("allocated"), timeline.peak_event("reserved")
     found: list[dict[str, object]] = [
@@ -98,7 +98,7 @@ def moments(timeline: Timeline) -> list[dict[str, object]]:
     return found
 
 
-def tiles(timeline: Timeline) -> str:
+def tiles(timeline: Curves) -> str:
     """The key numbers."""
     about, spare = timeline.about, timeline.fragmentation("reserved")
     unused = spare.reserved - spare.allocated
@@ -134,7 +134,7 @@ def tiles(timeline: Timeline) -> str:
     )
 
 
-def legend(timeline: Timeline, present: tuple[Category, ...]) -> str:
+def legend(timeline: Curves, present: tuple[Category, ...]) -> str:
     """Areas and lines of the timelines."""
     kinds: list[Category | str] = [*(kind for kind in STACK if kind in present), UNSPLIT]
     items = [
@@ -153,7 +153,7 @@ def legend(timeline: Timeline, present: tuple[Category, ...]) -> str:
     return "".join(f"<li>{swatch}{name}</li>" for swatch, name in items)
 
 
-def cost(timeline: Timeline) -> str:
+def cost(timeline: Curves) -> str:
     """The peak of reserved, divided into what the requests cost, what placing them costs, and what the
     allocator adds.
     """
@@ -199,7 +199,7 @@ def cost(timeline: Timeline) -> str:
     )
 
 
-def pace(timeline: Timeline) -> str:
+def pace(timeline: Curves) -> str:
     """Where the time of a step is estimated to go."""
     time, rates = timeline.step_time, timeline.about.rates
     if time is None or rates is None or not time.total:
@@ -239,13 +239,13 @@ def _why(words: str) -> str:
     return f'<span class="why">{words}</span>' if words else ""
 
 
-def change(timeline: Timeline) -> str:
+def change(timeline: Curves) -> str:
     """What follows for someone who wants the peak lower."""
     rows = "".join(f"<li>{escape(hint)}</li>" for hint in hints(timeline))
     return _section("change", "What would change it", "", f'<ul class="hints">{rows}</ul>') if rows else ""
 
 
-def devices(timeline: Timeline) -> str:
+def devices(timeline: Curves) -> str:
     """The catalogue's devices against the peak, where the run names them and the peak is known."""
     if not timeline.about.devices or (timeline.out_of_memory and timeline.unlimited is None):
         return ""
@@ -269,7 +269,7 @@ def devices(timeline: Timeline) -> str:
     return _section("devices", "Which devices hold it", sub, f'<ul class="devices">{"".join(rows)}</ul>')
 
 
-def steps(timeline: Timeline) -> str:
+def steps(timeline: Curves) -> str:
     """The table of steps."""
     rows = timeline.steps_needed
     if not rows:
@@ -312,7 +312,7 @@ def _row(step: Step, rows: tuple[Step, ...]) -> str:
     return f'<tr><th scope="row">{step.step}</th>{"".join(cells)}</tr>'
 
 
-def run(timeline: Timeline) -> str:
+def run(timeline: Curves) -> str:
     """What was simulated, and how to repeat it."""
     about = timeline.about
     parts = [

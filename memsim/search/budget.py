@@ -20,11 +20,13 @@ from memsim.errors import InputError, Unreachable
 from memsim.framework.model import Checkpoint, Model
 from memsim.machine.storages import NO_LAYER
 from memsim.passes.checkpoint import checkpointed
+from memsim.results.answers import Timeline
 from memsim.run.checkpointing import Strategy, in_words
 from memsim.run.job import Run
 from memsim.search.choices import Choice, choice, choices
-from memsim.simulation.pipeline import model_of, rates_of, simulate
-from memsim.timeline.curves import Timeline
+from memsim.simulation.build import model_of
+from memsim.simulation.device import rates_of
+from memsim.simulation.pipeline import simulate
 from memsim.timeline.names import CATEGORY_NAMES
 from memsim.units import duration, gib, read_bytes
 

@@ -6,20 +6,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memsim.timeline.curves import Timeline
+from memsim.timeline.curves import Curves
 from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT
 from memsim.units import capacity, duration, gib, percent
 
 if TYPE_CHECKING:
     import pandas
-
-    from memsim.run.job import Run
 
 
 WORTHWHILE = 0.99  # of the time: what saves less is not worth a sentence
@@ -30,7 +26,7 @@ class Case:
     """One Run of a comparison."""
 
     label: str
-    timeline: Timeline
+    timeline: Curves
 
     @property
     def fits(self) -> bool:
@@ -90,8 +86,8 @@ class Case:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
-    """Runs side by side, in the order in which they were given."""
+class Cases:
+    """Runs side by side, in the order in which they were given; memsim.Comparison can also draw them."""
 
     cases: tuple[Case, ...]
     title: str = ""
@@ -209,50 +205,6 @@ class Comparison:
 
         return pandas.DataFrame(self.rows()).set_index("run")
 
-    def write_html(self, path: str | Path) -> None:
-        """Writes the page, one file that works offline. Raises InputError where the path cannot be written."""
-        from memsim.report.compare_page import compare_html
-        from memsim.report.page import write
-
-        write(compare_html(self), Path(path))
-
-    def _repr_html_(self) -> str:
-        from memsim.report.compare_page import compare_html
-        from memsim.report.page import framed
-
-        return framed(compare_html(self), "memsim comparison")
-
 
 def _quoted(label: str) -> str:
     return f"“{label}”"
-
-
-def compare(
-    runs: Iterable[Run | Timeline], labels: Sequence[str] | None = None, title: str = "", command: str = ""
-) -> Comparison:
-    """Simulates Runs (Timelines stay as they are) and sets them side by side. Labels are the runs' names where none are
-    given.
-    """
-    from memsim.simulation.pipeline import simulate
-
-    timelines = [item if isinstance(item, Timeline) else simulate(item) for item in runs]
-    names = (
-        list(labels)
-        if labels is not None
-        else [timeline.about.name or f"run {at + 1}" for at, timeline in enumerate(timelines)]
-    )
-    return Comparison(
-        tuple(Case(label, timeline) for label, timeline in zip(_distinct(names), timelines, strict=True)),
-        title,
-        command,
-    )
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, with a number where one occurs again."""
-    seen: dict[str, int] = {}
-    found = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return found

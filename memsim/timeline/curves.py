@@ -1,11 +1,9 @@
-"""The Timeline: what a Tape and an allocator's answer to it say about a training job, event by event."""
+"""What a Tape and an allocator's answer to it say about a training job, event by event."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,12 +11,12 @@ from numpy.typing import NDArray
 
 from memsim.allocator.answer import Answer
 from memsim.allocator.message import out_of_memory_message
-from memsim.cost.roofline import Rates, StepTime
-from memsim.report.headline import headline
 from memsim.tape import SECONDS, Action, Category, Tape
+from memsim.timeline.about import About
 from memsim.timeline.blockmap import BlockMap, Fragmentation, block_map, fragmentation
 from memsim.timeline.lifetimes import Lifetimes, curves, lifetimes
 from memsim.timeline.moment import Moment, moment
+from memsim.timeline.step_time import StepTime
 from memsim.timeline.steps import Span, Step, spans, step_time, steps
 from memsim.version import version
 
@@ -30,36 +28,11 @@ if TYPE_CHECKING:
 MOST_PAIRS = 100_000_000  # of storages alive together, for which a packing is looked for: about a second
 
 
-@dataclass(frozen=True)
-class About:
-    """What a Timeline is of. Everything may be unknown, as for a recording that names nothing."""
-
-    name: str = ""  # of the run or the file: "qwen2.5-72b-lora"
-    # what a reader needs first, in order: ("model", "qwen2.5-72b"), ("method", "LoRA rank 16") …
-    facts: tuple[tuple[str, str], ...] = ()
-    run: Mapping[str, object] | None = None  # the Run as plain data
-    yaml: str = ""  # the Run as its file
-    command: str = ""  # what repeats this Timeline
-    device: str = ""  # "A100-80GB"
-    device_memory: int | None = None  # bytes
-    allocator: str = ""  # settings, as PYTORCH_ALLOC_CONF has them
-    parameters: int | None = None
-    trainable_parameters: int | None = None
-    layers: int | None = None
-    loaded_event: int | None = None  # the last event of building the model; by default of the phase "load"
-    first_event: int = 0  # of what the Timeline is about: events before it rebuild the state in which a recording began
-    devices: tuple[tuple[str, int], ...] = ()  # names and bytes of the devices that the headline may suggest
-    versions: Mapping[str, str] = field(default_factory=dict)  # of the stack that is simulated or was recorded
-    tokens: int = 0  # in a step
-    rates: Rates | None = None  # what times are estimated by
-    note: str = ""  # what was found for it, in a line
-    paged_state: int = 0  # bytes of optimizer state in managed memory of the host, which are in no figure of the device
-    dtype: str = "bf16"  # of matrix products, whose rate the utilization is measured against
-
-
 @dataclass(frozen=True, eq=False)
-class Timeline:
-    """A Tape, the answer to it, and what follows from the two. Counters are bytes after each event.
+class Curves:
+    """A Tape, the answer to it, and what follows from the two; memsim.Timeline can also print, draw and write it.
+
+    Counters are bytes after each event.
 
     `unlimited` is the answer of the same allocator without a memory limit: where `answer` ends at out of memory, it
     says what would have been needed.
@@ -204,10 +177,6 @@ class Timeline:
             else None
         )
 
-    def headline(self) -> str:
-        """The answer in one or two sentences."""
-        return headline(self)
-
     def to_json(self) -> dict[str, object]:
         """The keys of a recorded run's result, in bytes."""
         data: dict[str, object] = {} if self.about.run is None else {"run": dict(self.about.run)}
@@ -252,14 +221,3 @@ class Timeline:
         if self.time is not None:
             columns["time"] = self.time[:n]
         return pandas.DataFrame(columns)
-
-    def write_html(self, path: str | Path) -> None:
-        """Writes the report, one file that works offline. Raises InputError where the path cannot be written."""
-        from memsim.report.page import write_html  # only a caller who wants the page pays for its assets
-
-        write_html(self, Path(path))
-
-    def _repr_html_(self) -> str:
-        from memsim.report.page import notebook_html
-
-        return notebook_html(self)

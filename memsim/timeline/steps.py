@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.allocator.answer import Answer
-from memsim.cost.roofline import StepTime
 from memsim.tape import AGAIN, FLOPS, SECONDS, Tape
+from memsim.timeline.step_time import StepTime
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import numpy as np
 from memsim.allocator import Answer, Settings, allocate
 from memsim.errors import InputError
 from memsim.tape import Action, Tape
-from memsim.timeline.curves import About, Timeline
+from memsim.timeline.about import About
+from memsim.timeline.curves import Curves
 from memsim.traces.trace import Trace
 from memsim.units import bytes_of
 
@@ -33,7 +34,7 @@ class Agreement:
 
 def replay(
     tape: Tape | Trace, allocator: str | None = None, device_memory: int | str | None = None, torch: str | None = None
-) -> Timeline:
+) -> Curves:
     """The Timeline of the same requests under a setting string (default: the trace's) on a device (bytes or "24GiB";
     default: the trace's, or unlimited).
 
@@ -46,7 +47,7 @@ def replay(
                 f"{trace.source}: {ONLY_TOTALS}, and cannot be replayed under settings or a device's memory; a "
                 "snapshot can"
             )
-        return Timeline(
+        return Curves(
             trace.tape,
             trace.answer,
             About(
@@ -72,7 +73,7 @@ def replay(
         device_memory=memory if memory < UNLIMITED else None,
         first_event=min(prefix, answer.processed - 1) if prefix else 0,
     )
-    return Timeline(requests, answer, about, unlimited)
+    return Curves(requests, answer, about, unlimited)
 
 
 def check(trace: Trace, torch: str | None = None) -> Agreement:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from memsim.files import beside
-from memsim.timeline.curves import Timeline
+from memsim.timeline.curves import Curves
 
 COUNTERS = ("requested", "allocated", "active", "reserved")
 
 
-def write_counters(timeline: Timeline, path: str | Path) -> None:
+def write_counters(timeline: Curves, path: str | Path) -> None:
     """Writes the counters in bytes, an entry an event that changes one; an event of the tape is a microsecond, phases
     are slices.
 

@@ -16,7 +16,7 @@ from memsim.allocator.rules import GOLDEN
 from memsim.files import beside
 from memsim.tape import Action
 from memsim.timeline.blockmap import block_map
-from memsim.timeline.curves import Timeline
+from memsim.timeline.curves import Curves
 from memsim.timeline.lifetimes import Lifetimes, lifetimes
 
 DRIVER = {
@@ -29,7 +29,7 @@ SMALL = 1 << 20  # bytes: requests up to it live in segments of 2 MiB
 Frames = list[dict[str, Any]]
 
 
-def write_snapshot(timeline: Timeline, path: str | Path) -> None:
+def write_snapshot(timeline: Curves, path: str | Path) -> None:
     """Writes the events as far as the device served them, and the segments after the last. Frames are operator, layer
     and phase.
 
@@ -39,7 +39,7 @@ def write_snapshot(timeline: Timeline, path: str | Path) -> None:
         pickle.dump(snapshot(timeline), file, protocol=4)
 
 
-def snapshot(timeline: Timeline) -> dict[str, Any]:
+def snapshot(timeline: Curves) -> dict[str, Any]:
     """The snapshot as plain data; time_us counts the tape's events."""
     frames, calls = _Frames(timeline), _SegmentsMade(timeline)
     return {
@@ -71,7 +71,7 @@ def _settings(text: str, torch: str) -> dict[str, Any]:
 class _Frames:
     """The frames of an event; equal ones are one list, so that the file stays small."""
 
-    def __init__(self, timeline: Timeline) -> None:
+    def __init__(self, timeline: Curves) -> None:
         self.tape = timeline.tape
         self.made: dict[tuple[int, int, int], Frames] = {}
 
@@ -86,7 +86,7 @@ class _Frames:
         return self.made[key]
 
 
-def _events(timeline: Timeline, frames: _Frames, segments: _SegmentsMade) -> list[dict[str, Any]]:
+def _events(timeline: Curves, frames: _Frames, segments: _SegmentsMade) -> list[dict[str, Any]]:
     tape, answer, lives = timeline.tape, timeline.answer, lifetimes(timeline.tape, timeline.answer)
     driver: dict[int, list[dict[str, Any]]] = {}
     for call, event in enumerate(answer.driver_event.tolist()):
@@ -146,7 +146,7 @@ def _row(action: str, address: int, size: int, stream: int, event: int, frames: 
 class _SegmentsMade:
     """Which stream's memory each call of the driver is about: a release does not come from a request of that stream."""
 
-    def __init__(self, timeline: Timeline) -> None:
+    def __init__(self, timeline: Curves) -> None:
         answer, self.tape = timeline.answer, timeline.tape
         self.stream: list[int] = []
         self.made: list[tuple[int, int]] = []  # (first address, call) of every segment and mapping, by address
@@ -170,7 +170,7 @@ class _SegmentsMade:
         return int(self.tape.stream[lives.born[storage]])
 
 
-def _segments(timeline: Timeline, frames: _Frames, calls: _SegmentsMade) -> list[dict[str, Any]]:
+def _segments(timeline: Curves, frames: _Frames, calls: _SegmentsMade) -> list[dict[str, Any]]:
     answer = timeline.answer
     if not answer.processed:
         return []

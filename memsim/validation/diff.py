@@ -9,7 +9,7 @@ from rich.text import Text
 
 from memsim.cli import tables
 from memsim.tape import SET_ORDER
-from memsim.timeline.curves import Timeline
+from memsim.timeline.curves import Curves
 from memsim.traces.recorder import Recording
 from memsim.units import size
 from memsim.validation import sequences as ev
@@ -31,7 +31,7 @@ class Comparison:
 
 
 def compare(
-    timeline: Timeline, recording: Recording, addresses: bool = False, last_step: int | None = None
+    timeline: Curves, recording: Recording, addresses: bool = False, last_step: int | None = None
 ) -> Comparison:
     """Compares all events up to the first out of memory or the end of step `last_step`. Raises InputError where the
     recording contradicts itself.
@@ -44,7 +44,7 @@ def compare(
     return Comparison(simulated, recorded, ev.first_difference(simulated, recorded, addresses))
 
 
-def is_order_open(timeline: Timeline) -> bool:
+def is_order_open(timeline: Curves) -> bool:
     """Whether the simulation went through a Python set, whose order differs from process to process."""
     return any(name.startswith(SET_ORDER) for name in timeline.tape.operators)
 

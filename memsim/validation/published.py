@@ -21,7 +21,7 @@ from rich.text import Text
 
 from memsim.cli import tables
 from memsim.errors import InputError, Unsupported
-from memsim.timeline.curves import Timeline
+from memsim.timeline.curves import Curves
 from memsim.validation.sources import SOURCES, Source
 
 METRICS = (  # how a metric begins or what it holds, and what it is of a Timeline
@@ -95,9 +95,9 @@ def source_of(row: Mapping[str, Any]) -> Source:
     return source
 
 
-def compare(rows: list[Mapping[str, Any]], simulate: Callable[[Mapping[str, Any]], Timeline]) -> list[Measured]:
+def compare(rows: list[Mapping[str, Any]], simulate: Callable[[Mapping[str, Any]], Curves]) -> list[Measured]:
     """Every row with its simulation, or with the reason why it has none."""
-    known: dict[str, Timeline] = {}
+    known: dict[str, Curves] = {}
     found = []
     for row in rows:
         source = " ".join(str(row["source"]).split()[:1])
@@ -125,7 +125,7 @@ def compare(rows: list[Mapping[str, Any]], simulate: Callable[[Mapping[str, Any]
     return found
 
 
-def value_of(timeline: Timeline, metric: str) -> int:
+def value_of(timeline: Curves, metric: str) -> int:
     """What a metric of METRICS is of the Timeline, in bytes."""
     if metric == "end_allocated":
         return timeline.steps_needed[-1].end_allocated

@@ -15,7 +15,7 @@ from rich.text import Text
 from memsim.cli import tables
 from memsim.errors import InputError, Unsupported
 from memsim.stacks.known import GOLDEN, SAME, STACKS, stack_of_versions
-from memsim.timeline.curves import Timeline
+from memsim.timeline.curves import Curves
 from memsim.traces import recorder
 from memsim.units import gib
 from memsim.validation import diff
@@ -181,7 +181,7 @@ def _versions(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {versions[name]}" for name in SAME if name in versions)
 
 
-def check(path: Path, simulate: Callable[[Mapping[str, Any], bool], Timeline], events: bool = False) -> Row:
+def check(path: Path, simulate: Callable[[Mapping[str, Any], bool], Curves], events: bool = False) -> Row:
     """Simulates the run of one recording and compares. With `events`, the event sequences of the .npz beside it too.
 
     simulate: of a Run's keys, and of whether sets are gone through the other way round; where that is open, the order
@@ -206,7 +206,7 @@ def check(path: Path, simulate: Callable[[Mapping[str, Any], bool], Timeline], e
     return other if other.steps_exact and other.events_equal is not False else row
 
 
-def _row(path: Path, data: Mapping[str, Any], timeline: Timeline, events: bool) -> Row:
+def _row(path: Path, data: Mapping[str, Any], timeline: Curves, events: bool) -> Row:
     row = compare(path.stem, data, timeline.to_json())
     trace = path.with_suffix(".npz")
     if not events or not trace.exists():

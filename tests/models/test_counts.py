@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from memsim.api import simulate
 from memsim.run.job import Run
-from memsim.simulation.pipeline import model_of, simulate
+from memsim.simulation.build import model_of
 from memsim.validation.recorded import run_of
 
 SHIPPED = sorted((Path(__file__).parents[2] / "traces").glob("*/*.json"))

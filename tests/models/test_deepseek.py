@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from memsim.api import simulate
 from memsim.errors import InputError, Unsupported
 from memsim.framework.model import Model
 from memsim.framework.settings import Settings
 from memsim.models.common.attention import chosen
 from memsim.run.job import Run
-from memsim.simulation.pipeline import model_of, simulate
+from memsim.simulation.build import model_of
 
 V3: dict[str, Any] = {
     "model_type": "deepseek_v3",

@@ -7,7 +7,7 @@ import pytest
 from memsim.errors import InputError, Unsupported
 from memsim.models import is_assumed
 from memsim.run.job import Run
-from memsim.simulation.pipeline import model_of
+from memsim.simulation.build import model_of
 
 LLAMA = {
     "hidden_size": 64,

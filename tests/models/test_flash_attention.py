@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import pytest
 
+from memsim.api import simulate
 from memsim.errors import InputError, Unsupported
 from memsim.models.common.flash_attention import HALF
 from memsim.run.job import Run
-from memsim.simulation.pipeline import model_of, simulate
+from memsim.simulation.build import model_of
 
 SMALL = {
     "model_type": "llama",

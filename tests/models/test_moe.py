@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from memsim.api import simulate
 from memsim.errors import InputError, Unsupported
 from memsim.models.common.moe import hit
 from memsim.run.job import Run
-from memsim.simulation.pipeline import model_of, simulate
+from memsim.simulation.build import model_of
 
 MIXTRAL: dict[str, Any] = {
     "model_type": "mixtral",

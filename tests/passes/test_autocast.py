@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from memsim import Run
+from memsim.api import simulate
 from memsim.framework.rewriting import rewrite
 from memsim.graph.layer_graph import LayerGraph
-from memsim.simulation.pipeline import model_of, simulate
+from memsim.simulation.build import model_of
 from memsim.tape import AUTOCAST_CACHE, Action
 
 

@@ -9,7 +9,8 @@ from memsim.errors import InputError
 from memsim.framework.model import Checkpoint
 from memsim.passes.checkpoint import checkpointed
 from memsim.run.job import Run
-from memsim.simulation.pipeline import model_of, tape_of_run
+from memsim.simulation.build import model_of
+from memsim.simulation.pipeline import tape_of_run
 from memsim.tape import Action, Category, Tape
 
 SMALL = {

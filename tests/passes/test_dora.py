@@ -11,7 +11,8 @@ import pytest
 from memsim import Run, simulate
 from memsim.errors import InputError
 from memsim.framework.roles import MAGNITUDE
-from memsim.simulation.pipeline import model_of, tape_of_run
+from memsim.simulation.build import model_of
+from memsim.simulation.pipeline import tape_of_run
 
 MODEL = {
     "model_type": "llama",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from memsim import Run
+from memsim.api import simulate
 from memsim.errors import InputError
 from memsim.passes.freeze import is_match
-from memsim.simulation.pipeline import model_of, simulate
+from memsim.simulation.build import model_of
 
 
 @pytest.mark.parametrize(

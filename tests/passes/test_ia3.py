@@ -8,7 +8,7 @@ import pytest
 
 from memsim import Run, simulate
 from memsim.errors import InputError
-from memsim.simulation.pipeline import model_of
+from memsim.simulation.build import model_of
 
 MODEL = {
     "model_type": "llama",

@@ -13,7 +13,7 @@ from memsim import Run, simulate
 from memsim.errors import InputError, Unsupported
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
 from memsim.schedule.autograd.nodes import MOST, Nodes
-from memsim.simulation.pipeline import model_of
+from memsim.simulation.build import model_of
 
 MODEL = {
     "model_type": "llama",

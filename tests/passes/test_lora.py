@@ -7,7 +7,7 @@ import pytest
 from memsim.errors import InputError
 from memsim.passes.lora_settings import Lora, matches
 from memsim.run.job import Run
-from memsim.simulation.pipeline import model_of
+from memsim.simulation.build import model_of
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from memsim.framework.model import Model
 from memsim.passes.lora_parameters import converted, rank_of
 from memsim.passes.lora_settings import Lora, matches
 from memsim.run.job import Run
-from memsim.simulation.pipeline import model_of
+from memsim.simulation.build import model_of
 
 
 def test_all_linear_takes_routers_and_experts_by_their_old_names() -> None:

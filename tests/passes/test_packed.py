@@ -12,7 +12,7 @@ from memsim import Run, Timeline, simulate
 from memsim.cli.entry import app
 from memsim.errors import InputError, Unsupported
 from memsim.operators.packed4bit import packed_sizes
-from memsim.simulation.pipeline import model_of
+from memsim.simulation.build import model_of
 
 MODEL = {
     "model_type": "llama",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from memsim import Run
+from memsim.api import simulate
 from memsim.errors import Unsupported
 from memsim.operators.gemm4bit import is_fused
-from memsim.simulation.pipeline import model_of, simulate
+from memsim.simulation.build import model_of
 from memsim.tape import Action
 
 

@@ -12,6 +12,7 @@ from browser import Browser, start
 import memsim
 from memsim.report.graph.graph_page import write_graph_html
 from memsim.run.job import Run
+from memsim.simulation.build import model_of
 
 pytestmark = pytest.mark.browser
 RUN = {
@@ -44,7 +45,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     memsim.compare(runs, labels=["none", "full"], command="memsim compare x -o c.html").write_html(
         folder / "compare.html"
     )
-    write_graph_html(runs[0], folder / "graph.html")
+    write_graph_html(model_of(runs[0]), folder / "graph.html")
     return {name: folder / f"{name}.html" for name in ("report", "compare", "graph")}
 
 

@@ -11,7 +11,8 @@ from made import training
 
 from memsim.allocator import allocate
 from memsim.report.figures import slug
-from memsim.timeline.curves import About, Timeline
+from memsim.results.answers import Timeline
+from memsim.timeline.about import About
 
 pytestmark = pytest.mark.browser
 MIB = 2**20

@@ -10,8 +10,9 @@ from browser import Browser, start
 from made import training
 
 from memsim.allocator import allocate
+from memsim.api import compare
+from memsim.results.side_by_side import Comparison
 from memsim.run.job import Run
-from memsim.timeline.comparison import Comparison, compare
 
 pytestmark = pytest.mark.browser
 MODEL = {
@@ -115,7 +116,8 @@ def test_labels_are_text(page: Browser) -> None:
 
 
 def test_recordings_without_time_have_no_chart_against_time(browser: Browser, tmp_path: Path) -> None:
-    from memsim.timeline.curves import About, Timeline
+    from memsim.results.answers import Timeline
+    from memsim.timeline.about import About
 
     tape = training(steps=2, layers=4)
     made = compare([Timeline(tape, allocate(tape), About(name="toy"))] * 2)

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from browser import Browser, start
 
+from memsim.api import simulate
 from memsim.errors import InputError
 from memsim.framework.model import Model
 from memsim.report.graph.graph_facts import facts, flop_words, is_view, kept, kept_by_layers, of_all_layers
 from memsim.report.graph.graph_layout import WIDTH, Drawing, draw
 from memsim.report.graph.graph_page import graph_html, write_graph_html
 from memsim.run.job import Run
-from memsim.simulation.pipeline import model_of, simulate
+from memsim.simulation.build import model_of
 from memsim.tape import Category
 from memsim.units import size
 
@@ -100,7 +101,7 @@ def test_every_reader_is_joined_to_what_it_reads_over_hidden_views(full: Model) 
 
 def test_names_every_operator_and_what_layers_keep(tmp_path: Path, lora: Model) -> None:
     page = tmp_path / "graph.html"
-    write_graph_html(Run.load(LORA), page)
+    write_graph_html(model_of(Run.load(LORA)), page, "qwen2.5-72b")
     text = page.read_text(encoding="utf-8")
     for graph in (*lora.layer_graphs, lora.outer):
         for op in graph.operators:

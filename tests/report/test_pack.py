@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from memsim.allocator import allocate
 from memsim.report.pack import ALLOC, NOTHING, columns, pack
+from memsim.results.answers import Timeline
 from memsim.tape import Tape
-from memsim.timeline.curves import Timeline
 
 
 def unpack(text: str) -> dict[str, NDArray[np.generic]]:

@@ -17,8 +17,9 @@ from memsim.errors import InputError
 from memsim.report.figures import COLOURS, STACK
 from memsim.report.hints import hints
 from memsim.report.page import plotly, report_html, write_html
+from memsim.results.answers import Timeline
 from memsim.tape import Category, Tape
-from memsim.timeline.curves import About, Timeline
+from memsim.timeline.about import About
 from memsim.timeline.names import UNSPLIT
 from memsim.traces import recorder
 

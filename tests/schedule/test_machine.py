@@ -10,7 +10,7 @@ from memsim.machine.storages import Machine
 from memsim.run.job import Run
 from memsim.schedule.optimizers.torch_optim import Optimizer
 from memsim.schedule.training import Plan, Training
-from memsim.simulation.pipeline import model_of
+from memsim.simulation.build import model_of
 from memsim.tape import Action, Category
 
 SMALL = {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from memsim.api import simulate
 from memsim.errors import InputError, Unsupported
 from memsim.framework.model import Parameter
 from memsim.graph.layer_graph import TensorSpec
@@ -18,7 +19,6 @@ from memsim.run.optimizer_names import ALIASES, OPTIMIZERS
 from memsim.schedule.autograd.engine import Leaf
 from memsim.schedule.optimizers.foreach import by_dtype
 from memsim.schedule.optimizers.torch_optim import Optimizer, state_bytes
-from memsim.simulation.pipeline import simulate
 from memsim.tape import Action, Category
 
 MODEL = {

@@ -11,7 +11,8 @@ from memsim.schedule import alike_layers, record
 from memsim.schedule.optimizers.torch_optim import Optimizer
 from memsim.schedule.tile import repeats_of
 from memsim.schedule.training import Plan
-from memsim.simulation.pipeline import model_of, stack_of
+from memsim.simulation.build import model_of
+from memsim.simulation.device import stack_of
 from memsim.tape import Action, Category, Tape
 
 SMALL = {

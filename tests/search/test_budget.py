@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from memsim.api import simulate
 from memsim.cli import entry as cli
 from memsim.errors import InputError, Unreachable
 from memsim.run.job import Run
 from memsim.search.budget import Search, find, requested_around_loss, with_strategy
-from memsim.simulation.pipeline import simulate
 
 MODEL = {
     "model_type": "llama",

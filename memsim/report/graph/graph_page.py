@@ -27,7 +27,6 @@ from memsim.report.graph.graph_facts import (
 )
 from memsim.report.graph.graph_layout import Box, Drawing, Line, draw
 from memsim.report.page import ASSETS, render, write
-from memsim.run.job import Run
 from memsim.units import size
 from memsim.version import version
 
@@ -53,23 +52,17 @@ class Section:
     layers: str = ""  # what the operator "layers" keeps, in words
 
 
-def write_graph_html(source: Run | Model, path: str | Path) -> None:
+def write_graph_html(model: Model, path: str | Path, name: str = "") -> None:
     """Writes the graphs of every distinct kind of layer, and of what surrounds the layers; one file, without network
     requests.
 
-    Raises InputError for a Run that cannot be simulated, and where the path cannot be written.
+    name: the model's, for the title. Raises InputError where the path cannot be written.
     """
-    write(graph_html(source), Path(path))
+    write(graph_html(model, name), Path(path))
 
 
-def graph_html(source: Run | Model) -> str:
-    """The page of a Run, or of a Model, which has no name."""
-    if isinstance(source, Run):
-        from memsim.simulation.pipeline import model_of
-
-        model, name = model_of(source), source.model_name
-    else:
-        model, name = source, ""
+def graph_html(model: Model, name: str = "") -> str:
+    """The page of a Model."""
     sections = _sections(model)
     jump = "".join(f'<li><a href="#{part.key}">{escape(part.title)}</a></li>' for part in sections)
     return render(

@@ -1,0 +1,32 @@
+"""The Timeline: curves of memory that can print, draw and write themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from memsim.report.headline import headline
+from memsim.timeline.curves import Curves
+
+
+class Timeline(Curves):
+    """What a training job does to GPU memory, event by event: curves, peaks, what was alive, the report."""
+
+    @classmethod
+    def of(cls, curves: Curves) -> Timeline:
+        """The Timeline of these curves."""
+        return cls(curves.tape, curves.answer, curves.about, curves.unlimited)
+
+    def headline(self) -> str:
+        """The answer in one or two sentences."""
+        return headline(self)
+
+    def write_html(self, path: str | Path) -> None:
+        """Writes the report, one file that works offline. Raises InputError where the path cannot be written."""
+        from memsim.report.page import write_html  # only a caller who wants the page pays for its assets
+
+        write_html(self, Path(path))
+
+    def _repr_html_(self) -> str:
+        from memsim.report.page import notebook_html
+
+        return notebook_html(self)

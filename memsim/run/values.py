@@ -1,0 +1,138 @@
+"""How each kind of value of a Run is read and checked; each raises ValueError in words that fit after the key."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+
+from pydantic import BeforeValidator
+
+from memsim import catalog
+from memsim.errors import nearest, show
+from memsim.stacks.known import STACKS
+from memsim.units import GIB, as_float, read_bytes
+
+PATTERN = "*+?|()[]{}^$\\"  # what tells a pattern from names
+ROUTINGS = ("balanced", "worst", "zeros")  # of tokens to experts
+
+
+def whole(least: int, most: int) -> BeforeValidator:
+    def check(value: object) -> object:
+        number = int(value) if isinstance(value, float) and value.is_integer() else value
+        if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
+            raise ValueError(f"{show(value)} is not a whole number from {least} to {most}")
+        return number
+
+    return BeforeValidator(check)
+
+
+def number(test: Callable[[float], bool], words: str) -> BeforeValidator:
+    def check(value: object) -> object:
+        number = as_float(value)
+        if number is None or not math.isfinite(number) or not test(number):
+            raise ValueError(f"{show(value)} is not {words}")
+        return number
+
+    return BeforeValidator(check)
+
+
+SHARE = number(lambda share: 0 < share <= 1, "a share from above 0 to 1")
+
+
+def flag(value: object) -> object:
+    if not isinstance(value, bool):
+        raise ValueError(f"{show(value)} is not true or false")
+    return value
+
+
+def targets(value: object) -> object:
+    if value == "all-linear" or value is None:
+        return value
+    if isinstance(value, str) and set(value) & set(PATTERN):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{show(value)} is not a regular expression: {error}") from None
+        return value
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(
+            f"{show(value)} is not all-linear, a list of module names such as [q_proj, v_proj] or a pattern for "
+            "whole names"
+        )
+    return tuple(name.strip() for name in names)
+
+
+def modules(value: object) -> object:
+    if value is None:
+        return None
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"{show(value)} is not a list of module names such as [lm_head, embed_tokens]")
+    return tuple(name.strip() for name in names)
+
+
+def layers(value: object) -> object:
+    if value is None:
+        return value
+    numbers = [value] if isinstance(value, int) else value
+    if (
+        not isinstance(numbers, (list, tuple))
+        or not numbers
+        or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
+    ):
+        raise ValueError(f"{show(value)} is not a list of numbers of layers such as [0, 1]")
+    return tuple(numbers)
+
+
+def patterns(value: object) -> object:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"{show(value)} is not a list of patterns of names such as ['layers.*.mlp.*', lm_head]")
+    return tuple(name.strip() for name in names)
+
+
+def memory(value: object) -> object:
+    count = read_bytes(value)
+    return float(value) if isinstance(value, (int, float)) else count / GIB  # a number of GiB stays as it was written
+
+
+def device(value: object) -> object:
+    known = catalog.devices()
+    if value is not None and (not isinstance(value, str) or value not in known):
+        raise ValueError(
+            f"{show(value)} is not in the catalogue{nearest(str(value), known)} (devices: {', '.join(known)})"
+        )
+    return value
+
+
+def stack(value: object) -> object:
+    if not isinstance(value, str) or value not in STACKS:
+        raise ValueError(f"{show(value)} is not a stack{nearest(str(value), STACKS)} (stacks: {', '.join(STACKS)})")
+    return value
+
+
+def routing(value: object) -> object:
+    if isinstance(value, str) and value in ROUTINGS:
+        return value
+    if isinstance(value, Mapping) and set(value) == {"imbalance"}:
+        number = as_float(value["imbalance"])
+        if number is not None and math.isfinite(number) and number >= 1:
+            return {"imbalance": number}
+        raise ValueError(f"imbalance {show(value['imbalance'])} is not a number from 1 on")
+    raise ValueError(f"{show(value)} is not one of {', '.join(ROUTINGS)} or a mapping such as {{imbalance: 2.0}}")
+
+
+def text(value: object) -> object:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{show(value)} is not text")
+    return value or ""
+
+
+def model(value: object) -> object:
+    if not isinstance(value, Mapping) and not (isinstance(value, str) and value):
+        raise ValueError(
+            f"{show(value)} is not a model; give a name, the path of a Hugging Face config.json, or its fields"
+        )
+    return dict(value) if isinstance(value, Mapping) else value

@@ -1,0 +1,102 @@
+"""What a simulated Timeline is of, for its reader."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memsim.framework.model import Model
+from memsim.models import is_assumed
+from memsim.passes.methods import packing_of
+from memsim.passes.packed import Packed
+from memsim.run.checkpointing import in_words
+from memsim.run.conflicts import QUANTIZED
+from memsim.schedule.optimizers.bitsandbytes import paged_state
+from memsim.simulation.device import rates_of
+from memsim.simulation.precision import AUTOCAST, WEIGHTS
+from memsim.stacks.known import STACKS
+from memsim.timeline.about import About
+
+if TYPE_CHECKING:
+    from memsim.run.job import Run
+
+PACKINGS = {"nf4": "NF4", "int8": "LLM.int8()", "gptq": "GPTQ", "awq": "AWQ"}  # names of method.quantization
+
+
+def tokens_of(model: Model) -> int:
+    """Tokens of one example: a sequence's, an image's, those of encoder and decoder."""
+    return model.settings.sequence + (model.settings.targets if model.towers else 0)
+
+
+def tower_words(model: Model) -> str:
+    """Which layers are whose: "encoder 0 to 11, decoder 12 to 23"."""
+    return ", ".join(
+        f"{tower.name} {span.start} to {span.stop - 1}" for tower, span in zip(model.towers, model.spans(), strict=True)
+    )
+
+
+def batch_words(run: Run, model: Model) -> str:
+    """The batch in words."""
+    settings = model.settings
+    tokens = f"{settings.sequence} + {settings.targets}" if model.towers else f"{settings.sequence}"
+    return f"{run.batch.size} × {tokens} tokens" + (
+        f" × {run.batch.accumulation} micro-batches" if run.batch.accumulation > 1 else ""
+    )
+
+
+def about(run: Run, model: Model, strict: bool = False) -> About:
+    """What the Timeline is of, for its reader; what is not exact in it, too."""
+    from memsim.catalog import devices
+
+    packing = packing_of(run.method)
+    dora, rank = "DoRA" if run.method.dora else "LoRA", f"rank {run.method.rank}"
+    stored = PACKINGS[run.method.quantization]
+    methods = {
+        "full": "full",
+        "lora": f"{dora} {rank}",
+        "qlora": f"Q{dora} {rank}, {stored}",
+        "ia3": "(IA)³",
+        "qia3": f"(IA)³, {stored}",
+    }
+    method = methods[run.method.kind]
+    facts = (
+        ("model", run.model_name),
+        ("method", method),
+        ("batch", batch_words(run, model)),
+        ("precision", run.precision + (" with GradScaler" if run.grad_scaler else "")),
+        *((("layers", tower_words(model)),) if model.towers else ()),
+        ("checkpointing", in_words(run.checkpointing)),
+        ("optimizer", run.optimizer + (", in backward" if run.optimizer_in_backward else "")),
+        *((("allocator", run.allocator),) if run.allocator else ()),
+        *((("assumed", "simulated as Llama"),) if not strict and is_assumed(run.config) else ()),
+        *((("approximate", model.approximate),) if model.approximate else ()),
+        *(
+            (("approximate", f"kernels of {packing.kind.upper()}, not held against recordings"),)
+            if isinstance(packing, Packed)
+            else ()
+        ),
+    )
+    catalogue = devices()
+    named = run.device is not None and catalogue[run.device].memory == run.device_bytes
+    return About(
+        name=run.name,
+        facts=facts,
+        run=run.plain(),
+        yaml=run.to_yaml(),
+        command=f"memsim simulate {run.argument} -o report.html" if run.argument else "",
+        device=catalogue[run.device].label if named and run.device else "",
+        device_memory=run.device_bytes,
+        allocator=run.allocator,
+        parameters=model.count(),
+        paged_state=paged_state(run.optimizer, model),
+        trainable_parameters=model.count(trainable=True),
+        layers=len(model.pattern),
+        devices=tuple(
+            (device.label, device.memory) for device in catalogue.values() if STACKS[run.stack].runs_on(device.sm or 0)
+        ),
+        tokens=run.batch.size * tokens_of(model) * run.batch.accumulation,
+        rates=rates_of(run),
+        dtype=AUTOCAST.get(run.precision, WEIGHTS.get(run.precision, run.precision))
+        if run.method.kind not in QUANTIZED
+        else "bf16",
+        versions={name: STACKS[run.stack].versions[name] for name in ("torch", "transformers", "peft")},
+    )

@@ -1,0 +1,52 @@
+"""What a step takes, by estimate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What a training step is estimated to take, in seconds, and what comes of it."""
+
+    forward: float
+    backward: float  # without recomputation
+    recomputation: float
+    optimizer: float
+    tokens: int  # in a step
+    flops: float  # of the products that the step needs, forward and backward, without recomputation
+    peak: float  # of the device, in the dtype of the products
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward + self.recomputation + self.optimizer
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.total if self.total else 0.0
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilization (Chowdhery et al. 2022, PaLM, appendix B): what the step needs of what the device
+        could do in its time.
+        """
+        return self.flops / (self.total * self.peak) if self.total else 0.0
+
+    @property
+    def overhead(self) -> float:
+        """Recomputation against the step without it."""
+        rest = self.total - self.recomputation
+        return self.recomputation / rest if rest else 0.0
+
+    def to_json(self) -> dict[str, float]:
+        """Seconds and ratios."""
+        return {
+            "step": self.total,
+            "forward": self.forward,
+            "backward": self.backward,
+            "recomputation": self.recomputation,
+            "optimizer": self.optimizer,
+            "tokens_per_second": self.tokens_per_second,
+            "mfu": self.mfu,
+            "recomputation_overhead": self.overhead,
+        }
