@@ -50,9 +50,9 @@ def test_full_checkpointing_costs_another_forward_of_the_layers() -> None:
 
 
 def test_repeated_layers_and_steps_take_as_long_as_executed_ones() -> None:
-    from memsim.schedule import record
     from memsim.schedule.optimizers.torch_optim import Optimizer
-    from memsim.schedule.training import Plan
+    from memsim.schedule.plan import Plan
+    from memsim.schedule.recording import record
     from memsim.simulation.build import model_of
     from memsim.simulation.device import rates_of, stack_of
 

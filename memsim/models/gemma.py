@@ -280,20 +280,9 @@ def read_config(fields: Mapping[str, object]) -> Gemma:
     )
 
 
-def build(fields: Mapping[str, object], settings: Settings) -> Model:
-    """The model of these Hugging Face config fields."""
-    gemma = read_config(fields)
-    config, dtype = gemma.decoder, settings.dtype
+def layer_graphs(gemma: Gemma, settings: Settings, outer: LayerGraph) -> tuple[list[LayerGraph], dict[str, int]]:
+    """A graph for each type of layer, and the number of each type's."""
     old = settings.stack.dense_causal_mask
-    if not old:
-        check_heads_divide(config, "Gemma2Config" if config.model_type == "gemma2" else "Gemma3TextConfig")
-    if config.model_type == "gemma2" and settings.attention == "sdpa" and not old:
-        raise InputError(
-            "attention: sdpa does not run with gemma2, whose logits are soft-capped; eager and flash_attention_2 do"
-        )
-    b = Builder("outer", settings.technique)
-    ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
-    outer = b.finish(causal_lm(b, gemma, settings, ids, ids))
     call = next(op for op in outer.operators if op.kind == "layers")
     given: tuple[str, ...] = call.attrs["names"]  # type: ignore[assignment]
     graphs: list[LayerGraph] = []
@@ -316,10 +305,11 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         graphs.append(inner.finish(hidden))
         del arguments
         del hidden
-    alike = (
-        len({tuple((op.kind, tuple(spec.shape for spec in op.inputs)) for op in graph.operators) for graph in graphs})
-        == 1
-    )
+    return graphs, pattern
+
+
+def rotary_buffers(gemma: Gemma, settings: Settings) -> list[str]:
+    """Names of the frequencies' buffers."""
     rows = [
         f"rotary_emb.{name}"
         for name in (("inv_freq",) if settings.stack.inv_freq_once else ("inv_freq", "original_inv_freq"))
@@ -330,6 +320,29 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
             for kind in sorted(set(gemma.layer_types))
             for name in ("inv_freq", "original_inv_freq")
         ]
+    return rows
+
+
+def build(fields: Mapping[str, object], settings: Settings) -> Model:
+    """The model of these Hugging Face config fields."""
+    gemma = read_config(fields)
+    config, dtype = gemma.decoder, settings.dtype
+    old = settings.stack.dense_causal_mask
+    if not old:
+        check_heads_divide(config, "Gemma2Config" if config.model_type == "gemma2" else "Gemma3TextConfig")
+    if config.model_type == "gemma2" and settings.attention == "sdpa" and not old:
+        raise InputError(
+            "attention: sdpa does not run with gemma2, whose logits are soft-capped; eager and flash_attention_2 do"
+        )
+    b = Builder("outer", settings.technique)
+    ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
+    outer = b.finish(causal_lm(b, gemma, settings, ids, ids))
+    graphs, pattern = layer_graphs(gemma, settings, outer)
+    alike = (
+        len({tuple((op.kind, tuple(spec.shape for spec in op.inputs)) for op in graph.operators) for graph in graphs})
+        == 1
+    )
+    rows = rotary_buffers(gemma, settings)
     tail = [Parameter("norm.weight", (config.hidden_size,), dtype, module="norm")]
     tail += [Parameter(name, (config.head_dim // 2,), "fp32", trainable=False, buffer=True) for name in rows]
     table = (config.vocab_size, config.hidden_size)

@@ -125,83 +125,39 @@ def tile_layers(events: Events, repeats: Sequence[Repeat]) -> Events:
     return events
 
 
+@dataclass(frozen=True)
+class _Tiling:
+    """What of three executed repetitions makes all the copies; n events, s storages, r storages a repetition."""
+
+    repeat: Repeat
+    own: Ints  # [n] the place of each event's layer
+    of: Ints  # [n] that of the layer which made the event's storage; NO_LAYER where it is outside of all
+    neighbours: NDArray[np.bool_]  # [n] whether that is one of the three repetitions
+    rank: Ints  # [s] among the storages of its repetition
+    table: Ints  # [copies + 2, r] the storage of each rank: of the repetition before, of each copy, of the one after
+
+    @property
+    def middle(self) -> Ints:
+        """[r] storages of the repetition that is copied."""
+        middle: Ints = self.table[1]
+        return middle
+
+
 def _tile(events: Events, repeat: Repeat) -> Events:
-    start, period, copies = repeat.start, repeat.period, repeat.copies
-    layers = int(max(events.owner.max(initial=0), events.layer.max(initial=0))) + 1
-    place = np.full(layers + 1, FAR)
-    place[start - period : start], place[start : start + period], place[start + period : start + 2 * period] = (
-        BEFORE,
-        MIDDLE,
-        AFTER,
-    )
-    place[start + 2 * period :] = BEYOND
-    place[-1] = NO_LAYER  # which -1 finds
-    owner, s = place[events.owner], len(events.bytes)
-    rank = np.zeros(s, np.int64)
-    members = [np.flatnonzero(owner == at) for at in (BEFORE, MIDDLE, AFTER)]
-    for ids in members:
-        rank[ids] = np.arange(len(ids))
-    before, middle, after = members
-    if not all(
-        len(ids) == len(middle) and (events.bytes[ids] == events.bytes[middle]).all() for ids in (before, after)
-    ):
-        raise Irregular
-    ranks = len(middle)
-    # the storage of each rank, of the one before, each copy, and the one after
-    table = np.empty((copies + 2, ranks), np.int64)
-    table[0], table[-1] = before, after
-    table[1] = middle  # the first copy keeps the executed numbers
-    table[2:-1] = s + np.arange((copies - 1) * ranks).reshape(copies - 1, ranks)
-
+    tiling = _tiling(events, repeat)
+    period, copies = repeat.period, repeat.copies
+    layers = _layers(events)
     real_layer = np.arange(layers + 1)
-    real_layer[start + period :] += (copies - 1) * period
+    real_layer[repeat.start + period :] += (copies - 1) * period
     real_layer[-1] = NO_LAYER
-    storage = events.storage
-    of = np.where(storage < 0, NO_LAYER, owner[storage])
-    neighbours = (of >= BEFORE) & (of <= AFTER)
-    own = place[events.layer]
-    if np.any(neighbours & (of != own) & (np.abs(of - own) != 1)) or np.any(
-        (own == MIDDLE) & ((of == FAR) | (of == BEYOND))
-    ):
-        raise Irregular
-    fixed = storage.copy()
-    to_last = (own == AFTER) & (of == MIDDLE)
-    fixed[to_last] = table[-2][rank[storage[to_last]]]
-
-    starts = np.flatnonzero(np.diff(own, prepend=own[0] - 1 if len(own) else 0))
-    ends = np.append(starts[1:], len(own))
-    pieces: list[tuple[Ints, Ints, Ints]] = []  # event of the executed run, storage, layer
-    previous = NO_LAYER
-    for begin, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        at = int(own[begin])
-        index = np.arange(begin, end)
-        if at == MIDDLE:
-            order = np.arange(copies) if previous == BEFORE else np.arange(copies)[::-1]
-            row = np.clip(order[:, None] + 1 + (of[begin:end] - MIDDLE)[None, :], 0, copies + 1)
-            ids = np.where(
-                neighbours[begin:end][None, :],
-                table[row, np.minimum(rank[storage[begin:end]], ranks - 1)[None, :]],
-                storage[begin:end][None, :],
-            )
-            pieces.append(
-                (
-                    np.tile(index, copies),
-                    ids.ravel(),
-                    (order[:, None] * period + events.layer[begin:end][None, :]).ravel(),
-                )
-            )
-        else:
-            pieces.append((index, fixed[begin:end], real_layer[events.layer[begin:end]]))
-        if at != NO_LAYER:
-            previous = at
-    index, ids, layer_of = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-    extra = np.tile(middle, copies - 1)
-    owners = (np.arange(1, copies)[:, None] * period + events.owner[middle][None, :]).ravel()
+    index, storage, layer = _copied(events, tiling, real_layer)
+    extra = np.tile(tiling.middle, copies - 1)
+    owners = (np.arange(1, copies)[:, None] * period + events.owner[tiling.middle][None, :]).ravel()
     return Events(
         events.action[index],
-        ids,
+        storage,
         events.phase[index],
-        layer_of,
+        layer,
         events.operator[index],
         np.concatenate([events.bytes, events.bytes[extra]]),
         np.concatenate([events.category, events.category[extra]]),
@@ -210,6 +166,65 @@ def _tile(events: Events, repeat: Repeat) -> Events:
         events.operators,
         events.work[index],
     )
+
+
+def _layers(events: Events) -> int:
+    """The number of layers that were executed."""
+    return int(max(events.owner.max(initial=0), events.layer.max(initial=0))) + 1
+
+
+def _tiling(events: Events, repeat: Repeat) -> _Tiling:
+    """Raises Irregular where the repetitions are not alike, or where the middle one reaches beyond its neighbours."""
+    start, period, copies = repeat.start, repeat.period, repeat.copies
+    place = np.full(_layers(events) + 1, FAR)
+    place[start - period : start], place[start : start + period] = BEFORE, MIDDLE
+    place[start + period : start + 2 * period], place[start + 2 * period :] = AFTER, BEYOND
+    place[-1] = NO_LAYER  # which -1 finds
+    owner, s = place[events.owner], len(events.bytes)
+    rank = np.zeros(s, np.int64)
+    before, middle, after = (np.flatnonzero(owner == at) for at in (BEFORE, MIDDLE, AFTER))
+    for ids in (before, middle, after):
+        if len(ids) != len(middle) or (events.bytes[ids] != events.bytes[middle]).any():
+            raise Irregular
+        rank[ids] = np.arange(len(ids))
+    table = np.empty((copies + 2, len(middle)), np.int64)
+    table[0], table[-1] = before, after
+    table[1] = middle  # the first copy keeps the executed numbers
+    table[2:-1] = s + np.arange((copies - 1) * len(middle)).reshape(copies - 1, len(middle))
+    of = np.where(events.storage < 0, NO_LAYER, owner[events.storage])
+    own = place[events.layer]
+    neighbours = (of >= BEFORE) & (of <= AFTER)
+    far = neighbours & (of != own) & (np.abs(of - own) != 1)
+    if far.any() or ((own == MIDDLE) & ((of == FAR) | (of == BEYOND))).any():
+        raise Irregular
+    return _Tiling(repeat, own, of, neighbours, rank, table)
+
+
+def _copied(events: Events, t: _Tiling, real_layer: Ints) -> tuple[Ints, Ints, Ints]:
+    """For each event of the whole model: the executed event, its storage, its layer."""
+    storage, copies = events.storage, t.repeat.copies
+    fixed = storage.copy()
+    to_last = (t.own == AFTER) & (t.of == MIDDLE)
+    fixed[to_last] = t.table[-2][t.rank[storage[to_last]]]
+    starts = np.flatnonzero(np.diff(t.own, prepend=t.own[0] - 1 if len(t.own) else 0))
+    ends = np.append(starts[1:], len(t.own))
+    pieces: list[tuple[Ints, Ints, Ints]] = []
+    previous = NO_LAYER
+    for begin, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        at, index, mine = int(t.own[begin]), np.arange(begin, end), storage[begin:end]
+        if at == MIDDLE:
+            order = np.arange(copies) if previous == BEFORE else np.arange(copies)[::-1]
+            row = np.clip(order[:, None] + 1 + (t.of[begin:end] - MIDDLE)[None, :], 0, copies + 1)
+            column = np.minimum(t.rank[mine], len(t.middle) - 1)
+            ids = np.where(t.neighbours[begin:end][None, :], t.table[row, column[None, :]], mine[None, :])
+            layer = order[:, None] * t.repeat.period + events.layer[begin:end][None, :]
+            pieces.append((np.tile(index, copies), ids.ravel(), layer.ravel()))
+        else:
+            pieces.append((index, fixed[begin:end], real_layer[events.layer[begin:end]]))
+        if at != NO_LAYER:
+            previous = at
+    index, ids, layers = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+    return index, ids, layers
 
 
 def repeat_last_step(events: Events, steps: int) -> Events:

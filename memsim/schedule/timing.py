@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from memsim.cost.roofline import Rates, optimizer_bytes
+from memsim.cost.roofline import Rates
 from memsim.cost.work import Work
 from memsim.framework.model import Parameter
 from memsim.graph.dtypes import ITEMSIZE
@@ -19,6 +19,7 @@ from memsim.graph.layer_graph import Operator
 from memsim.machine.storages import BACKWARD, COPIED, RECOMPUTED, Machine
 from memsim.operators import KINDS
 from memsim.schedule.optimizers import muon
+from memsim.schedule.optimizers.traffic import optimizer_bytes
 from memsim.tape import SECONDS
 
 Columns = NDArray[np.float64]
@@ -82,10 +83,8 @@ def with_optimizer(
     """The work, with the optimizer's time spread evenly over the events of each phase of this kind."""
     if work is None:
         return None
-    for number, name in enumerate(phases):
-        if name.endswith(f"/{during}"):
-            mine = phase == number
-            count = int(mine.sum())
-            if count:
-                work[mine, SECONDS] += seconds / count
+    of_kind = np.array([name.endswith(f"/{during}") for name in phases], bool)
+    mine = of_kind[phase]
+    counts = np.bincount(phase, minlength=len(phases))
+    work[mine, SECONDS] += seconds / counts[phase[mine]]
     return work

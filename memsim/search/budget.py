@@ -27,6 +27,7 @@ from memsim.search.choices import Choice, choice, choices
 from memsim.simulation.build import model_of
 from memsim.simulation.device import rates_of
 from memsim.simulation.pipeline import simulate
+from memsim.simulation.support import check_towers
 from memsim.timeline.names import CATEGORY_NAMES
 from memsim.units import duration, gib, read_bytes
 
@@ -316,6 +317,7 @@ def simulate_within(
     """`simulate` for a Run with a budget: the Timeline of the strategy that is found. Raises InputError, and
     Unreachable.
     """
+    check_towers(run)
     found = find(run)
     timeline = found.timeline
     if other_order or strict or measured_step is not None:

@@ -6,18 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from memsim.errors import InputError, Unsupported
+from memsim.errors import InputError
 from memsim.framework.builder import PLAIN, Technique
 from memsim.framework.model import Model
 from memsim.framework.settings import Settings
 from memsim.models import build, saved_by_task, takes_tokens
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
 from memsim.passes.freeze import Freeze, frozen
-from memsim.passes.int8 import Int8
-from memsim.passes.methods import adapted, lora_of, packing_of, with_ia3
+from memsim.passes.methods import Packing, adapted, lora_of, packing_of, with_ia3
 from memsim.run.conflicts import ADAPTERS, VECTORS
 from memsim.simulation.precision import AUTOCAST, WEIGHTS
-from memsim.simulation.support import check_supported
+from memsim.simulation.support import check_checkpoints, check_supported
 from memsim.stacks.known import STACKS
 
 if TYPE_CHECKING:
@@ -27,23 +26,31 @@ if TYPE_CHECKING:
 def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model:
     """The Run's model after every pass. Raises InputError, and Unsupported for what memsim cannot simulate yet."""
     check_supported(run)
-    method = run.method
-    model_type = str(run.config.get("model_type"))
-    lora = (
-        lora_of(method, model_type, STACKS[run.stack], saved_by_task(run.config)) if method.kind in ADAPTERS else None
-    )
-    packing = packing_of(method)
+    packing = packing_of(run.method)
+    settings = settings_of(run, packing, other_order)
+
+    def built(technique: Technique) -> Model:
+        common = settings.technique
+        technique = replace(technique, autocast=common.autocast, inputs_require_grad=common.inputs_require_grad)
+        return build(run.config, replace(settings, technique=technique), strict)
+
+    model = with_method(run, packing, built)
+    if run.train.only or run.train.freeze:
+        model = partly_frozen(run, model, built)
+    model = checkpointed(model, run.checkpointing)
+    check_checkpoints(run, model, packing)
+    return require_input_grads(model) if settings.technique.inputs_require_grad else model
+
+
+def settings_of(run: Run, packing: Packing | None, other_order: bool) -> Settings:
+    """What the model's code asks for while it executes, with what every technique has in common."""
     loaded = WEIGHTS.get(run.precision, run.precision)
     # what is not quantized is cast to fp32, and runs under autocast
     precision = "amp-bf16" if packing else run.precision
-    software = STACKS[run.stack]
-    tells = enables_input_grads(run.checkpointing)
-    # the switch tells inputs of tokens only, PEFT's preparation reentrant ones
-    if not takes_tokens(run.config) and method.kind not in ("lora", "ia3"):
-        tells = tells and method.kind != "full" and run.checkpointing == "reentrant"
-    tells = tells and not (software.checkpoints_frozen_inputs and method.kind == "full")
-    tells = tells and not (packing and software.qlora_input_is_frozen and run.checkpointing != "reentrant")
-    settings = Settings(
+    technique = replace(
+        PLAIN, autocast=AUTOCAST.get(precision), inputs_require_grad=tells_inputs(run, packing is not None)
+    )
+    return Settings(
         batch=run.batch.size,
         sequence=run.batch.sequence,
         target=run.batch.target or 0,
@@ -52,7 +59,7 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         padding=run.batch.padding,
         sm=run.sm,
         stack=STACKS[run.stack],
-        technique=replace(PLAIN, autocast=AUTOCAST.get(precision), inputs_require_grad=tells),
+        technique=technique,
         loaded=loaded if packing else "",
         other_order=other_order,
         watched=run.checkpointing == "selective"
@@ -60,63 +67,42 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
         routing=run.routing if isinstance(run.routing, str) else run.routing["imbalance"],
     )
 
-    def built(technique: Technique) -> Model:
-        technique = replace(technique, autocast=AUTOCAST.get(precision), inputs_require_grad=tells)
-        return build(run.config, replace(settings, technique=technique), strict)
 
-    if lora is not None:
-        model = adapted(built, lora, packing, software, model_type)
-    else:
-        model = with_ia3(built, method, packing, software, model_type) if method.kind in VECTORS else built(PLAIN)  # type: ignore[arg-type]
-    if run.train.only or run.train.freeze:
-        if method.kind != "full":
-            raise InputError(
-                f"train: goes with method.kind full; with {method.kind} the adapters train, and nothing else"
-            )
+def tells_inputs(run: Run, quantized: bool) -> bool:
+    """True if the embeddings' output is told to require a gradient, as checkpoints need where nothing before them
+    trains (transformers' gradient_checkpointing_enable, PEFT's prepare_model_for_kbit_training).
+    """
+    software, method = STACKS[run.stack], run.method
+    if not enables_input_grads(run.checkpointing):
+        return False
+    # transformers' switch tells inputs of tokens only, PEFT's preparation reentrant ones
+    if not takes_tokens(run.config) and method.kind not in ("lora", "ia3"):
+        if method.kind == "full" or run.checkpointing != "reentrant":
+            return False
+    if software.checkpoints_frozen_inputs and method.kind == "full":
+        return False
+    return not (quantized and software.qlora_input_is_frozen and run.checkpointing != "reentrant")
 
-        def again(trains: Callable[[str], bool | None], towers: frozenset[int]) -> Model:
-            return built(replace(PLAIN, trainable=lambda name: bool(trains(name)), frozen_towers=towers))
 
-        model = frozen(model, Freeze(run.train.only, run.train.freeze), again)
-    model = checkpointed(model, run.checkpointing)
-    hows = {c.how for c in model.checkpoints}
-    if lora is not None and lora.target_parameters and "offload" in hows:
-        raise Unsupported(
-            "checkpointing: offload with method.target_parameters is not supported yet; full and selective are"
-        )
-    if isinstance(packing, Int8) and "reentrant" in hows and len(hows) > 1:
-        raise Unsupported(
-            "checkpointing: some layers reentrant with method.quantization int8 is not supported; all layers "
-            "reentrant is"
-        )
-    if "reentrant" in hows and any(len(graph.outputs) > 1 for graph in model.layer_graphs):
-        raise Unsupported(
-            f"checkpointing: reentrant with model_type {model_type}, whose layers return more than one tensor, is not "
-            "supported yet; full is"
-        )
-    if any("cast" in c.saves for c in model.checkpoints) and any(
-        op.kind == "recast" for graph in model.layer_graphs for op in graph.operators
-    ):
+def with_method(run: Run, packing: Packing | None, built: Callable[[Technique], Model]) -> Model:
+    """The model with its adapters or vectors, and quantized, as the Run's method says."""
+    method, software, model_type = run.method, STACKS[run.stack], str(run.config.get("model_type"))
+    if method.kind in ADAPTERS:
+        lora = lora_of(method, model_type, software, saved_by_task(run.config))
+        return adapted(built, lora, packing, software, model_type)
+    if method.kind in VECTORS:
+        return with_ia3(built, method, packing, software, model_type)  # type: ignore[arg-type]
+    return built(PLAIN)
+
+
+def partly_frozen(run: Run, model: Model, built: Callable[[Technique], Model]) -> Model:
+    """The model of which only some parameters train. Raises InputError."""
+    if run.method.kind != "full":
         raise InputError(
-            "checkpointing.save: cast fails in PyTorch where 4-bit modules have biases, which they cast once, when "
-            "they first run; without cast it works"
+            f"train: goes with method.kind full; with {run.method.kind} the adapters train, and nothing else"
         )
-    if (
-        "reentrant" in hows
-        and not tells
-        and not next(op for op in model.outer.operators if op.kind == "layers").inputs[0].requires_grad
-    ):
-        raise InputError(
-            f"checkpointing: reentrant with frozen embeddings trains no layer with stack {run.stack}, which leaves "
-            "their output as it is; full does"
-        )
-    # whose products read a leaf, whose cast is cached
-    if packing and software.bnb_computes_in_inputs_dtype and "reentrant" in hows and model_type == "olmo2":
-        raise Unsupported(
-            f"checkpointing: reentrant with method qlora of olmo2 and stack {run.stack} is not supported yet; full is"
-        )
-    if packing and software.bnb_always_dequantizes and "selective" in hows:
-        raise Unsupported(
-            f"checkpointing: selective with method qlora and stack {run.stack} is not supported yet; full is"
-        )
-    return require_input_grads(model) if tells else model
+
+    def again(trains: Callable[[str], bool | None], towers: frozenset[int]) -> Model:
+        return built(replace(PLAIN, trainable=lambda name: bool(trains(name)), frozen_towers=towers))
+
+    return frozen(model, Freeze(run.train.only, run.train.freeze), again)

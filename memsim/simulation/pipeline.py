@@ -15,9 +15,9 @@ from memsim.allocator import Settings as AllocatorSettings, allocate
 from memsim.errors import InputError
 from memsim.framework.model import Model
 from memsim.results.answers import Timeline
-from memsim.schedule import record
 from memsim.schedule.optimizers.torch_optim import Optimizer
-from memsim.schedule.training import Plan
+from memsim.schedule.plan import Plan
+from memsim.schedule.recording import record
 from memsim.simulation.about import about
 from memsim.simulation.build import model_of
 from memsim.simulation.device import rates_of, stack_of

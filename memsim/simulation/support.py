@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING
 from memsim.errors import InputError, Unsupported
 from memsim.framework.model import Model
 from memsim.models import decodes_beside, is_assumed
-from memsim.passes.methods import packing_of
+from memsim.passes.int8 import Int8
+from memsim.passes.methods import Packing, packing_of
 from memsim.passes.packed import Packed
 from memsim.run.checkpointing import in_words, names_of
-from memsim.run.conflicts import KEYS as METHOD_KEYS, QUANTIZED, check_grad_scaler, check_in_backward, check_method
+from memsim.run.conflicts import (
+    ADAPTERS,
+    KEYS as METHOD_KEYS,
+    QUANTIZED,
+    check_grad_scaler,
+    check_in_backward,
+    check_method,
+)
 from memsim.run.optimizer_names import OPTIMIZERS
 from memsim.schedule.optimizers.bitsandbytes import lacks_kernel
 from memsim.simulation.precision import PRECISIONS
@@ -77,6 +85,54 @@ def check_supported(run: Run) -> None:
     check_towers(run)
     check_stack(run, STACKS[run.stack])
     check_method(run.method)
+
+
+def check_checkpoints(run: Run, model: Model, packing: Packing | None) -> None:
+    """Raises Unsupported, or InputError where PyTorch fails, for a strategy that this model does not run with."""
+    hows = {c.how for c in model.checkpoints}
+    if run.method.kind in ADAPTERS and run.method.target_parameters and "offload" in hows:
+        raise Unsupported(
+            "checkpointing: offload with method.target_parameters is not supported yet; full and selective are"
+        )
+    if any("cast" in c.saves for c in model.checkpoints) and any(
+        op.kind == "recast" for graph in model.layer_graphs for op in graph.operators
+    ):
+        raise InputError(
+            "checkpointing.save: cast fails in PyTorch where 4-bit modules have biases, which they cast once, when "
+            "they first run; without cast it works"
+        )
+    if "reentrant" in hows:
+        check_reentrant(run, model, packing)
+    if packing and model.settings.stack.bnb_always_dequantizes and "selective" in hows:
+        raise Unsupported(
+            f"checkpointing: selective with method qlora and stack {run.stack} is not supported yet; full is"
+        )
+
+
+def check_reentrant(run: Run, model: Model, packing: Packing | None) -> None:
+    """Raises Unsupported, or InputError where it trains nothing, for reentrant checkpoints."""
+    model_type = run.config.get("model_type")
+    if isinstance(packing, Int8) and len({c.how for c in model.checkpoints}) > 1:
+        raise Unsupported(
+            "checkpointing: some layers reentrant with method.quantization int8 is not supported; all layers "
+            "reentrant is"
+        )
+    if any(len(graph.outputs) > 1 for graph in model.layer_graphs):
+        raise Unsupported(
+            f"checkpointing: reentrant with model_type {model_type}, whose layers return more than one tensor, is not "
+            "supported yet; full is"
+        )
+    layers = next(op for op in model.outer.operators if op.kind == "layers")
+    if not model.settings.technique.inputs_require_grad and not layers.inputs[0].requires_grad:
+        raise InputError(
+            f"checkpointing: reentrant with frozen embeddings trains no layer with stack {run.stack}, which leaves "
+            "their output as it is; full does"
+        )
+    # its products read a leaf, whose cast is cached
+    if packing and model.settings.stack.bnb_computes_in_inputs_dtype and model_type == "olmo2":
+        raise Unsupported(
+            f"checkpointing: reentrant with method qlora of olmo2 and stack {run.stack} is not supported yet; full is"
+        )
 
 
 def check_kernels(run: Run, model: Model) -> None:

@@ -78,12 +78,9 @@ def _column(rows: list[dict[str, Any]], key: str) -> Ints:
     return np.array([int(row[key]) for row in rows], np.int64)
 
 
-def trace_of_totals(totals: Totals) -> Trace:
-    """The Trace whose answer is the recorded totals. What lived before the first event is its first events, so far as a
-    free names it.
-
-    Sizes are those of blocks. A free of a block that nobody allocated meanwhile lasts from the start; what is left of
-    the first total is one storage.
+def storages_of(totals: Totals, first: int) -> tuple[Ints, list[int], list[int]]:
+    """The storage of each event [n], the bytes of each storage, and the storages that were there before the first
+    event, when `first` bytes were allocated.
     """
     n = len(totals.bytes)
     live: dict[int, int] = {}
@@ -97,11 +94,23 @@ def trace_of_totals(totals: Totals) -> Trace:
             if size < 0:
                 early.append(live[address])
         owner[event] = live[address] if size >= 0 else live.pop(address)
-    first = int(totals.allocated[0] - totals.bytes[0])
     rest = first - sum(sizes[storage] for storage in early)
     if rest > 0:
         early.append(len(sizes))
         sizes.append(rest)
+    return owner, sizes, early
+
+
+def trace_of_totals(totals: Totals) -> Trace:
+    """The Trace whose answer is the recorded totals. What lived before the first event is its first events, so far as a
+    free names it.
+
+    Sizes are those of blocks. A free of a block that nobody allocated meanwhile lasts from the start; what is left of
+    the first total is one storage.
+    """
+    n = len(totals.bytes)
+    first = int(totals.allocated[0] - totals.bytes[0])
+    owner, sizes, early = storages_of(totals, first)
     k, of = len(early), np.array(sizes, np.int64)
     start = np.array(early, np.int64)
     storage = np.concatenate([start, owner])
@@ -125,22 +134,28 @@ def trace_of_totals(totals: Totals) -> Trace:
         phases=("before", "trace"),
         operators=("before the recording", "profiler"),
     )
+    answer = answer_of_totals(address, of[storage], allocated, reserved)
+    return Trace(tape, totals.source, "totals", address, np.zeros(k + n, bool), prefix=k, answer=answer)
+
+
+def answer_of_totals(address: Ints, block: Ints, allocated: Ints, reserved: Ints) -> Answer:
+    """An Answer that knows nothing but totals."""
+    n = len(address)
     nothing = np.zeros(0, np.int64)
-    answer = Answer(
+    return Answer(
         address=address,
-        block=of[storage],
+        block=block,
         requested=allocated,
         allocated=allocated,
         active=allocated,
         reserved=reserved,
-        segments=np.zeros(k + n, np.int64),
-        retries=np.zeros(k + n, np.int64),
-        ooms=np.zeros(k + n, np.int64),
+        segments=np.zeros(n, np.int64),
+        retries=np.zeros(n, np.int64),
+        ooms=np.zeros(n, np.int64),
         driver_event=nothing,
         driver_action=nothing.astype(np.uint8),
         driver_address=nothing,
         driver_bytes=nothing,
-        processed=k + n,
+        processed=n,
         out_of_memory=None,
     )
-    return Trace(tape, totals.source, "totals", address, np.zeros(k + n, bool), prefix=k, answer=answer)

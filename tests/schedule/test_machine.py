@@ -9,7 +9,8 @@ from memsim.machine.kernels import stack_for
 from memsim.machine.storages import Machine
 from memsim.run.job import Run
 from memsim.schedule.optimizers.torch_optim import Optimizer
-from memsim.schedule.training import Plan, Training
+from memsim.schedule.plan import Plan
+from memsim.schedule.training import Training
 from memsim.simulation.build import model_of
 from memsim.tape import Action, Category
 

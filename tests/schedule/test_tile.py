@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from memsim.run.job import Run
-from memsim.schedule import alike_layers, record
 from memsim.schedule.optimizers.torch_optim import Optimizer
+from memsim.schedule.plan import Plan
+from memsim.schedule.recording import alike_layers, record
 from memsim.schedule.tile import repeats_of
-from memsim.schedule.training import Plan
 from memsim.simulation.build import model_of
 from memsim.simulation.device import stack_of
 from memsim.tape import Action, Category, Tape

@@ -210,31 +210,43 @@ class Autograd:
                 (i, machine.cast(machine.sum_to(grad, op.inputs[i].shape), op.inputs[i].dtype)) for i, grad in edges
             ]
             machine.discard(*grads)
-            if frame is None:
-                machine.release(*node.saved)
-            else:
-                frame.pending -= 1
-                if frame.pending == 0:
-                    frame.close(machine)
-            ready: list[Leaf] = []
-            at_once = KINDS[op.kind].one_by_one(op.inputs)
-            for i, grad in edges:
-                value = values[op.inputs[i].value]
-                leaf = self.leaves.get(value)
-                if leaf is not None:
-                    leaf.buffer = self._accumulate(leaf.buffer, grad)
-                    leaf.expected -= 1
-                    if leaf.expected == 0:
-                        if at_once:
-                            self._arrive(leaf)
-                        else:
-                            ready.append(leaf)
-                else:
-                    buffers[value] = self._accumulate(buffers.get(value), grad)
+            self._release_saved(node)
+            ready = self._pass_on(node, edges, buffers)
             machine.discard(*unasked)
             for leaf in ready:
                 self._arrive(leaf)
         machine.default_category, machine.scratch_category, machine.backward_thread = before
+
+    def _release_saved(self, node: Node) -> None:
+        """The node lets go of what it saved; a region whose last node that was is done with."""
+        if node.frame is None:
+            self.machine.release(*node.saved)
+            return
+        node.frame.pending -= 1
+        if node.frame.pending == 0:
+            node.frame.close(self.machine)
+
+    def _pass_on(self, node: Node, edges: list[tuple[int, Grad]], buffers: dict[int, Grad]) -> list[Leaf]:
+        """Adds gradients to the buffers of the next nodes; the leaves whose gradient is complete, but for those that
+        take theirs at once.
+        """
+        inputs, values = node.op.inputs, node.instance.values
+        ready: list[Leaf] = []
+        at_once = KINDS[node.op.kind].one_by_one(inputs)
+        for i, grad in edges:
+            value = values[inputs[i].value]
+            leaf = self.leaves.get(value)
+            if leaf is None:
+                buffers[value] = self._accumulate(buffers.get(value), grad)
+                continue
+            leaf.buffer = self._accumulate(leaf.buffer, grad)
+            leaf.expected -= 1
+            if leaf.expected == 0:
+                if at_once:
+                    self._arrive(leaf)
+                else:
+                    ready.append(leaf)
+        return ready
 
     def checkpoint(self, instance: Instance, region: Reentrant, held: Sequence[int], saved: Sequence[int]) -> None:
         """CheckpointFunction.apply: the layer ran without autograd; one node runs it again. `held` are the arguments by
