@@ -8,10 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from memsim.allocator import Settings, allocate
+from memsim.allocator.serving import UNLIMITED
 from memsim.cli import tables
 from memsim.errors import InputError
 from memsim.search.smallest import MIB, smallest
-from memsim.traces.replay import ONLY_TOTALS, UNLIMITED, replay
+from memsim.traces.replay import ONLY_TOTALS, replay
 from memsim.traces.trace import Trace
 from memsim.units import bytes_of
 

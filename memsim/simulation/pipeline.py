@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from memsim.allocator import Settings as AllocatorSettings, allocate
+from memsim.allocator.serving import allocate_beyond
+from memsim.allocator.settings import Settings as AllocatorSettings
 from memsim.errors import InputError
 from memsim.framework.model import Model
 from memsim.results.answers import Timeline
@@ -28,8 +29,6 @@ from memsim.units import duration
 
 if TYPE_CHECKING:
     from memsim.run.job import Run
-
-UNLIMITED = 1 << 57  # bytes
 
 
 def tape_of_run(run: Run, model: Model | None = None) -> Tape:
@@ -65,8 +64,7 @@ def simulate(run: Run, other_order: bool = False, strict: bool = False, measured
         model = model_of(run, other_order, strict)
         tape = tape_of_run(run, model)
     linux = run.addresses == "linux"
-    answer = allocate(tape, settings, run.device_bytes, linux_addresses=linux)
-    unlimited = allocate(tape, settings, UNLIMITED, linux_addresses=linux) if answer.out_of_memory else None
+    answer, unlimited = allocate_beyond(tape, settings, run.device_bytes, linux_addresses=linux)
     timeline = Timeline(tape, answer, about(run, model, strict), unlimited)
     return timeline if measured_step is None else calibrated(timeline, measured_step)
 

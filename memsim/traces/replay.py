@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memsim.allocator import Answer, Settings, allocate
+from memsim.allocator.serving import UNLIMITED, allocate_beyond
 from memsim.errors import InputError
 from memsim.tape import Action, Tape
 from memsim.timeline.about import About
@@ -17,7 +18,6 @@ from memsim.traces.trace import Trace
 from memsim.units import bytes_of
 
 VERSIONS = ("2.15.0", "2.12.0", "2.11.0")  # one for each order of equal free blocks
-UNLIMITED = 1 << 57  # bytes
 ONLY_TOTALS = "a Chrome trace gives totals, not what the allocator was asked"
 
 
@@ -64,8 +64,7 @@ def replay(
     version = torch or (trace.torch if trace else None)
     settings = Settings.parse(text, **({"torch": version} if version else {}))
     prefix = trace.prefix if trace else 0
-    answer = allocate(requests, settings, memory, prefix=prefix)
-    unlimited = allocate(requests, settings, UNLIMITED, prefix=prefix) if answer.out_of_memory else None
+    answer, unlimited = allocate_beyond(requests, settings, memory, prefix=prefix)
     about = About(
         name=trace.source if trace else "",
         facts=(("allocator", text or "default"),),

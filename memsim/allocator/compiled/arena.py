@@ -50,6 +50,7 @@ DEFERS = 19  # 1: some frees wait for a stream
 GIVEN = 16  # how many addresses the driver is told to hand out
 RANGES = 20  # index of the lists of linux_addresses.py; 0: addresses count up
 RANGE_ROOM = 21  # ranges that each has room for
+HALTS = 22  # 1: stops once, ahead of the first request that the device may have no room for
 ROUNDING = 32  # 16 words: divisions for sizes in [1, 2) MiB, [2, 4) MiB …
 
 # Counters, as PyTorch's memory_stats() counts them.
@@ -135,3 +136,14 @@ def blank(streams: int, uses: int, blocks: int, ranges: int = 0) -> ARRAY:
     heap[STREAMS] = streams
     heap[NEXT_ADDRESS] = FIRST_ADDRESS
     return heap
+
+
+def copied(heap: ARRAY) -> ARRAY:
+    """The same arena once more; what was never touched is not."""
+    used, first, cold = int(heap[NEXT_BLOCK]), int(heap[FIRST_BLOCK]), int(heap[COLD])
+    again = np.zeros_like(heap)
+    again[:used] = heap[:used]
+    again[first + cold : used + cold] = heap[first + cold : used + cold]
+    if heap[RANGES]:
+        again[heap[RANGES] :] = heap[heap[RANGES] :]
+    return again

@@ -22,6 +22,7 @@ from memsim.allocator.compiled.arena import (
     FAILED,
     FIRST_BLOCK,
     GC_TARGET,
+    HALTS,
     IS_EXPANDABLE,
     LARGE_SEGMENT,
     MAX_SPLIT,
@@ -54,7 +55,7 @@ from memsim.allocator.compiled.blocks import complete, free, move, new_block, pr
 from memsim.allocator.compiled.driver import CALL_WORDS
 from memsim.allocator.compiled.expandable import prefer_fixed
 from memsim.allocator.compiled.free_sets import first_fit, insert, remove, unlink
-from memsim.allocator.compiled.ladder import obtain, release_cached
+from memsim.allocator.compiled.ladder import has_margin, obtain, release_cached
 from memsim.tape import Action
 
 ALLOC, FREE, RECORD_STREAM, EMPTY_CACHE = (
@@ -150,20 +151,24 @@ def _has_room(heap, first_block, room):
 
 
 @njit(cache=True)
-def replay(arena, addresses, action, storage, nbytes, stream, ranks, block_of, rows, log, start, stop, stop_at_oom):
+def replay(
+    arena, addresses, action, storage, nbytes, stream, ranks, block_of, rows, rare, log, start, stop, stop_at_oom
+):
     """Answers a Tape from event `start` to `stop`; returns the event that it would go on with: `stop`, or after a
-    failure, or where the log is too short.
+    failure, where the log is too short, or where the device may have no room and the arena's HALTS is 1, which it then
+    clears.
 
     arena: settings and state. addresses: for the driver to hand out first. action [n] uint8, storage, nbytes [n] int64,
     stream [n] uint64.
     ranks: the streams' handles in PyTorch's order, uint64. block_of [storages + 1]: zeros at first.
-    rows: out, 9 of n (address, block, requested, allocated, reserved, segments, active, retries, ooms), zeros at first;
-    active stays zero
-    where no free waits for a stream, for then it is as allocated is.
+    rows: out, 6 of n: address, block, requested, allocated, reserved, segments.
+    rare: out, 3 of n, zeros at first: active, which stays zero where no free waits for a stream, for then it is as
+    allocated is; retries and ooms.
     log: out, driver calls, CALL_WORDS each, as many as the arena's CALLS.
     """
     n, room, streams = len(action), len(log) // CALL_WORDS, len(ranks)
-    heap, given, calls, out, handles = items(arena), items(addresses), items(log), items(rows), items(ranks)
+    heap, given, calls, out, seldom = items(arena), items(addresses), items(log), items(rows), items(rare)
+    handles = items(ranks)
     kinds, storages, sizes, on, blocks = items(action), items(storage), items(nbytes), items(stream), items(block_of)
     first_block = heap[FIRST_BLOCK]
     special = heap[EXPANDABLE] != 0 or heap[MAX_SPLIT] < MAX_BYTES
@@ -173,6 +178,7 @@ def replay(arena, addresses, action, storage, nbytes, stream, ranks, block_of, r
     rank = 0
     for e in range(start, stop):
         kind = kinds[e]
+        at, held = 0, 0
         if kind == ALLOC:
             asked = sizes[e]
             if asked > 0:
@@ -195,10 +201,13 @@ def replay(arena, addresses, action, storage, nbytes, stream, ranks, block_of, r
                             heap[SEARCHES + large] -= 1  # it will be asked again
                         return e
                     segment = segment_size(heap, size)
+                    if heap[HALTS] and not has_margin(heap, segment):
+                        heap[HALTS] = 0
+                        return e
                     block = obtain(heap, calls, given, e, pool, size, segment)
                     if block == 0:
                         _fail(heap, e, segment)
-                        out[e] = -1
+                        at = -1
                 if block != 0:
                     rest = heap[block + SIZE] - size
                     if rest >= UNIT and (large == 0 or (rest >= spare_large and size < most_split)):
@@ -211,14 +220,12 @@ def replay(arena, addresses, action, storage, nbytes, stream, ranks, block_of, r
                     heap[ALLOCATED] += held
                     heap[ACTIVE] += held
                     blocks[storages[e] + 1] = block
-                    out[e] = heap[block + ADDRESS]
-                    out[n + e] = held
+                    at = heap[block + ADDRESS]
         elif kind == FREE:
             block = blocks[storages[e] + 1]
             if block != 0:
                 blocks[storages[e] + 1] = 0
-                out[e] = heap[block + ADDRESS]
-                out[n + e] = heap[block + SIZE]
+                at, held = heap[block + ADDRESS], heap[block + SIZE]
                 free(heap, block)
         elif kind == RECORD_STREAM:
             block = blocks[storages[e] + 1]
@@ -230,15 +237,17 @@ def replay(arena, addresses, action, storage, nbytes, stream, ranks, block_of, r
             release_cached(heap, calls, e)
         else:
             complete(heap, _rank(handles, streams, on[e]))
+        out[e] = at
+        out[n + e] = held
         out[2 * n + e] = heap[REQUESTED]
         out[3 * n + e] = heap[ALLOCATED]
         out[4 * n + e] = heap[RESERVED]
         out[5 * n + e] = heap[SEGMENTS]
         if defers:
-            out[6 * n + e] = heap[ACTIVE]
+            seldom[e] = heap[ACTIVE]
         if heap[RETRIES] + heap[OOMS] != 0:
-            out[7 * n + e] = heap[RETRIES]
-            out[8 * n + e] = heap[OOMS]
+            seldom[n + e] = heap[RETRIES]
+            seldom[2 * n + e] = heap[OOMS]
         if stop_at_oom and heap[FAILED] != 0:
             return e + 1
     return stop

@@ -10,6 +10,7 @@ from numba import njit
 from memsim.allocator.compiled.arena import (
     ADDRESS,
     AGE,
+    CAPACITY,
     COLD,
     EXPANDABLE,
     GC_TARGET,
@@ -20,6 +21,7 @@ from memsim.allocator.compiled.arena import (
     NEVER,
     NEXT,
     ORDER,
+    PAGE,
     POOL_WORDS,
     POOLS,
     PREV,
@@ -31,6 +33,7 @@ from memsim.allocator.compiled.arena import (
     SEGMENTS,
     SIZE,
     STREAMS,
+    USED,
 )
 from memsim.allocator.compiled.blocks import new_block, order_of_segment, process_events, recycle
 from memsim.allocator.compiled.driver import allocate_segment, free_segment
@@ -154,6 +157,14 @@ def _from_driver(heap, calls, given, event, pool, size, segment):
         return 0
     heap[SEGMENTS] += 1
     return new_block(heap, address, segment, order_of_segment(heap, address), pool << 3)
+
+
+@njit(cache=True)
+def has_margin(heap, segment):
+    """Is there surely room for a segment of so many bytes, in whole pages, below every limit?"""
+    wanted = segment + 2 * PAGE
+    within = heap[RESERVED] + wanted <= min(heap[LIMIT], heap[REJECT])
+    return within and heap[USED] + wanted <= heap[CAPACITY]
 
 
 @njit(cache=True)
