@@ -6,8 +6,9 @@ import networkx as nx
 import pytest
 
 from memsim.errors import InputError, Unsupported
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.rewriting import rewrite
+from memsim.framework.tensor import Tensor
 from memsim.graph.layer_graph import LayerGraph
 from memsim.run.job import Run
 from memsim.simulation.build import model_of

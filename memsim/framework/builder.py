@@ -8,6 +8,7 @@ locals as theirs. It rests on CPython's reference counting, as theirs does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from memsim.framework.autocast import FLOATING, ORDER, SETS_DTYPE, target
-from memsim.framework.composed import COMPOSED
+from memsim.framework.tensor import During, Tensor
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
 from memsim.graph.layout import contiguous
 from memsim.operators import KINDS
@@ -25,28 +26,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Tensor:
-    """A Python name's hold on a tensor of the graph under construction."""
-
-    __slots__ = ("__weakref__", "builder", "spec")
-
-    def __init__(self, builder: Builder, spec: TensorSpec) -> None:
-        self.builder = builder
-        self.spec = spec
-        builder.names[spec.storage] = builder.names.get(spec.storage, 0) + 1
-
-    def __del__(self) -> None:
-        self.builder.let_go(self.spec.storage)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.spec.shape
-
-    @property
-    def dtype(self) -> str:
-        return self.spec.dtype
-
-
+Composed = Callable[["Builder", tuple[Tensor, ...], Mapping[str, object]], tuple[Tensor, ...]]
 Rule = Callable[["Builder", str, tuple[Tensor, ...], Mapping[str, object]], tuple[Tensor, ...] | None]
 
 
@@ -189,34 +169,22 @@ class Builder:
             self.read_once[name] = self.folded[name].read()
         return self.read_once[name]
 
-    @contextmanager
-    def module(self, name: str) -> Iterator[None]:
+    def module(self, name: str) -> During:
         """Operators inside are named after this module."""
-        self.path.append(name)
-        yield
-        self.path.pop()
+        return During(self, path=[*self.path, name])
 
-    @contextmanager
-    def locals(self, *tensors: Tensor, stack: Tensor | None = None) -> Iterator[None]:
-        """Operators inside run while these are the calling function's locals, in the order of their slots: should an
-        exception end the function there (a checkpoint's early stop), that is the order in which they die, before those
-        of functions around it. `stack`: a temporary of the running expression, which dies as soon as the exception
-        leaves the function.
+    def locals(self, *tensors: Tensor, stack: Tensor | None = None) -> During:
+        """Declares the caller's locals in slot order. If a checkpoint stops early inside, they are released in that
+        order, before those of outer functions.
+
+        stack: a temporary of the running expression, which dies as soon as the exception leaves the function.
         """
-        before = self.unwind, self.stack
-        self.unwind = (*(tensor.spec.storage for tensor in tensors), *before[0])
-        self.stack = () if stack is None else (stack.spec.storage,)
-        del tensors, stack
-        yield
-        self.unwind, self.stack = before
+        temporaries = () if stack is None else (stack.spec.storage,)
+        return During(self, unwind=(*(tensor.spec.storage for tensor in tensors), *self.unwind), stack=temporaries)
 
-    @contextmanager
-    def callers(self, *tensors: Tensor) -> Iterator[None]:
+    def callers(self, *tensors: Tensor) -> During:
         """As `locals`, of the function that calls the running one: they die after all that inner functions hold."""
-        self.unwind_last = tuple(tensor.spec.storage for tensor in tensors)
-        del tensors
-        yield
-        self.unwind_last = ()
+        return During(self, unwind_last=tuple(tensor.spec.storage for tensor in tensors))
 
     def unkept(self, tensor: Tensor) -> None:
         """After the operator that ran last, only an autograd graph holds this tensor, one that dies before backward.
@@ -226,29 +194,19 @@ class Builder:
         """
         self.graph.operators[-1].unkept.append(tensor.spec.storage)
 
-    @contextmanager
-    def core(self, *tensors: Tensor | None) -> Iterator[None]:
+    def core(self, *tensors: Tensor | None) -> During:
         """Operators inside are the core of attention, with these arguments, which Megatron's selective checkpointing
         runs again.
         """
-        self.arguments = tuple(tensor.spec.storage for tensor in tensors if tensor is not None)
-        del tensors
-        yield
-        self.arguments = ()
+        return During(self, arguments=tuple(tensor.spec.storage for tensor in tensors if tensor is not None))
 
-    @contextmanager
-    def no_grad(self) -> Iterator[None]:
+    def no_grad(self) -> During:
         """As torch.no_grad()."""
-        before, self.grad_enabled = self.grad_enabled, False
-        yield
-        self.grad_enabled = before
+        return During(self, grad_enabled=False)
 
-    @contextmanager
-    def no_autocast(self) -> Iterator[None]:
+    def no_autocast(self) -> During:
         """As torch.autocast(enabled=False)."""
-        before, self.autocast = self.autocast, None
-        yield
-        self.autocast = before
+        return During(self, autocast=None)
 
     def run(self, kind: str, *inputs: Tensor, **attrs: object) -> tuple[Tensor, ...]:
         """Executes an operator, or what the technique puts in its place; returns its outputs, the hidden ones (kept for
@@ -393,3 +351,40 @@ def module_call(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return call
+
+
+# Operators of models that are several of PyTorch's: what runs for them where no technique puts something else there.
+
+
+def conv1d(b: Builder, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...]:
+    """transformers' Conv1D: addmm of x.view(-1, in), which is made before autocast casts it, and so gets its gradient
+    after what autocast cast.
+    """
+    x, *weights = inputs
+    *size, inner = x.shape
+    x = b.op("view", x, shape=(math.prod(size), inner))
+    x = b.run("addmm", x, *weights, **{"label": "conv1d", **attrs})[0]
+    return (b.op("view", x, shape=(*size, weights[0].shape[1])),)
+
+
+def scaled_embedding(b: Builder, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...]:
+    """Gemma2TextScaledWordEmbedding.forward of ids, weight and embed_scale."""
+    ids, weight, scale = inputs
+    label, told = str(attrs["label"]), bool(attrs.get("input_embeddings"))
+    return (
+        b.op(
+            "mul",
+            b.op("embedding", ids, weight, label=f"{label}.embedding"),
+            scale_as(b, scale, weight.dtype),
+            label=label,
+            input_embeddings=told,
+        ),
+    )
+
+
+def scale_as(b: Builder, scale: Tensor, dtype: str) -> Tensor:
+    """embed_scale.to(dtype)."""
+    return scale if scale.dtype == dtype else b.op("cast", scale, dtype=dtype)
+
+
+COMPOSED: Mapping[str, Composed] = {"conv1d": conv1d, "scaled_embedding": scaled_embedding}

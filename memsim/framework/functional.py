@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from memsim.framework.builder import Builder, Tensor
+from memsim.framework.builder import Builder
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.graph.layout import view_strides
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from memsim.framework.builder import Builder, Technique, Tensor
+from memsim.framework.builder import Builder, Technique
+from memsim.framework.tensor import Tensor
 from memsim.graph.layer_graph import LayerGraph, TensorSpec
 
 

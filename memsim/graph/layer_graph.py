@@ -61,20 +61,16 @@ class Operator:
     saved: tuple[int, ...]  # storages kept for backward, in the order in which backward lets go of them
     # storages whose last Python name dies right after this operator, in order
     drops: list[int] = field(default_factory=list)
-    operands: list[int] = field(
-        default_factory=list
-        # of those that die here the ones that only the expression held: an exception in the operator lets go of them
-        # first
-    )
+    # of those, the ones that only the expression held: an exception in the operator releases them first
+    operands: list[int] = field(default_factory=list)
     # storages that only a graph nobody walks holds from here on: not where a checkpoint keeps nothing
     unkept: list[int] = field(default_factory=list)
+    requires_grad: bool = field(init=False)  # True if backward has a node for it
 
-    @property
-    def requires_grad(self) -> bool:
-        """Whether backward has a node for it. `dead`: its node dies with its results, as nothing that the loss depends
-        on comes of them.
-        """
-        return "dead" not in self.attrs and any(out.requires_grad and not out.leaf for out in self.outputs)
+    def __post_init__(self) -> None:
+        # `dead`: its node dies with its results, as nothing that the loss depends on comes of them
+        needed = "dead" not in self.attrs and any(out.requires_grad and not out.leaf for out in self.outputs)
+        object.__setattr__(self, "requires_grad", needed)
 
 
 class LayerGraph(nx.DiGraph):  # type: ignore[misc]

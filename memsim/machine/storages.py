@@ -15,6 +15,7 @@ from memsim.machine.reductions import is_indexed, parts, reduction_scratch
 from memsim.tape import Action, Category
 
 NO_LAYER = -1
+ALLOC, FREE, EMPTY_CACHE = int(Action.ALLOC), int(Action.FREE), int(Action.EMPTY_CACHE)
 FORWARD, RECOMPUTED, BACKWARD, COPIED = range(4)
 
 
@@ -54,8 +55,8 @@ class Machine:
         self.backward_thread = False  # whether autograd's own thread executes
         self.leftover: list[int] = []  # locals of a backward written in Python, which die after those that it unpacked
         self.workspaces: dict[tuple[str, bool], int] = {}  # kept ones of cuBLAS, by thread
-        # (event before which it is done, layer, operator or bytes copied, FORWARD …)
-        self.work: list[tuple[int, int, Operator | int, int]] = []
+        # (event before which it is done, operator or bytes copied, FORWARD …)
+        self.work: list[tuple[int, Operator | int, int]] = []
 
     # context
 
@@ -71,11 +72,11 @@ class Machine:
 
     def worked(self, op: Operator, how: int) -> None:
         """An operator was executed: FORWARD, RECOMPUTED or BACKWARD."""
-        self.work.append((len(self.actions), self.layer, op, how))
+        self.work.append((len(self.actions), op, how))
 
     def copied(self, nbytes: int) -> None:
         """So many bytes travel between host and device while everything else waits."""
-        self.work.append((len(self.actions), self.layer, nbytes, COPIED))
+        self.work.append((len(self.actions), nbytes, COPIED))
 
     # storages
 
@@ -87,7 +88,7 @@ class Machine:
         self.category.append(self.default_category if category is None else category)
         self.owner.append(self.layer)
         if nbytes:
-            self.actions.append(Action.ALLOC)
+            self.actions.append(ALLOC)
             self.events.append(storage)
         return storage
 
@@ -97,12 +98,12 @@ class Machine:
 
     def release(self, *storages: int) -> None:
         """One reference fewer to each, in order; the last one frees."""
+        references = self.references
         for storage in storages:
-            self.references[storage] -= 1
-            if self.references[storage] == 0:
-                if self.bytes[storage]:
-                    self.actions.append(Action.FREE)
-                    self.events.append(storage)
+            left = references[storage] = references[storage] - 1
+            if left == 0 and self.bytes[storage]:
+                self.actions.append(FREE)
+                self.events.append(storage)
 
     def at_return(self, storage: int) -> None:
         """The running backward, a Python function, has a local that dies once what it unpacked has."""
@@ -115,7 +116,7 @@ class Machine:
 
     def empty_cache(self) -> None:
         """torch.cuda.empty_cache()."""
-        self.actions.append(Action.EMPTY_CACHE)
+        self.actions.append(EMPTY_CACHE)
         self.events.append(-1)
 
     def scratch(self, *sizes: int) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.models.common.assemble import assemble
 from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import Parts

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.graph.layer_graph import LayerGraph
 from memsim.models import gemma_dense
 from memsim.models.common.assemble import HOLD_POSITIONAL, layer_inputs

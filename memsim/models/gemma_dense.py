@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.models.common.config import DecoderConfig
 from memsim.models.common.dense_mask import plain_mask
 from memsim.models.common.rotary_tables import rotary_embedding

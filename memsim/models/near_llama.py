@@ -10,10 +10,11 @@ from functools import partial
 
 from memsim.errors import InputError
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.models.common.assemble import assemble
 from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import Parts

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.models.common import tied_head
 from memsim.models.common.activations import UNGATED
 from memsim.models.common.assemble import layer_inputs

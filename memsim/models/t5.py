@@ -9,10 +9,11 @@ from dataclasses import replace
 
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter, Tower
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
 from memsim.models.common.config import integer, probability
 from memsim.models.common.encoder import activation_of, bidirectional_mask

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.models.common.assemble import layer_inputs
 from memsim.models.common.config import integer, probability
 from memsim.models.common.encoder import act, activation_of, attend, classes_of, linear_parameters

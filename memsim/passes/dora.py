@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.model import Parameter
 from memsim.framework.roles import MAGNITUDE, MAGNITUDE_NAME
+from memsim.framework.tensor import Tensor
 
 if TYPE_CHECKING:
     from memsim.passes.lora_settings import Lora

@@ -10,8 +10,9 @@ from typing import Protocol
 
 from memsim.errors import InputError
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Technique, Tensor, module_call
+from memsim.framework.builder import Builder, Technique, module_call
 from memsim.framework.model import Model, Parameter
+from memsim.framework.tensor import Tensor
 from memsim.passes.int8 import linear8bit
 from memsim.passes.modules_to_save import MARK, copies, run_copy, stands_for
 from memsim.passes.quantize import KEPT, Base, stored_packed

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from memsim.framework.builder import Builder, Technique, Tensor, module_call
+from memsim.framework.builder import Builder, Technique, module_call
+from memsim.framework.tensor import Tensor
 from memsim.passes import dora
 from memsim.passes.lora import lora_branch, run_adapted
 from memsim.passes.lora_settings import Lora, matches

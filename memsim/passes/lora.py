@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Technique, Tensor, module_call
+from memsim.framework.builder import Builder, Technique, module_call
 from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
+from memsim.framework.tensor import Tensor
 from memsim.passes.dora import Base, dora_branch, magnitude
 from memsim.passes.lora_embedding import embedding_adapter, lora_embedding
 from memsim.passes.lora_parameters import adapter_parameters, adapts_parameters, folding

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
-from memsim.framework.composed import scale_as
+from memsim.framework.builder import Builder, module_call, scale_as
 from memsim.framework.model import Parameter
 from memsim.framework.roles import MAGNITUDE_NAME
+from memsim.framework.tensor import Tensor
 from memsim.passes.dora import get_weight_norm, magnitude
 
 if TYPE_CHECKING:

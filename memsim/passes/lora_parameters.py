@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Folded, Tensor
+from memsim.framework.builder import Builder, Folded
 from memsim.framework.model import Model, Parameter
+from memsim.framework.tensor import Tensor
 from memsim.passes.targets import Sites, full_name, is_pattern
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from memsim.framework.builder import Builder, Tensor
+from memsim.framework.builder import Builder
 from memsim.framework.model import Parameter
 from memsim.framework.roles import COPY
+from memsim.framework.tensor import Tensor
 from memsim.passes.targets import HEAD
 
 MARK = ".modules_to_save."

@@ -14,8 +14,9 @@ from math import gcd
 
 from memsim.errors import InputError
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Technique, Tensor, module_call
+from memsim.framework.builder import Builder, Technique, module_call
 from memsim.framework.model import Model
+from memsim.framework.tensor import Tensor
 from memsim.operators.packed4bit import PACKED
 from memsim.passes.lora import lora_branch, run_adapted
 from memsim.passes.lora_settings import Lora, matches

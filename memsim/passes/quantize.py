@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Rule, Technique, Tensor, module_call
+from memsim.framework.builder import Builder, Rule, Technique, module_call
 from memsim.framework.model import Model, Parameter
 from memsim.framework.roles import COPY
+from memsim.framework.tensor import Tensor
 from memsim.passes import dora
 from memsim.passes.lora import lora_branch, run_adapted, technique
 from memsim.passes.lora_settings import Lora, matches

@@ -94,10 +94,11 @@ def events_of(machine: Machine, rates: Rates | None = None) -> Events:
     """The machine's lists as arrays, with times where there are rates."""
     n = len(machine.actions)
     names: dict[str, int] = {}
-    rows = [(at, phase, layer, names.setdefault(operator, len(names))) for at, phase, layer, operator in machine.marks]
-    marks = np.array(rows, np.int64).reshape(-1, 4)
-    counts = np.diff(np.append(marks[:, 0], n))
-    phase, layer, operator = (np.repeat(marks[:, column], counts) for column in (1, 2, 3))
+    at, phases, layers, operators = zip(*machine.marks, strict=True) if machine.marks else ((), (), (), ())
+    codes = [names.setdefault(name, len(names)) for name in operators]
+    edges: Ints = np.array([*at, n], np.int64)
+    counts = edges[1:] - edges[:-1]
+    phase, layer, operator = (np.repeat(np.array(column, np.int64), counts) for column in (phases, layers, codes))
     action, storage = np.array(machine.actions, np.int64), np.array(machine.events, np.int64)
     sizes, category, owner = (np.array(values, np.int64) for values in (machine.bytes, machine.category, machine.owner))
     return Events(

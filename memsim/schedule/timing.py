@@ -16,11 +16,11 @@ from memsim.cost.work import Work
 from memsim.framework.model import Parameter
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import Operator
-from memsim.machine.storages import BACKWARD, COPIED, RECOMPUTED, Machine
+from memsim.machine.storages import BACKWARD, RECOMPUTED, Machine
 from memsim.operators import KINDS
 from memsim.schedule.optimizers import muon
 from memsim.schedule.optimizers.traffic import optimizer_bytes
-from memsim.tape import SECONDS
+from memsim.tape import AGAIN, FLOPS, SECONDS
 
 Columns = NDArray[np.float64]
 
@@ -31,21 +31,23 @@ def work_of(machine: Machine, rates: Rates | None) -> Columns:
     if rates is None:
         return columns[:-1]
     known: dict[tuple[int, bool], tuple[float, float]] = {}
-    rows, at = [], []
-    for event, _, op, how in machine.work:
-        if how == COPIED:
-            assert isinstance(op, int)
-            seconds, flops = rates.copied(op), 0.0
-        else:
-            assert isinstance(op, Operator)
+    seconds, flops = [], []
+    for _, op, how in machine.work:
+        if isinstance(op, Operator):
             key = id(op), how == BACKWARD
             if key not in known:
                 known[key] = _estimate(op, key[1], rates)
-            seconds, flops = known[key]
-        at.append(event)
-        rows.append((seconds, seconds if how == RECOMPUTED else 0.0, 0.0 if how == RECOMPUTED else flops))
-    if rows:
-        np.add.at(columns, np.array(at), np.array(rows))
+            took, products = known[key]
+        else:
+            took, products = rates.copied(op), 0.0
+        seconds.append(took)
+        flops.append(products)
+    if machine.work:
+        events, _, hows = zip(*machine.work, strict=True)
+        at, took_each, again, n = np.array(events), np.array(seconds), np.array(hows) == RECOMPUTED, len(columns)
+        columns[:, SECONDS] = np.bincount(at, took_each, n)
+        columns[:, AGAIN] = np.bincount(at, took_each * again, n)
+        columns[:, FLOPS] = np.bincount(at, np.array(flops) * ~again, n)
     if len(columns) > 1:
         columns[-2] += columns[-1]  # what is done after the last event
     return columns[:-1]

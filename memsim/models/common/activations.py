@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
+from memsim.framework.tensor import Tensor
 
 # The config's name → operator, in gated MLPs, and in those that have no gate.
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from memsim.framework.builder import Builder, Tensor
+from memsim.framework.builder import Builder
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.graph.layer_graph import LayerGraph, Operator
 from memsim.models.common.causal_lm import Parts, causal_lm
 from memsim.models.common.config import DecoderConfig

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor
+from memsim.framework.builder import Builder
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.models.common.config import DecoderConfig
 from memsim.models.common.flash_attention import flash_attention_forward
 from memsim.models.common.math_attention import math_attention

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.model import Parameter
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.models.common.config import DecoderConfig
 from memsim.models.common.dense_mask import dense_mask
 from memsim.models.common.dynamic_rope import update

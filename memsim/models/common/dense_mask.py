@@ -7,8 +7,9 @@ Every function has the locals of the function in transformers that it stands for
 from __future__ import annotations
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor
+from memsim.framework.builder import Builder
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.models.common.config import DecoderConfig
 
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 from memsim.errors import Unsupported
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.models.common.config import DecoderConfig
 
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 
 from memsim.errors import Unsupported
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.functional import dropout
 from memsim.framework.model import Parameter
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.models.common.activations import UNGATED, new_gelu
 from memsim.models.common.attention import sdpa
 from memsim.models.common.flash_attention import flash_attention_forward

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from memsim.errors import InputError
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor
+from memsim.framework.builder import Builder
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 
 HALF = ("bf16", "fp16")
 # model types whose recordings with it are reproduced

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.model import Parameter
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.models.common.attention import attend
 from memsim.models.common.config import DecoderConfig, integer
 from memsim.models.common.norms import rms_norm

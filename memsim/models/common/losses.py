@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor
+from memsim.framework.builder import Builder
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 
 
 def causal_lm_loss(b: Builder, settings: Settings, logits: Tensor, labels: Tensor) -> Tensor:

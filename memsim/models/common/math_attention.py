@@ -6,7 +6,8 @@ their softmax whole in memory.
 from __future__ import annotations
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor
+from memsim.framework.builder import Builder
+from memsim.framework.tensor import Tensor
 
 
 def math_attention(

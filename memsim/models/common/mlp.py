@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
+from memsim.framework.tensor import Tensor
 from memsim.models.common.activations import ACTIVATIONS
 from memsim.models.common.config import DecoderConfig
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from memsim.errors import Unsupported
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 
 Gate = Callable[[Builder, Tensor], Tensor]  # of gate_up_proj's result [S, 2·I] → [S, I]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.functional import dropout
 from memsim.framework.model import Parameter
+from memsim.framework.tensor import Tensor
 
 
 @module_call

@@ -5,7 +5,8 @@ neighbours turning together.
 from __future__ import annotations
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor
+from memsim.framework.builder import Builder
+from memsim.framework.tensor import Tensor
 
 
 def rotate_half(b: Builder, x: Tensor) -> Tensor:

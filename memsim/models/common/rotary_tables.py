@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from memsim.framework import functional as F
-from memsim.framework.builder import Builder, Tensor, module_call
+from memsim.framework.builder import Builder, module_call
 from memsim.framework.settings import Settings
+from memsim.framework.tensor import Tensor
 from memsim.tape import SET_ORDER
 
 

@@ -178,9 +178,10 @@ class Autograd:
             machine.layer = node.instance.layer
             if machine.layer != NO_LAYER:
                 machine.default_category = machine.scratch_category = int(Category.SCRATCH)
-            if KINDS[op.kind].flattens:
+            kind = KINDS[op.kind]
+            if kind.flattens:
                 machine.at(node.instance.prefix + op.name + ".backward")
-                KINDS[op.kind].prepare(machine, grads)
+                kind.prepare(machine, grads)
             frame = node.frame
             if frame is not None and frame.saved is None:
                 recompute(machine, frame)
@@ -190,12 +191,12 @@ class Autograd:
             if node.region is not None:
                 edges = self.run_again(node.region, node.instance, grads[0])
             else:
-                edges = KINDS[op.kind].backward(machine, inputs, outputs, op.attrs, grads)
+                edges = kind.backward(machine, inputs, outputs, op.attrs, grads)
                 machine.worked(op, BACKWARD)
             # Kernels that make every gradient make those that nobody asked for, too. What a function in Python returns
             # is held until all are passed on.
             unasked = [grad for i, grad in edges if not op.inputs[i].requires_grad]
-            in_python = KINDS[op.kind].in_python(op.attrs)
+            in_python = kind.in_python(op.attrs)
             if not in_python:
                 machine.discard(*unasked)
                 unasked = []
