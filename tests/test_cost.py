@@ -54,12 +54,12 @@ def test_repeated_layers_and_steps_take_as_long_as_executed_ones() -> None:
     from memsim.schedule.plan import Plan
     from memsim.schedule.recording import record
     from memsim.simulation.build import model_of
-    from memsim.simulation.device import rates_of, stack_of
+    from memsim.simulation.device import platform_of, rates_of
 
     run = Run(model="qwen2.5-0.5b", checkpointing="full", steps=3)
     plan = Plan(3, 1, 1.0, Optimizer("adamw"), rates_of(run))
     model = model_of(run)
-    tiled, whole = (record(model, plan, stack_of(run), whole=whole) for whole in (False, True))
+    tiled, whole = (record(model, plan, platform_of(run), whole=whole) for whole in (False, True))
     assert tiled.work is not None and whole.work is not None
     np.testing.assert_allclose(tiled.work, whole.work, rtol=1e-9)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from memsim.api import simulate
 from memsim.run.job import Run
-from memsim.simulation.device import stack_of
+from memsim.simulation.device import platform_of
 
 SMALL = {
     "model_type": "llama",
@@ -59,6 +59,6 @@ def test_a_longer_run_repeats_its_second_step() -> None:
 
 
 def test_a_named_device_has_its_own_multiprocessors() -> None:
-    assert stack_of(Run(model="llama3.2-1b", device="l4")).processors == 58
-    assert stack_of(Run(model="llama3.2-1b", sm=89)).processors == 128
-    assert stack_of(Run(model="llama3.2-1b", device="l4", sm=80)).processors == 108
+    assert platform_of(Run(model="llama3.2-1b", device="l4")).processors == 58
+    assert platform_of(Run(model="llama3.2-1b", sm=89)).processors == 128
+    assert platform_of(Run(model="llama3.2-1b", device="l4", sm=80)).processors == 108

@@ -7,9 +7,10 @@ from dataclasses import fields
 import pytest
 
 from memsim.api import simulate
+from memsim.cli.tables import differences
 from memsim.errors import InputError
 from memsim.run.job import Run
-from memsim.stacks.known import GOLDEN, HF_4_48, HF_5_17, STACKS, differences, stack_of_versions
+from memsim.stacks.known import GOLDEN, HF_4_48, HF_5_17, STACKS, stack_of_versions
 from memsim.stacks.software import MEANING, Software
 
 SMALL = {

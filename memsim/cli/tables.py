@@ -9,11 +9,16 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from memsim.allocator.rules import rules_of
 from memsim.catalog import Device
-from memsim.stacks.known import GOLDEN, differences
-from memsim.stacks.software import Software
+from memsim.run.optimizer_names import held_by
+from memsim.stacks.known import GOLDEN
+from memsim.stacks.software import MEANING, Software
 from memsim.timeline.curves import Curves
 from memsim.units import gib
+
+# the allocator knows versions itself
+TIES = {"address": "by address", "creation": "by the age of the block", "segment": "by the age of their segment"}
 
 
 def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
@@ -123,7 +128,7 @@ def stacks_json(listed: Mapping[str, Software]) -> dict[str, object]:
     return {
         name: {
             "versions": stack.versions,
-            "held": {key: list(values) for key, values in stack.held.items()},
+            "held": {key: list(values) for key, values in held_by(stack).items()},
             "least_sm": stack.least_sm,
             "most_sm": stack.most_sm,
             "differences": {
@@ -152,3 +157,12 @@ def _cell(value: object) -> str:
 
 def _scaled(value: float | None, unit: float) -> str:
     return "–" if value is None else f"{value / unit:,.0f}"
+
+
+def differences(stack: Software) -> dict[str, tuple[str, str, str]]:
+    """What a stack does otherwise than the golden one: difference → what it is about, what this one does, what the
+    golden one does.
+    """
+    own, golden = (TIES[rules_of(software.torch).ties] for software in (stack, GOLDEN))
+    allocator = {} if own == golden else {"allocator_ties": ("allocator: order of equal free blocks", own, golden)}
+    return {name: meaning for name, meaning in MEANING.items() if getattr(stack, name)} | allocator

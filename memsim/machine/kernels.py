@@ -13,7 +13,7 @@ CUBLASLT_WORKSPACE = 2**20
 
 
 @dataclass(frozen=True)
-class Stack:
+class Platform:
     """A software stack on a device of one compute capability."""
 
     sm: int = 80  # compute capability times ten
@@ -171,9 +171,9 @@ DEVICES = {
 }
 
 
-def stack_for(sm: int, processors: int | None = None, software: Software = GOLDEN) -> Stack:
+def platform_for(sm: int, processors: int | None = None, software: Software = GOLDEN) -> Platform:
     """A software stack on a device of compute capability sm / 10, with so many multiprocessors (else those of the
     best-known such device).
     """
     known, threads = DEVICES.get(sm, DEVICES[80])
-    return Stack(sm, processors or known, threads, software)
+    return Platform(sm, processors or known, threads, software)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layer_graph import Operator
 from memsim.graph.layout import contiguous, is_contiguous, like, view_strides
-from memsim.machine.kernels import Stack
+from memsim.machine.kernels import Platform
 from memsim.machine.reductions import is_indexed, parts, reduction_scratch
 from memsim.tape import Action, Category
 
@@ -38,8 +38,8 @@ class Grad:
 class Machine:
     """Collects events; every storage lives while something refers to it."""
 
-    def __init__(self, stack: Stack) -> None:
-        self.stack = stack
+    def __init__(self, platform: Platform) -> None:
+        self.platform = platform
         self.actions: list[int] = []
         self.events: list[int] = []  # the storage of each event
         self.marks: list[tuple[int, int, int, str]] = []  # (event, phase, layer, operator) from there on
@@ -190,18 +190,18 @@ class Machine:
 
     def workspace(self, lt: bool = False) -> None:
         """What a matrix product asks for besides its result: the workspace of cuBLAS, or of cuBLASLt."""
-        software, kept = self.stack.software, self.stack.software.keeps_cublas_workspaces
+        software, kept = self.platform.software, self.platform.software.keeps_cublas_workspaces
         own = (
-            [self.alloc(self.stack.cublaslt_workspace, self.scratch_category)]
+            [self.alloc(self.platform.cublaslt_workspace, self.scratch_category)]
             if lt and not software.keeps_cublaslt_workspaces
             else []
         )
         if kept:  # cuBLASLt takes the handle of cuBLAS, which comes with its workspace
-            self._keep("cublas", self.stack.cublas_workspace)
+            self._keep("cublas", self.platform.cublas_workspace)
             if lt and software.keeps_cublaslt_workspaces:
-                self._keep("cublaslt", self.stack.cublaslt_workspace)
+                self._keep("cublaslt", self.platform.cublaslt_workspace)
         elif not lt:
-            self.scratch(self.stack.cublas_workspace)
+            self.scratch(self.platform.cublas_workspace)
         self.release(*own)
 
     def _keep(self, library: str, nbytes: int) -> None:
@@ -226,10 +226,10 @@ class Machine:
         Where 32 bits do not index it, it is several, which add to each other in the result (of `out`) or in a buffer,
         where the result is as imprecise as what is reduced (Reduce.cuh, gpu_reduce_kernel).
         """
-        stack, itemsize = self.stack, ITEMSIZE[dtype]
+        platform, itemsize = self.platform, ITEMSIZE[dtype]
         if is_indexed(shape, strides, itemsize):
             staging, semaphores = reduction_scratch(
-                shape, strides, dims, itemsize, stack.processors, stack.threads_per_processor, accumulate
+                shape, strides, dims, itemsize, platform.processors, platform.threads_per_processor, accumulate
             )
             if staging:
                 self.scratch(staging, semaphores)
@@ -246,7 +246,7 @@ class Machine:
             sizes, steps = zip(*reduced, *kept, strict=True)
             over = tuple(range(len(reduced)))
             staging, semaphores = reduction_scratch(
-                sizes, steps, over, itemsize, stack.processors, stack.threads_per_processor, accumulate
+                sizes, steps, over, itemsize, platform.processors, platform.threads_per_processor, accumulate
             )
             if staging:
                 self.scratch(staging, semaphores)
@@ -256,4 +256,6 @@ class Machine:
     def scan_scratch(self, shape: tuple[int, ...], itemsize: int = 8) -> None:
         """CUB's scan over a tensor that is one row; several rows are scanned without scratch."""
         if math.prod(shape) == shape[-1]:
-            self.scratch(self.stack.scan_bytes(shape[-1]) if itemsize == 8 else self.stack.short_scan_bytes(shape[-1]))
+            self.scratch(
+                self.platform.scan_bytes(shape[-1]) if itemsize == 8 else self.platform.short_scan_bytes(shape[-1])
+            )

@@ -97,19 +97,19 @@ class FlashAttention(Attention):
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         b, h, s, d = inputs[0].shape
         into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes)]
-        splits = 1 if attrs.get("p") else key_splits(b * h, s, inputs[1].shape[2], d, m.stack.processors)
+        splits = 1 if attrs.get("p") else key_splits(b * h, s, inputs[1].shape[2], d, m.platform.processors)
         partial = (
-            [m.alloc(4 * splits * b * h * s), m.alloc(4 * splits * b * h * s * _head(d, m.stack.software))]
+            [m.alloc(4 * splits * b * h * s), m.alloc(4 * splits * b * h * s * _head(d, m.platform.software))]
             if splits > 1
             else []
         )
-        into += [m.alloc(0 if m.stack.software.attention_seeds_on_host else spec.nbytes) for spec in outputs[2:]]
+        into += [m.alloc(0 if m.platform.software.attention_seeds_on_host else spec.nbytes) for spec in outputs[2:]]
         if (
-            attrs.get("p") and not m.stack.software.attention_seeds_on_host
+            attrs.get("p") and not m.platform.software.attention_seeds_on_host
         ):  # the state that dropout starts from takes the place of the one that was made to be returned without
             before, into[2] = into[2], m.alloc(outputs[2].nbytes)
             m.release(before)
-        m.release(*(reversed(partial) if m.stack.software.flash_partials_reversed else partial))
+        m.release(*(reversed(partial) if m.platform.software.flash_partials_reversed else partial))
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
         q, k, v = inputs
@@ -120,7 +120,7 @@ class FlashAttention(Attention):
         dq, dk, dv = (m.grad(x.shape, like(x.shape, (x.shape, x.strides)), x.dtype, view=True) for x in (q, k, v))
         rounded = _round(s, 128)
         softmax_d = m.alloc(4 * b * h * rounded)
-        accumulated = m.alloc(4 * b * h * rounded * _head(d, m.stack.software))
+        accumulated = m.alloc(4 * b * h * rounded * _head(d, m.platform.software))
         expanded = [m.alloc(b * s * h * d * 2) for _ in range(2)] if kv != h else []
         m.release(*reversed(expanded), accumulated, softmax_d, *reversed(copies))
         return [(0, dq), (1, dk), (2, dv)]
@@ -164,7 +164,7 @@ class EfficientAttention(Attention):
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         seed, offset = (
-            m.alloc(0 if m.stack.software.efficient_attention_seeds_on_host else spec.nbytes) for spec in outputs[2:]
+            m.alloc(0 if m.platform.software.efficient_attention_seeds_on_host else spec.nbytes) for spec in outputs[2:]
         )
         into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes), seed, offset]
         # kNeedsOutputAccumulatorBuffer
@@ -184,7 +184,7 @@ class EfficientAttention(Attention):
         half, dropout = q.dtype != "fp32", bool(attrs.get("p"))
         workspace = m.alloc(
             backward_workspace(
-                b * h, (s, k.shape[2]), (d, v.shape[-1]), half, m.stack.sm, m.stack.large_shared_memory, dropout
+                b * h, (s, k.shape[2]), (d, v.shape[-1]), half, m.platform.sm, m.platform.large_shared_memory, dropout
             )
         )
         m.release(delta, workspace)
@@ -211,13 +211,13 @@ class EfficientAttention(Attention):
         aligned = 16 // ITEMSIZE[bias[0].dtype] if bias else 1
         if not bias or bias[0].strides[-2] % aligned == 0:
             return []
-        if not m.stack.software.unaligned_bias_fails:
+        if not m.platform.software.unaligned_bias_fails:
             *rest, width = bias[0].shape
             return [ITEMSIZE[bias[0].dtype] * math.prod(rest) * _round(width, aligned)]
-        if bias[0].strides[-2] % 4 and not (bias[0].dtype == "fp32" and m.stack.sm < 80):
+        if bias[0].strides[-2] % 4 and not (bias[0].dtype == "fp32" and m.platform.sm < 80):
             raise InputError(
                 f"checkpointing: offload of an attention mask with rows of {bias[0].shape[-1]} fails in torch "
-                f"{m.stack.software.torch} "
+                f"{m.platform.software.torch} "
                 "(attn_bias is not correctly aligned); a multiple of 4 works"
             )
         return []

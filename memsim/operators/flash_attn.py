@@ -71,7 +71,7 @@ class FlashAttn(Attention):
         (set_params_splitkv).
         """
         b, s, h, d = q.shape
-        splits = 1 if dropout else key_splits(b * h, s, k.shape[1], d, m.stack.processors)
+        splits = 1 if dropout else key_splits(b * h, s, k.shape[1], d, m.platform.processors)
         return [4 * splits * b * h * s, 4 * splits * b * h * s * head_size_rounded(d)] if splits > 1 else []
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:

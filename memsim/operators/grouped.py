@@ -72,9 +72,9 @@ class GroupedLinear(Kind):
 
     def _product(self, m: Machine, dtype: str, experts: int, attrs: Attrs, rows: int, columns: int) -> None:
         """The scratch of one grouped product; rows and columns are those of an expert's result."""
-        if m.stack.grouped_kernel and dtype == "bf16":
+        if m.platform.grouped_kernel and dtype == "bf16":
             arguments = m.alloc(argument_bytes(experts))
-            m.scratch(m.stack.grouped_workspace(rows, columns))
+            m.scratch(m.platform.grouped_workspace(rows, columns))
             m.release(arguments)
             return
         for _ in range(int(attrs["experts_hit"])):  # type: ignore[call-overload]

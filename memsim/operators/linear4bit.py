@@ -40,8 +40,10 @@ class Linear4bit(Kind):
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         x, weight = inputs[:2]
         out, inner = weight.shape
-        always = m.stack.software.bnb_always_dequantizes
-        if not always and is_fused(m.stack.sm, m.stack.processors, x.dtype, x.elements // inner, out, inner, BLOCK):
+        always = m.platform.software.bnb_always_dequantizes
+        if not always and is_fused(
+            m.platform.sm, m.platform.processors, x.dtype, x.elements // inner, out, inner, BLOCK
+        ):
             into.append(m.alloc(outputs[0].nbytes))
             return
         scales = 4 * -(-weight.elements // BLOCK)

@@ -115,7 +115,7 @@ class BatchedMatmul(Kind):
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         into.append(m.alloc(outputs[0].nbytes))
-        if inputs[0].shape[-1] != 1 or m.stack.software.keeps_cublas_workspaces:
+        if inputs[0].shape[-1] != 1 or m.platform.software.keeps_cublas_workspaces:
             m.workspace()
 
     def backward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, grads: Grads) -> Edges:
@@ -124,11 +124,11 @@ class BatchedMatmul(Kind):
         of_b = None
         if b.requires_grad:
             of_b = m.grad(b.shape, like(b.shape), b.dtype, view=True)
-            if a.shape[-2] != 1 or m.stack.software.keeps_cublas_workspaces:
+            if a.shape[-2] != 1 or m.platform.software.keeps_cublas_workspaces:
                 m.workspace()
         if a.requires_grad:
             edges.append((0, m.grad(a.shape, like(a.shape), a.dtype, view=True)))
-            if b.shape[-1] != 1 or m.stack.software.keeps_cublas_workspaces:
+            if b.shape[-1] != 1 or m.platform.software.keeps_cublas_workspaces:
                 m.workspace()
         if of_b:
             edges.append((1, of_b))
@@ -213,7 +213,7 @@ class BatchedMultiplyAdd(Kind):
             if not inputs[i].requires_grad:
                 continue
             grad = m.grad(inputs[i].shape, like(inputs[i].shape), inputs[i].dtype)
-            self._product(m, summed != 1 or m.stack.software.keeps_cublas_workspaces, other)  # a bmm
+            self._product(m, summed != 1 or m.platform.software.keeps_cublas_workspaces, other)  # a bmm
             if attrs["alpha"] != 1:  # maybe_multiply
                 scaled = m.like(grad)
                 m.discard(grad)

@@ -59,7 +59,7 @@ class LayerNorm(Kind):
             for i, spec in enumerate(inputs)
         ]
         rows, width = x.elements // x.shape[-1], x.shape[-1]
-        if rows > MANY and width // 32 < m.stack.processors // 2 and not m.stack.software.norms_sum_in_one_pass:
+        if rows > MANY and width // 32 < m.platform.processors // 2 and not m.platform.software.norms_sum_in_one_pass:
             made = [made[0], *self._summed(m, rows, width, made[1:])]
         m.release(*reversed(copies))
         return [(i, grad) for i, grad in enumerate(made) if grad is not None]

@@ -93,7 +93,7 @@ class Sort(Kind):
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         into += [m.alloc(outputs[0].nbytes), m.alloc(outputs[1].nbytes)]
         n = inputs[0].elements
-        m.scratch(8 * n, *([m.stack.sort_bytes(n, 64)] if n > SMALL_SORT else []))
+        m.scratch(8 * n, *([m.platform.sort_bytes(n, 64)] if n > SMALL_SORT else []))
 
 
 class Scan(Kind):
@@ -108,7 +108,7 @@ class Scan(Kind):
 
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         into.append(m.alloc(outputs[0].nbytes))
-        m.scratch(m.stack.short_scan_bytes())
+        m.scratch(m.platform.short_scan_bytes())
 
 
 class Index(Kind):
@@ -137,7 +137,7 @@ class Index(Kind):
         m.release(wrapped)
         value = m.contiguous(grads[0])
         sorted_ids, original, order = m.alloc(8 * n), m.alloc(8 * n), m.alloc(8 * n)
-        m.scratch(m.stack.sort_bytes(n, (x.shape[0] - 1).bit_length()))
+        m.scratch(m.platform.sort_bytes(n, (x.shape[0] - 1).bit_length()))
         m.release(order, original, sorted_ids, value.storage, linear)
         return [(0, result)]
 

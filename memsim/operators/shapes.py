@@ -263,7 +263,7 @@ class Embedding(Kind):
         return [(1, edge)]
 
     def _gradient(self, m: Machine, n: int, weight: TensorSpec) -> Grad:
-        temporary = m.stack.embedding_sort(n, weight.shape[0], weight.shape[1], weight.dtype != "fp32")
+        temporary = m.platform.embedding_sort(n, weight.shape[0], weight.shape[1], weight.dtype != "fp32")
         if temporary is None:
             return m.grad(weight.shape, contiguous(weight.shape), weight.dtype, parameter=True)
         sorted_ids, original, positions = m.alloc(8 * n), m.alloc(8 * n), m.alloc(8 * n)

@@ -71,9 +71,9 @@ class Nonzero(Kind):
     def forward(self, m: Machine, inputs: Specs, outputs: Specs, attrs: Attrs, into: list[int]) -> None:
         n = inputs[0].elements
         count = m.alloc(4, m.scratch_category)
-        m.scratch(m.stack.sum_bytes(n))
+        m.scratch(m.platform.sum_bytes(n))
         into.append(m.alloc(outputs[0].nbytes))
-        m.scratch(m.stack.select_bytes(n))
+        m.scratch(m.platform.select_bytes(n))
         m.release(count)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memsim.errors import nearest, show
+from memsim.stacks.software import Software
 
 # name → what it is, with defaults but for what is said; one parameter group
 OPTIMIZERS: Mapping[str, str] = {
@@ -76,3 +77,10 @@ def optimizer_name(value: object) -> str:
     raise ValueError(
         f"{show(value)} is not one of {', '.join(OPTIMIZERS)}{nearest(str(value), [*OPTIMIZERS, *ALIASES])}"
     )
+
+
+def held_by(stack: Software) -> dict[str, tuple[str, ...]]:
+    """Key of a Run → its values that are held against recordings of the stack; of other keys all are."""
+    if not stack.no_optimizers:
+        return dict(stack.held)
+    return {**stack.held, "optimizer": tuple(name for name in OPTIMIZERS if name not in stack.no_optimizers)}

@@ -53,7 +53,7 @@ class Forward(Loaded):
         """torch.autocast asks once whether the device has bfloat16; before sm 80, by making such a tensor (torch/cuda,
         is_bf16_supported).
         """
-        if self.model.settings.technique.autocast == "bf16" and self.machine.stack.sm < 80 and not self.asked:
+        if self.model.settings.technique.autocast == "bf16" and self.machine.platform.sm < 80 and not self.asked:
             self.asked = True
             self.machine.at("autocast.is_bf16_supported")
             self.machine.scratch(2)

@@ -57,18 +57,18 @@ class Loaded:
         for layer, p in cast:  # PEFT's prepare_model_for_kbit_training
             self.recast(layer, p.name, p.elements * ITEMSIZE[p.cast_twice or p.dtype])
         prepared = bool(cast) or self.model.settings.loaded == "fp32"  # which leaves nothing to cast
-        if prepared and not machine.stack.software.qlora_keeps_cache:
+        if prepared and not machine.platform.software.qlora_keeps_cache:
             machine.layer = NO_LAYER
             machine.empty_cache()
         adapters = [(layer, p) for layer, p in rows if p.adapter]
         named = {(layer, p.name): p for layer, p in rows}
-        turns = CREATED if not machine.stack.software.copies_modules_twice else {**CREATED, COPY: 0}
+        turns = CREATED if not machine.platform.software.copies_modules_twice else {**CREATED, COPY: 0}
         for layer, p in sorted(adapters, key=lambda row: turns.get(row[1].module, 0)):
             if p.module == MAGNITUDE:
                 self.place_magnitude(layer, p, named)
             else:
                 self.place(layer, p, p.created_dtype or p.dtype)
-        if machine.stack.software.copies_modules_twice:
+        if machine.platform.software.copies_modules_twice:
             self.copy_again([(layer, p) for layer, p in adapters if p.module == COPY])
         for layer, p in adapters:  # PEFT's cast_adapter_dtype
             if p.created_dtype not in ("", p.dtype):

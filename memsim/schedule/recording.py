@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 
 from memsim.framework.model import Model
-from memsim.machine.kernels import Stack
+from memsim.machine.kernels import Platform
 from memsim.machine.storages import Machine
 from memsim.schedule.plan import Plan
 from memsim.schedule.tile import Irregular, events_of, repeat_last_step, repeats_of, tape_of, tile_layers
@@ -15,14 +15,14 @@ from memsim.schedule.training import Training
 from memsim.tape import Tape
 
 
-def record(model: Model, plan: Plan, stack: Stack, *, whole: bool = False) -> Tape:
+def record(model: Model, plan: Plan, platform: Platform, *, whole: bool = False) -> Tape:
     """The Tape of a training job: its load and `plan.steps` steps.
 
     With `whole`, every layer and step is executed instead of repeated; the result is the same.
     """
     kept, repeats = repeats_of(*alike_layers(model)) if not whole else ([], ())
     executed = model.only(kept) if repeats else model
-    machine = Machine(stack)
+    machine = Machine(platform)
     training = Training(executed, plan, machine, model)
     training.load()
     for step in range(plan.steps if whole else min(plan.steps, 2)):
@@ -32,7 +32,7 @@ def record(model: Model, plan: Plan, stack: Stack, *, whole: bool = False) -> Ta
         try:
             events = tile_layers(events, repeats)
         except Irregular:
-            return record(model, plan, stack, whole=True)
+            return record(model, plan, platform, whole=True)
     tape = tape_of(repeat_last_step(events, plan.steps) if not whole else events)
     if plan.rates is None:
         return replace(tape, work=None)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from memsim.cost.efficiency import Efficiency
 from memsim.cost.roofline import Rates
-from memsim.machine.kernels import Stack, stack_for
+from memsim.machine.kernels import Platform, platform_for
 from memsim.stacks.known import STACKS
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ def rates_of(run: Run) -> Rates:
     )
 
 
-def stack_of(run: Run) -> Stack:
+def platform_of(run: Run) -> Platform:
     """The stack on the Run's device, with its own multiprocessors where it is of the catalogue and `sm` is not
     overridden.
     """
     from memsim.catalog import devices
 
     device = devices()[run.device] if run.device else None
-    return stack_for(
+    return platform_for(
         run.sm, device.processors if device is not None and device.sm == run.sm else None, STACKS[run.stack]
     )

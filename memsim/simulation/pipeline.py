@@ -21,7 +21,7 @@ from memsim.schedule.plan import Plan
 from memsim.schedule.recording import record
 from memsim.simulation.about import about
 from memsim.simulation.build import model_of
-from memsim.simulation.device import rates_of, stack_of
+from memsim.simulation.device import platform_of, rates_of
 from memsim.simulation.support import check_kernels, warnings_of
 from memsim.stacks.known import STACKS
 from memsim.tape import Tape
@@ -44,7 +44,7 @@ def tape_of_run(run: Run, model: Model | None = None) -> Tape:
         run.grad_scaler,
     )
     check_kernels(run, model)
-    return record(model, plan, stack_of(run))
+    return record(model, plan, platform_of(run))
 
 
 def simulate(run: Run, other_order: bool = False, strict: bool = False, measured_step: float | None = None) -> Timeline:

@@ -19,7 +19,7 @@ from memsim.run.conflicts import (
     check_in_backward,
     check_method,
 )
-from memsim.run.optimizer_names import OPTIMIZERS
+from memsim.run.optimizer_names import OPTIMIZERS, held_by
 from memsim.schedule.optimizers.bitsandbytes import lacks_kernel
 from memsim.simulation.precision import PRECISIONS
 from memsim.stacks.known import STACKS
@@ -27,6 +27,8 @@ from memsim.stacks.software import Software
 
 if TYPE_CHECKING:
     from memsim.run.job import Run
+
+PYTHON = "3.11"  # that trains, whose order of release lifetimes follow; any from 3.11 on simulates (docs/lifetimes.md)
 
 
 def check_towers(run: Run) -> None:
@@ -148,9 +150,13 @@ def check_kernels(run: Run, model: Model) -> None:
 
 def check_stack(run: Run, stack: Software) -> None:
     """Raises Unsupported for what is not held against recordings of the stack."""
+    if stack.python != PYTHON:
+        raise Unsupported(
+            f"stack: {stack.name} trains on Python {stack.python}, whose order of release is not built; {PYTHON}'s is"
+        )
     if not stack.runs_on(run.sm):
         raise Unsupported(f"sm: {run.sm} is not supported with torch {stack.torch}; {stack.devices} are")
-    for key, values in stack.held.items():
+    for key, values in held_by(stack).items():
         for asked in asked_of(run)[key]:
             if asked not in values:
                 raise Unsupported(

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.allocator.rules import rules_of
-from memsim.run.optimizer_names import OPTIMIZERS
-from memsim.stacks.software import MEANING, Software
+from memsim.stacks.software import Software
 
 GOLDEN = Software("golden", torch="2.15.0", transformers="5.23.0", peft="0.21.2", bitsandbytes="0.50.2")
 HF_4_48 = Software(
@@ -27,8 +25,8 @@ HF_4_48 = Software(
         "precision": ("bf16", "fp16", "fp32", "amp-bf16", "amp-fp16"),
         "attention": ("sdpa", "eager"),
         "checkpointing": ("none", "full", "reentrant", "selective", "save", "every", "first", "offload"),
-        "optimizer": tuple(name for name in OPTIMIZERS if name != "muon"),
     },
+    no_optimizers=("muon",),
     lacks={
         "int8": ", as PEFT 0.13.2 does not run with bitsandbytes 0.46.1",
         "muon": ", as torch 2.6 has none",
@@ -98,9 +96,9 @@ HF_5_17 = Software(
             "vit",
         ),
         "method.kind": ("full", "lora", "qlora"),
-        "optimizer": tuple(name for name in OPTIMIZERS if name != "muon"),
         "attention": ("sdpa", "eager"),
     },
+    no_optimizers=("muon",),
     keeps_cublas_workspaces=True,
     keeps_cublaslt_workspaces=True,
     large_cublas_workspace_on_hopper_only=True,
@@ -124,19 +122,6 @@ def stack_of_versions(versions: Mapping[str, str]) -> Software | None:
         (stack for stack in STACKS.values() if all(stack.versions[name] == version for name, version in named.items())),
         None,
     )
-
-
-def differences(stack: Software) -> dict[str, tuple[str, str, str]]:
-    """What a stack does otherwise than the golden one: difference → what it is about, what this one does, what the
-    golden one does.
-    """
-    own, golden = (TIES[rules_of(software.torch).ties] for software in (stack, GOLDEN))
-    allocator = {} if own == golden else {"allocator_ties": ("allocator: order of equal free blocks", own, golden)}
-    return {name: meaning for name, meaning in MEANING.items() if getattr(stack, name)} | allocator
-
-
-# the allocator knows versions itself
-TIES = {"address": "by address", "creation": "by the age of the block", "segment": "by the age of their segment"}
 
 
 STACKS: Mapping[str, Software] = {stack.name: stack for stack in (GOLDEN, HF_5_17, HF_4_48)}

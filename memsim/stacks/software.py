@@ -123,8 +123,10 @@ class Software:
     bitsandbytes: str
     # key of a Run → values held against recordings; other keys: all that memsim has
     held: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    no_optimizers: tuple[str, ...] = ()  # names of those that it is not held to; it is to all others
     # value of a key → why it is not held, where the stack itself lacks it
     lacks: Mapping[str, str] = field(default_factory=dict)
+    python: str = "3.11"  # that trains: its order of release is in every lifetime (docs/lifetimes.md)
     # compute capability times ten; torch's wheels hold no code for older and newer devices, or it is not modelled
     least_sm: int = 75
     most_sm: int | None = None

@@ -13,7 +13,7 @@ from memsim.schedule.plan import Plan
 from memsim.schedule.recording import alike_layers, record
 from memsim.schedule.tile import repeats_of
 from memsim.simulation.build import model_of
-from memsim.simulation.device import stack_of
+from memsim.simulation.device import platform_of
 from memsim.tape import Action, Tape
 
 BERT = {
@@ -191,7 +191,8 @@ def test_tiled_equals_executed(model: dict[str, object], more: dict[str, object]
     kept, repeats = repeats_of(*alike_layers(model_of(run)))
     assert repeats and len(kept) < len(model_of(run).pattern)
     tiled, whole = (
-        record(model_of(run), Plan(3, 1, None, Optimizer("adamw")), stack_of(run), whole=flag) for flag in (False, True)
+        record(model_of(run), Plan(3, 1, None, Optimizer("adamw")), platform_of(run), whole=flag)
+        for flag in (False, True)
     )
     assert len(tiled) == len(whole)
     for name in ("action", "bytes", "layer", "category"):

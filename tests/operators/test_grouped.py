@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memsim.machine.kernels import stack_for
+from memsim.machine.kernels import platform_for
 from memsim.operators.grouped import argument_bytes
 
 
@@ -27,7 +27,7 @@ def test_arguments_of_a_grouped_product(experts: int, expected: int) -> None:
     ],
 )
 def test_workspace_of_a_grouped_product(sm: int, processors: int, rows: int, columns: int, expected: int) -> None:
-    assert stack_for(sm, processors).grouped_workspace(rows, columns) == expected
+    assert platform_for(sm, processors).grouped_workspace(rows, columns) == expected
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,4 @@ def test_workspace_of_a_grouped_product(sm: int, processors: int, rows: int, col
     [(1, 1, 1), (2304, 10, 1), (2305, 10, 43007), (3000, 10, 53759), (4097, 64, 83967), (4097, 11, 71679)],
 )
 def test_what_sorting_pairs_asks_for(n: int, bits: int, expected: int) -> None:
-    assert stack_for(90).sort_bytes(n, bits) == expected
+    assert platform_for(90).sort_bytes(n, bits) == expected

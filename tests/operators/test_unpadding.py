@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memsim.machine.kernels import stack_for
+from memsim.machine.kernels import platform_for
 
 RECORDED = [  # compute capability, elements, bytes of DeviceReduce::Sum, bytes of DeviceSelect::Flagged
     (80, 1, 1, 1023),
@@ -23,5 +23,5 @@ RECORDED = [  # compute capability, elements, bytes of DeviceReduce::Sum, bytes 
 
 @pytest.mark.parametrize(("sm", "elements", "counted", "chosen"), RECORDED)
 def test_temporaries_are_those_recorded(sm: int, elements: int, counted: int, chosen: int) -> None:
-    stack = stack_for(sm)
+    stack = platform_for(sm)
     assert (stack.sum_bytes(elements), stack.select_bytes(elements)) == (counted, chosen)

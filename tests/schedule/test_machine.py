@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from memsim.machine.kernels import stack_for
+from memsim.machine.kernels import platform_for
 from memsim.machine.storages import Machine
 from memsim.run.job import Run
 from memsim.schedule.optimizers.torch_optim import Optimizer
@@ -81,7 +81,7 @@ def test_references(drawn: dict[str, object]) -> None:
     if drawn["optimizer_in_backward"]:
         drawn |= {"batch": {**drawn["batch"], "accumulation": 1}, "clip_grad_norm": None}
     run = Run(**drawn)
-    model, machine = model_of(run), Checked(stack_for(run.sm))
+    model, machine = model_of(run), Checked(platform_for(run.sm))
     plan = Plan(
         run.steps,
         run.batch.accumulation,
@@ -100,7 +100,7 @@ def test_references(drawn: dict[str, object]) -> None:
 
 
 def test_the_last_reference_frees_and_no_bytes_ask_for_nothing() -> None:
-    machine = Machine(stack_for(80))
+    machine = Machine(platform_for(80))
     machine.enter("load")
     machine.at("x")
     a, empty = machine.alloc(10), machine.alloc(0)
@@ -112,7 +112,7 @@ def test_the_last_reference_frees_and_no_bytes_ask_for_nothing() -> None:
 
 
 def test_scratch_is_freed_in_reverse() -> None:
-    machine = Machine(stack_for(80))
+    machine = Machine(platform_for(80))
     machine.enter("load")
     machine.at("x")
     machine.scratch(1, 2, 3)
@@ -121,7 +121,7 @@ def test_scratch_is_freed_in_reverse() -> None:
 
 @pytest.mark.parametrize(("shape", "copies"), [((6,), True), ((3, 2), False)])
 def test_reshaping_a_gradient_copies_where_its_layout_asks_for_it(shape: tuple[int, ...], copies: bool) -> None:
-    machine = Machine(stack_for(80))
+    machine = Machine(platform_for(80))
     machine.enter("load")
     machine.at("x")
     grad = machine.grad((3, 2), (1, 3), "bf16")

@@ -12,7 +12,7 @@ from memsim.api import simulate
 from memsim.errors import InputError, Unsupported
 from memsim.framework.model import Parameter
 from memsim.graph.layer_graph import TensorSpec
-from memsim.machine.kernels import stack_for
+from memsim.machine.kernels import platform_for
 from memsim.machine.storages import Grad, Machine
 from memsim.run.job import Run
 from memsim.run.optimizer_names import ALIASES, OPTIMIZERS
@@ -34,7 +34,7 @@ RECORDED = Path(__file__).parents[2] / "traces" / "record" / "optimizers.yaml"
 
 def rows(*parameters: tuple[int, str, tuple[int, ...], str]) -> tuple[Machine, list[tuple[int, Parameter, Leaf]]]:
     """Parameters (layer, name, shape, dtype) with gradients, on a machine."""
-    machine = Machine(stack_for(80))
+    machine = Machine(platform_for(80))
     machine.enter("load")
     machine.at("x")
     made = []

@@ -12,7 +12,7 @@ from memsim.schedule.plan import Plan
 from memsim.schedule.recording import alike_layers, record
 from memsim.schedule.tile import repeats_of
 from memsim.simulation.build import model_of
-from memsim.simulation.device import stack_of
+from memsim.simulation.device import platform_of
 from memsim.tape import Action, Category, Tape
 
 SMALL = {
@@ -69,7 +69,7 @@ def tape(drawn: dict[str, object], whole: bool) -> Tape:
         Optimizer(run.optimizer),
         in_backward=run.optimizer_in_backward,
     )
-    return record(model_of(run), plan, stack_of(run), whole=whole)
+    return record(model_of(run), plan, platform_of(run), whole=whole)
 
 
 def in_order(tape: Tape) -> np.ndarray:

@@ -56,7 +56,7 @@ def to_host(machine: Machine, op: Operator, saved: Sequence[TensorSpec], results
 
 def from_host(machine: Machine, op: Operator, spec: TensorSpec) -> int:
     """packed.to(device): a new storage, but for what was on the host when it was saved."""
-    if machine.stack.software.attention_seeds_on_host and op.kind in SEEDED and spec.dtype == "int64":
+    if machine.platform.software.attention_seeds_on_host and op.kind in SEEDED and spec.dtype == "int64":
         return machine.alloc(0)
     machine.copied(spec.nbytes)
     return machine.alloc(spec.nbytes)

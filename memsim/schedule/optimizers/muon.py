@@ -51,7 +51,7 @@ def orthogonalized(m: Machine, p: Parameter) -> int:
     """
     item = ITEMSIZE[DTYPE]
     least = min(p.shape)
-    through_lt = not m.stack.software.adds_matrices_by_cublas
+    through_lt = not m.platform.software.adds_matrices_by_cublas
     result = m.alloc(item * p.elements, SCRATCH)
     norm = m.alloc(item, SCRATCH)
     m.reduction_scratch(p.shape, contiguous(p.shape), (0, 1), DTYPE)

@@ -155,7 +155,7 @@ def clip_grad_norm(m: Machine, rows: Rows, whole: Sequence[Parameter]) -> None:
         m.layer = NO_LAYER
         m.at("clip_grad_norm._foreach_norm")
         chunks = [-(-p.elements // NORM_CHUNK) for p in every]
-        if m.stack.software.norms_pad_chunks:
+        if m.platform.software.norms_pad_chunks:
             scratch = [m.alloc(4 * len(chunks) * max(chunks), int(Category.SCRATCH))]
         else:
             offsets = m.alloc(8 * (len(every) + 1), int(Category.SCRATCH))

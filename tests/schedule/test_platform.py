@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memsim.graph.layout import contiguous
-from memsim.machine.kernels import stack_for
+from memsim.machine.kernels import platform_for
 from memsim.machine.reductions import reduction_scratch
 from memsim.operators.attention import key_splits
 from memsim.stacks.known import HF_4_48
@@ -26,20 +26,20 @@ from memsim.stacks.known import HF_4_48
     ],
 )
 def test_radix_sort(n: int, bits: int, expected: int) -> None:
-    assert stack_for(80).sort_bytes(n, bits) == expected
+    assert platform_for(80).sort_bytes(n, bits) == expected
 
 
 def test_radix_sort_of_hopper_takes_larger_tiles() -> None:
-    assert stack_for(90).sort_bytes(65537, 10) == 1069055
+    assert platform_for(90).sort_bytes(65537, 10) == 1069055
 
 
 def test_scan_grows_by_a_tile_of_896() -> None:
-    assert [stack_for(80).scan_bytes(n) for n in (128, 14336, 14337, 32768)] == [1279, 1279, 1535, 1791]
+    assert [platform_for(80).scan_bytes(n) for n in (128, 14336, 14337, 32768)] == [1279, 1279, 1535, 1791]
 
 
 @pytest.mark.parametrize(("sm", "last"), [(80, 21504), (86, 5120), (90, 78848)])
 def test_unique_by_key_is_tuned_for_each_architecture(sm: int, last: int) -> None:
-    stack = stack_for(sm)
+    stack = platform_for(sm)
     assert stack.unique_bytes(last) == 1279
     assert stack.unique_bytes(last + 1) == 1535
 
@@ -55,7 +55,7 @@ def test_unique_by_key_is_tuned_for_each_architecture(sm: int, last: int) -> Non
 )
 def test_embedding_sort_of_the_older_stack(sm: int, n: int, rows: int, sort: int, unique: int, scan: int) -> None:
     """As torch 2.6.0 asked for them on the virtual GPU."""
-    found = stack_for(sm, software=HF_4_48).embedding_sort(n, rows, 64)
+    found = platform_for(sm, software=HF_4_48).embedding_sort(n, rows, 64)
     assert found is not None
     assert (found.sort, found.unique, found.scan) == (sort, unique, scan)
 
