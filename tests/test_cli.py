@@ -137,7 +137,7 @@ def test_a_link_stays_a_link(tiny: Path, tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_is_refused_before_anything_is_simulated(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
-    monkeypatch.setattr("memsim.cli.entry._simulate", lambda run: pytest.fail("was simulated"))
+    monkeypatch.setattr("memsim.cli.simulate.simulated", lambda *args, **kwargs: pytest.fail("was simulated"))
     assert main(["simulate", str(tiny), "-o", str(tmp_path / output)]) == 2
     assert str(tmp_path) in one_line(capsys)
     assert main(["graph", str(tiny), "-o", str(tmp_path / output)]) == 2

@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from memsim.allocator import allocate
+from memsim.cli.diff import diff_table
 from memsim.results.answers import Timeline
 from memsim.traces.recorder import ACTIONS, Recording, to_tape
 from memsim.validation import diff
@@ -42,19 +43,19 @@ def timeline(recorded: Recording) -> Timeline:
 
 def printed(found: diff.Comparison, **options: int) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=160).print(diff.table(found, **options))
+    Console(file=stream, width=160).print(diff_table(found, **options))
     return stream.getvalue()
 
 
 def test_equal_to_the_last_event() -> None:
-    found = diff.compare(timeline(recording()), recording(), addresses=True)
+    found = diff.align(timeline(recording()), recording(), addresses=True)
     assert found.equal and printed(found).strip() == "Equal: all 7 events."
 
 
 def test_the_first_difference_is_marked_between_its_neighbours_on_both_sides() -> None:
     other = list(EVENTS)
     other[2] = ("alloc", 0x700000000200, 700)
-    found = diff.compare(timeline(recording()), recording(other))
+    found = diff.align(timeline(recording()), recording(other))
     assert found.first == 2 and not found.equal
     text = printed(found, context=1)
     marked = [line for line in text.splitlines() if "> 2" in line]
@@ -70,13 +71,13 @@ def test_the_first_difference_is_marked_between_its_neighbours_on_both_sides() -
 
 def test_addresses_are_compared_only_where_asked() -> None:
     moved = [(action, address + (4096 if address >= 0x700000200000 else 0), count) for action, address, count in EVENTS]
-    assert diff.compare(timeline(recording()), recording(moved)).equal
-    found = diff.compare(timeline(recording()), recording(moved), addresses=True)
+    assert diff.align(timeline(recording()), recording(moved)).equal
+    found = diff.align(timeline(recording()), recording(moved), addresses=True)
     assert found.first == 5 and "0x700000201000" in printed(found, addresses=True)
 
 
 def test_a_side_that_ends_early() -> None:
-    short = diff.compare(timeline(recording()), recording(EVENTS[:5]))
+    short = diff.align(timeline(recording()), recording(EVENTS[:5]))
     assert short.first == 5
     text = printed(short)
     assert (
@@ -86,7 +87,7 @@ def test_a_side_that_ends_early() -> None:
 
 def test_clean_up_after_out_of_memory_and_later_steps_are_not_compared() -> None:
     stop = [*EVENTS[:2], ("oom", 5, 512)]
-    assert diff.compare(timeline(recording(EVENTS[:2])), recording(stop)).first == 2
+    assert diff.align(timeline(recording(EVENTS[:2])), recording(stop)).first == 2
     later = recording([*EVENTS, ("alloc", 0x700000000000, 77)], phase=[0, 0, 0, 0, 0, 1, 1, 2])
-    assert not diff.compare(timeline(recording()), later).equal
-    assert diff.compare(timeline(recording()), later, last_step=1).equal
+    assert not diff.align(timeline(recording()), later).equal
+    assert diff.align(timeline(recording()), later, last_step=1).equal

@@ -9,7 +9,7 @@ import pytest
 from memsim.api import simulate
 from memsim.run.job import Run
 from memsim.traces import recorder
-from memsim.validation.diff import compare, is_order_open, summary
+from memsim.validation.diff import align, is_order_open, summary
 from memsim.validation.recorded import check, recorded, run_of
 
 TRACES = Path(__file__).parents[1] / "traces"
@@ -35,9 +35,9 @@ def test_every_event_of_every_step_is_reproduced(path: Path) -> None:
     """`check` compares events to the end of the second step; here none is left out, up to an out-of-memory."""
     run, recording = Run.load(run_of(recorded(path))), recorder.load(path.with_suffix(".npz"))
     timeline = simulate(run)
-    found = compare(timeline, recording)
+    found = align(timeline, recording)
     if not found.equal and is_order_open(timeline):
-        found = compare(simulate(run, True), recording)
+        found = align(simulate(run, True), recording)
     assert found.equal, summary(found)
 
 

@@ -15,7 +15,7 @@ from memsim.validation import published
 
 
 def test_an_a100_is_met(shared: Path) -> None:
-    found = published.compare(
+    found = published.with_simulations(
         published.load(shared / "golden" / "published.jsonl"), lambda data: simulate(Run.load(data))
     )
     errors = [abs(row.error) for row in found if row.simulated is not None and not row.differs]

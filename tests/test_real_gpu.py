@@ -13,7 +13,7 @@ from memsim.api import simulate
 from memsim.run.job import Run
 from memsim.traces import recorder
 from memsim.traces.recorder import ALLOC, FREE_REQUESTED
-from memsim.validation.diff import compare
+from memsim.validation.diff import align
 from memsim.validation.recorded import check, run_of
 from memsim.validation.sequences import EventSequence
 
@@ -44,7 +44,7 @@ def test_requests_are_those_of_the_real_gpu(path: Path) -> None:
     the driver gave to 0.3 %.
     """
     timeline = simulate(Run.load(run_of(json.loads(path.read_text()))))
-    found = compare(timeline, recorder.load(path.with_suffix(".npz")))
+    found = align(timeline, recorder.load(path.with_suffix(".npz")))
     simulated, real = requests(found.simulated), requests(found.recorded)
     if path.stem in ANOTHER_ORDER:
         simulated, real = np.sort(simulated), np.sort(real)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from memsim.api import compare
 from memsim.cli import console, tables
+from memsim.cli.running import simulated
 from memsim.errors import InputError
 from memsim.results.answers import Timeline
 from memsim.results.side_by_side import Comparison
@@ -32,7 +33,6 @@ def run(
     as_json: bool,
     as_csv: bool,
     yes: bool,
-    simulate: Callable[[Run], Timeline],
 ) -> int:
     """The command; returns its exit code: 1 where nothing fits. Raises InputError."""
     if as_json and as_csv:
@@ -55,7 +55,7 @@ def run(
         labels.append(_label(source if len(sources) > 1 or not chosen else "", chosen))
     console.say_if_cold()
     with console.progress("simulating", count) as advance:
-        timelines = [advance(_simulated(simulate, loaded, label)) for loaded, label in zip(runs, labels, strict=True)]
+        timelines = [advance(_simulated(loaded, label)) for loaded, label in zip(runs, labels, strict=True)]
     argv = [
         "memsim",
         "compare",
@@ -75,7 +75,7 @@ def run(
     else:
         screen = console.out()
         screen.print(" ".join(found.verdict()), markup=False, soft_wrap=not screen.is_terminal)
-        screen.print(table(found))
+        screen.print(comparison_table(found))
     if output is not None:
         console.note(f"memsim: wrote {output}")
     return 0 if found.cheapest is not None else 1
@@ -104,10 +104,10 @@ def _load(source: str, settings: Sequence[str], chosen: tuple[tuple[str, str], .
         raise
 
 
-def _simulated(simulate: Callable[[Run], Timeline], loaded: Run, label: str) -> Timeline:
+def _simulated(loaded: Run, label: str) -> Timeline:
     try:
         with warnings.catch_warnings():
-            return simulate(loaded)
+            return simulated(loaded)
     except InputError as error:
         raise type(error)(f"{label}: {error}") from None
 
@@ -117,10 +117,10 @@ def _label(source: str, chosen: tuple[tuple[str, str], ...]) -> str:
     return " · ".join([Path(source).stem] * bool(source) + words)
 
 
-def table(found: Comparison) -> Table:
+def comparison_table(found: Comparison) -> Table:
     """The rows: GiB, seconds, and what is best in bold."""
     columns = ("run", "fits", "peak reserved GiB", "peak allocated GiB", "step", "tokens/s", "MFU", "recomputation")
-    grid = tables.table(*columns, left=2)
+    grid = tables.grid(*columns, left=2)
     for case in found.cases:
         time = case.timeline.step_time
         memory = (

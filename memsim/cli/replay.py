@@ -6,11 +6,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.table import Table
+from rich.text import Text
+
 from memsim.api import replay
-from memsim.cli import console
+from memsim.cli import console, tables
 from memsim.errors import InputError
 from memsim.results.write import SUFFIXES, write
 from memsim.search import allocators as whatif
+from memsim.search.allocators import Outcome
 from memsim.traces.load import load_trace
 from memsim.traces.replay import Agreement, check
 from memsim.traces.trace import Trace
@@ -57,7 +61,7 @@ def run(
     if as_json:
         print(json.dumps([row.to_json() for row in rows], indent=1))
     else:
-        console.out().print(whatif.table(rows))
+        console.out().print(settings_table(rows))
     return 1 if any(row.out_of_memory_event is not None for row in rows) else 0
 
 
@@ -77,3 +81,31 @@ def _check(paths: Sequence[Path], device_memory: str | None, torch: str | None, 
             where = "" if row.first is None else f", first difference at event {row.first}"
             print(f"{row.source}: {row.agree} of {row.compared} agree (rules of torch {row.torch}){where}")
     return 0 if all(row.agree == row.compared for row in found) else 1
+
+
+def settings_table(rows: list[Outcome]) -> Table:
+    """The rows as a table, sizes in GiB."""
+    searched = any(row.smallest_device is not None for row in rows)
+    columns = [
+        "peak reserved GiB",
+        "peak allocated GiB",
+        "unallocated at peak GiB",
+        "driver calls",
+        "retries",
+        "out of memory at event",
+    ]
+    made = tables.grid("trace", "allocator", *columns, *(["smallest device GiB"] if searched else []), left=2)
+    for row in rows:
+        sizes = [f"{size / 2**30:.3f}" for size in (row.peak_reserved, row.peak_allocated, row.unallocated_at_peak)]
+        failed = "-" if row.out_of_memory_event is None else str(row.out_of_memory_event)
+        last = [f"{row.smallest_device / 2**30:.3f}"] if searched and row.smallest_device is not None else []
+        made.add_row(
+            Text(row.source.rsplit("/", 1)[-1]),
+            Text(row.allocator or "default"),
+            *sizes,
+            str(row.driver_calls),
+            str(row.retries),
+            failed,
+            *last,
+        )
+    return made

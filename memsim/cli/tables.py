@@ -21,7 +21,7 @@ from memsim.units import gib
 TIES = {"address": "by address", "creation": "by the age of the block", "segment": "by the age of their segment"}
 
 
-def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
+def grid(*columns: str, left: int = 1, title: str | None = None) -> Table:
     """An empty table whose first `left` columns hold words and the others numbers. A narrow terminal folds cells and
     never cuts them.
     """
@@ -55,7 +55,7 @@ def steps(timeline: Curves) -> Table:
         "segments",
         "retries",
     )
-    grid = table(*columns, left=0, title=title)
+    rows = grid(*columns, left=0, title=title)
     for at, step in enumerate(timeline.steps_needed):
         values = (step.peak_requested, step.peak_allocated, step.peak_reserved, step.end_allocated, step.end_reserved)
         cells = [
@@ -64,8 +64,8 @@ def steps(timeline: Curves) -> Table:
             str(step.peak_segments),
             str(step.retries),
         ]
-        grid.add_row(*[Text(cell) for cell in cells], style="" if at < finished else "dim")
-    return grid
+        rows.add_row(*[Text(cell) for cell in cells], style="" if at < finished else "dim")
+    return rows
 
 
 def models(listed: Mapping[str, Mapping[str, object]]) -> Table:
@@ -78,18 +78,18 @@ def models(listed: Mapping[str, Mapping[str, object]]) -> Table:
         ("num_key_value_heads", "num_attention_heads", "n_head", "num_heads"),
         ("vocab_size",),
     )
-    grid = table("model", "family", "layers", "hidden", "heads", "key-value heads", "vocabulary", left=2)
+    rows = grid("model", "family", "layers", "hidden", "heads", "key-value heads", "vocabulary", left=2)
     for name, model in listed.items():
-        grid.add_row(
+        rows.add_row(
             Text(name),
             *[Text(_cell(next((model[key] for key in names if model.get(key) is not None), None))) for names in keys],
         )
-    return grid
+    return rows
 
 
 def devices(listed: Mapping[str, Device]) -> Table:
     """The catalogue's devices: memory, dense 16-bit operations, bandwidths."""
-    grid = table("device", "in full", "memory", "sm", "16-bit TFLOP/s", "memory GB/s", "link GB/s", "PCIe GB/s", left=2)
+    rows = grid("device", "in full", "memory", "sm", "16-bit TFLOP/s", "memory GB/s", "link GB/s", "PCIe GB/s", left=2)
     for name, device in listed.items():
         flops = device.flops.get("bf16", device.flops.get("fp16"))
         cells = [
@@ -101,23 +101,23 @@ def devices(listed: Mapping[str, Device]) -> Table:
             _scaled(device.memory_bandwidth, 1e9),
         ]
         cells += [_scaled(device.link.bandwidth if device.link else None, 1e9), _scaled(device.pcie.bandwidth, 1e9)]
-        grid.add_row(*[Text(cell) for cell in cells])
-    return grid
+        rows.add_row(*[Text(cell) for cell in cells])
+    return rows
 
 
 def stacks(listed: Mapping[str, Software]) -> list[Table]:
     """The stacks with their versions, and for each what it does otherwise than the golden one."""
-    grid = table("stack", "torch", "transformers", "peft", "sm", "families", left=6)
+    rows = grid("stack", "torch", "transformers", "peft", "sm", "families", left=6)
     for name, stack in listed.items():
         families = ", ".join(stack.held.get("model_type", ("every one",)))
-        grid.add_row(
+        rows.add_row(
             *[Text(cell) for cell in (name, stack.torch, stack.transformers, stack.peft, stack.devices, families)]
         )
-    tables = [grid]
+    tables = [rows]
     for name, stack in listed.items():
         found = differences(stack)
         if found:
-            tables.append(table("difference", name, GOLDEN.name, left=3))
+            tables.append(grid("difference", name, GOLDEN.name, left=3))
             for cells in found.values():
                 tables[-1].add_row(*[Text(cell) for cell in cells])
     return tables

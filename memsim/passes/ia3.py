@@ -45,7 +45,7 @@ DEFAULTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 VECTOR = ".ia3_l"  # end of its name
 
 
-class Packing(Protocol):
+class QuantizedLinear(Protocol):
     """What stores frozen weights: bitsandbytes' 4 or 8 bits."""
 
     @property
@@ -95,7 +95,7 @@ def is_feedforward(ia3: Ia3, module: str) -> bool:
     return any(module.endswith(name) for name in ia3.feedforward)
 
 
-def scaled(ia3: Ia3, packing: Packing | None, stack: Software) -> Technique:
+def scaled(ia3: Ia3, packing: QuantizedLinear | None, stack: Software) -> Technique:
     """Linear modules that run with their vectors; with `packing` they are quantized."""
 
     def rule(

@@ -25,10 +25,10 @@ from memsim.stacks.software import Software
 if TYPE_CHECKING:
     from memsim.run.keys import Method
 
-Packing = Nf4 | Int8 | Packed  # how frozen weights are stored
+Quantization = Nf4 | Int8 | Packed  # how frozen weights are stored
 
 
-def packing_of(method: Method) -> Packing | None:
+def packing_of(method: Method) -> Quantization | None:
     """How frozen weights are stored, None where they are not quantized."""
     if method.kind not in QUANTIZED:
         return None
@@ -57,13 +57,13 @@ def lora_of(method: Method, model_type: str, stack: Software, saved: tuple[str, 
     )
 
 
-def technique_of(lora: Lora, packing: Packing | None, stack: Software) -> Technique:
+def technique_of(lora: Lora, packing: Quantization | None, stack: Software) -> Technique:
     """What stands between the model's code and its operators."""
     return packing.technique(lora, stack) if packing else wrapped(lora)
 
 
 def adapted(
-    build: Callable[[Technique], Model], lora: Lora, packing: Packing | None, stack: Software, model_type: str
+    build: Callable[[Technique], Model], lora: Lora, packing: Quantization | None, stack: Software, model_type: str
 ) -> Model:
     """The model with adapters, and quantized. Raises InputError where a target matches nothing."""
     if is_pattern(lora.targets):
@@ -106,7 +106,7 @@ def adapted(
     return with_quantized(model, packing.packed, packing.casts)
 
 
-def check_saved_packed(model: Model, packing: Packing | None, all_sites: Sequence[Sites]) -> None:
+def check_saved_packed(model: Model, packing: Quantization | None, all_sites: Sequence[Sites]) -> None:
     """Raises InputError where a quantized module is to train as a whole."""
     if packing is not None and (
         module := next((m for of in all_sites for m in sorted(of.saved) if is_packed(model, m)), None)

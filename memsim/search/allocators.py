@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from rich.table import Table
-from rich.text import Text
-
 from memsim.allocator import Settings, allocate
 from memsim.allocator.serving import UNLIMITED
-from memsim.cli import tables
 from memsim.errors import InputError
 from memsim.search.smallest import MIB, smallest
 from memsim.traces.replay import ONLY_TOTALS, replay
@@ -77,31 +73,3 @@ def least_memory(trace: Trace, allocator: str, torch: str | None = None) -> int:
     while high < UNLIMITED // 2 and not survives(max(high, MIB)):  # a memory fraction leaves part of the device unused
         low, high = high, 2 * max(high, MIB)
     return smallest(survives, max(low, 0), max(high, MIB))
-
-
-def table(rows: list[Outcome]) -> Table:
-    """The rows as a table, sizes in GiB."""
-    searched = any(row.smallest_device is not None for row in rows)
-    columns = [
-        "peak reserved GiB",
-        "peak allocated GiB",
-        "unallocated at peak GiB",
-        "driver calls",
-        "retries",
-        "out of memory at event",
-    ]
-    made = tables.table("trace", "allocator", *columns, *(["smallest device GiB"] if searched else []), left=2)
-    for row in rows:
-        sizes = [f"{size / 2**30:.3f}" for size in (row.peak_reserved, row.peak_allocated, row.unallocated_at_peak)]
-        failed = "-" if row.out_of_memory_event is None else str(row.out_of_memory_event)
-        last = [f"{row.smallest_device / 2**30:.3f}"] if searched and row.smallest_device is not None else []
-        made.add_row(
-            Text(row.source.rsplit("/", 1)[-1]),
-            Text(row.allocator or "default"),
-            *sizes,
-            str(row.driver_calls),
-            str(row.retries),
-            failed,
-            *last,
-        )
-    return made

@@ -13,7 +13,7 @@ from memsim.framework.settings import Settings
 from memsim.models import build, saved_by_task, takes_tokens
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
 from memsim.passes.freeze import Freeze, frozen
-from memsim.passes.methods import Packing, adapted, lora_of, packing_of, with_ia3
+from memsim.passes.methods import Quantization, adapted, lora_of, packing_of, with_ia3
 from memsim.run.conflicts import ADAPTERS, VECTORS
 from memsim.simulation.precision import AUTOCAST, WEIGHTS
 from memsim.simulation.support import check_checkpoints, check_supported
@@ -42,7 +42,7 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     return require_input_grads(model) if settings.technique.inputs_require_grad else model
 
 
-def settings_of(run: Run, packing: Packing | None, other_order: bool) -> Settings:
+def settings_of(run: Run, packing: Quantization | None, other_order: bool) -> Settings:
     """What the model's code asks for while it executes, with what every technique has in common."""
     loaded = WEIGHTS.get(run.precision, run.precision)
     # what is not quantized is cast to fp32, and runs under autocast
@@ -84,7 +84,7 @@ def tells_inputs(run: Run, quantized: bool) -> bool:
     return not (quantized and software.qlora_input_is_frozen and run.checkpointing != "reentrant")
 
 
-def with_method(run: Run, packing: Packing | None, built: Callable[[Technique], Model]) -> Model:
+def with_method(run: Run, packing: Quantization | None, built: Callable[[Technique], Model]) -> Model:
     """The model with its adapters or vectors, and quantized, as the Run's method says."""
     method, software, model_type = run.method, STACKS[run.stack], str(run.config.get("model_type"))
     if method.kind in ADAPTERS:

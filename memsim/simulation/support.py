@@ -8,7 +8,7 @@ from memsim.errors import InputError, Unsupported
 from memsim.framework.model import Model
 from memsim.models import decodes_beside, is_assumed
 from memsim.passes.int8 import Int8
-from memsim.passes.methods import Packing, packing_of
+from memsim.passes.methods import Quantization, packing_of
 from memsim.passes.packed import Packed
 from memsim.run.checkpointing import in_words, names_of
 from memsim.run.conflicts import (
@@ -89,7 +89,7 @@ def check_supported(run: Run) -> None:
     check_method(run.method)
 
 
-def check_checkpoints(run: Run, model: Model, packing: Packing | None) -> None:
+def check_checkpoints(run: Run, model: Model, packing: Quantization | None) -> None:
     """Raises Unsupported, or InputError where PyTorch fails, for a strategy that this model does not run with."""
     hows = {c.how for c in model.checkpoints}
     if run.method.kind in ADAPTERS and run.method.target_parameters and "offload" in hows:
@@ -111,7 +111,7 @@ def check_checkpoints(run: Run, model: Model, packing: Packing | None) -> None:
         )
 
 
-def check_reentrant(run: Run, model: Model, packing: Packing | None) -> None:
+def check_reentrant(run: Run, model: Model, packing: Quantization | None) -> None:
     """Raises Unsupported, or InputError where it trains nothing, for reentrant checkpoints."""
     model_type = run.config.get("model_type")
     if isinstance(packing, Int8) and len({c.how for c in model.checkpoints}) > 1:

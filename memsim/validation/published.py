@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
-from memsim.cli import tables
 from memsim.errors import InputError, Unsupported
 from memsim.timeline.curves import Curves
 from memsim.validation.sources import SOURCES, Source
@@ -95,7 +89,7 @@ def source_of(row: Mapping[str, Any]) -> Source:
     return source
 
 
-def compare(rows: list[Mapping[str, Any]], simulate: Callable[[Mapping[str, Any]], Curves]) -> list[Measured]:
+def with_simulations(rows: list[Mapping[str, Any]], simulate: Callable[[Mapping[str, Any]], Curves]) -> list[Measured]:
     """Every row with its simulation, or with the reason why it has none."""
     known: dict[str, Curves] = {}
     found = []
@@ -130,55 +124,6 @@ def value_of(timeline: Curves, metric: str) -> int:
     if metric == "end_allocated":
         return timeline.steps_needed[-1].end_allocated
     return timeline.peak_allocated if metric == "peak_allocated" else timeline.peak_reserved
-
-
-def table(found: list[Measured]) -> Group:
-    """The simulated rows, the sources, and why the others are left out."""
-    grid = tables.table("row", "metric", "published GiB", "simulated GiB", "error %", left=2)
-    for row in found:
-        if row.simulated is not None and row.published is not None:
-            cells = [
-                row.id,
-                row.metric.replace("_", " "),
-                f"{row.published / 2**30:.4f}",
-                f"{row.simulated / 2**30:.4f}",
-                f"{row.error:+.4f}",
-            ]
-            grid.add_row(*[Text(cell) for cell in cells])
-    return Group(grid, "", _sources(found), "", _differences(found), "", _reasons(found))
-
-
-def _sources(found: list[Measured]) -> Table:
-    grid = tables.table("source", "rows", "simulated", "median error %", "worst %")
-    for source, differs in dict.fromkeys(
-        (row.source, row.differs if row.simulated is not None else "") for row in found
-    ):
-        rows = [row for row in found if row.source == source]
-        errors = [abs(row.error) for row in rows if row.simulated is not None and row.differs == differs]
-        if not errors and any(row.simulated is not None for row in rows):
-            continue
-        name = f"{source} (nvidia-smi)" if differs in PARTS.values() else source
-        grid.add_row(
-            Text(name),
-            str(len(rows)),
-            str(len(errors)),
-            f"{median(errors):.4f}" if errors else "–",
-            f"{max(errors):.4f}" if errors else "–",
-        )
-    return grid
-
-
-def _differences(found: list[Measured]) -> Group:
-    """For each source whose code, or whose measure, is not memsim's: in what they part."""
-    rows = dict.fromkeys((row.source, row.differs) for row in found if row.differs)
-    return Group(*[Text(f"{source}: {differs}.") for source, differs in rows])
-
-
-def _reasons(found: list[Measured]) -> Table:
-    grid = tables.table("not simulated, because", "rows")
-    for reason, count in Counter(row.reason for row in found if row.reason).most_common():
-        grid.add_row(Text(reason), str(count))
-    return grid
 
 
 def to_json(found: list[Measured]) -> dict[str, object]:

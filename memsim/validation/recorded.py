@@ -9,15 +9,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
-from memsim.cli import tables
 from memsim.errors import InputError, Unsupported
 from memsim.stacks.known import GOLDEN, SAME, STACKS, stack_of_versions
 from memsim.timeline.curves import Curves
 from memsim.traces import recorder
-from memsim.units import gib
 from memsim.validation import diff
 
 METRICS = ("peak_requested", "peak_allocated", "peak_reserved")
@@ -48,7 +43,7 @@ class Peak:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RanOut:
     """Whether each side ran out of memory."""
 
     recorded: bool
@@ -62,7 +57,7 @@ class Row:
     name: str
     supported: bool
     reason: str | None  # why it is not supported
-    oom: Outcome
+    oom: RanOut
     peaks: Mapping[str, Peak] = field(default_factory=dict)  # by METRICS
     steps_exact: bool | None = None  # every value of every step that both finished
     difference: str | None = None  # the first value of a step that is not equal
@@ -196,7 +191,7 @@ def check(path: Path, simulate: Callable[[Mapping[str, Any], bool], Curves], eve
             path.stem,
             False,
             str(error),
-            Outcome(bool(data.get("oom")), None),
+            RanOut(bool(data.get("oom")), None),
             refused=not isinstance(error, Unsupported),
         )
     row = _row(path, data, timeline, events)
@@ -207,17 +202,17 @@ def check(path: Path, simulate: Callable[[Mapping[str, Any], bool], Curves], eve
 
 
 def _row(path: Path, data: Mapping[str, Any], timeline: Curves, events: bool) -> Row:
-    row = compare(path.stem, data, timeline.to_json())
+    row = row_of(path.stem, data, timeline.to_json())
     trace = path.with_suffix(".npz")
     if not events or not trace.exists():
         return row
-    found = diff.compare(timeline, recorder.load(trace), last_step=LAST_STEP)
+    found = diff.align(timeline, recorder.load(trace), last_step=LAST_STEP)
     return Row(
         **{**vars(row), "events_equal": found.equal, "events_difference": None if found.equal else diff.summary(found)}
     )
 
 
-def compare(name: str, data: Mapping[str, Any], simulated: Mapping[str, Any]) -> Row:
+def row_of(name: str, data: Mapping[str, Any], simulated: Mapping[str, Any]) -> Row:
     """A recorded result against a simulated one of the same keys."""
     pairs = list(zip(data["steps"], simulated["steps"], strict=False))
     peaks = {}
@@ -232,7 +227,7 @@ def compare(name: str, data: Mapping[str, Any], simulated: Mapping[str, Any]) ->
         name=name,
         supported=True,
         reason=None,
-        oom=Outcome(bool(data.get("oom")), bool(simulated.get("oom"))),
+        oom=RanOut(bool(data.get("oom")), bool(simulated.get("oom"))),
         peaks=peaks,
         steps_exact=not differences,
         difference=differences[0] if differences else None,
@@ -281,64 +276,3 @@ def summarize(rows: list[Row], tolerance: float) -> dict[str, Any]:
 def passed(rows: list[Row], tolerance: float) -> bool:
     """Whether something was compared and all of it is within the tolerance."""
     return any(row.supported for row in rows) and all(row.within(tolerance) for row in rows)
-
-
-def table(rows: list[Row], tolerance: float) -> Table:
-    """A row a run that is supported: recorded peaks in GiB, errors in percent ("=": equal to the byte)."""
-    with_events = any(row.events_equal is not None for row in rows)
-    columns = ["run", "reserved GiB", "requested", "allocated", "reserved", "steps", "out of memory"]
-    grid = tables.table(*columns, *(["events"] if with_events else []))
-    for row in rows:
-        if not row.supported:
-            continue
-        recorded_peak = row.peaks["peak_reserved"].recorded
-        cells = [row.name, "–" if recorded_peak is None else gib(recorded_peak, unit=False)]
-        cells += [_error(row.peaks[metric]) for metric in METRICS]
-        cells += ["=" if row.steps_exact else "differ", _oom(row.oom)]
-        cells += [{True: "=", False: "differ", None: "–"}[row.events_equal]] if with_events else []
-        grid.add_row(*[Text(cell) for cell in cells], style="" if row.within(tolerance) else "bold red")
-    return grid
-
-
-def unsupported_table(rows: list[Row]) -> Table | None:
-    """The runs that are not supported, each with the reason; None where there is none."""
-    refused = [row for row in rows if not row.supported]
-    if not refused:
-        return None
-    grid = tables.table("not supported", "reason", left=2)
-    for row in refused:
-        grid.add_row(Text(row.name), Text(row.reason or ""))
-    return grid
-
-
-def summary_lines(rows: list[Row], tolerance: float) -> list[str]:
-    """The summary for people."""
-    found = summarize(rows, tolerance)
-    lines = [
-        f"{found['supported']} of {found['runs']} runs supported, {found['oom_agrees']} of them agree on out of memory."
-    ]
-    for metric in METRICS:
-        worst = found["worst_error"][metric]
-        tail = f"worst {worst['percent']:+.3f} % ({worst['name']})" if worst["name"] else "worst 0 %"
-        lines.append(f"{metric}: {found['exact'][metric]} of {found['supported']} equal to the byte, {tail}")
-    lines.append(f"every value of every step: {found['steps_exact']} of {found['supported']} runs equal")
-    if "events_compared" in found:
-        lines.append(f"events of steps 0 and 1: {found['events_equal']} of {found['events_compared']} runs equal")
-    if found["past_tolerance"]:
-        lines.append(f"past the tolerance of {tolerance:g} %, or not agreeing: {', '.join(found['past_tolerance'])}")
-    return lines
-
-
-def _error(peak: Peak) -> str:
-    if peak.recorded is None:
-        return "–"
-    return "=" if peak.exact else f"{peak.error:+.3f} %"
-
-
-def _oom(outcome: Outcome) -> str:
-    words = {True: "yes", False: "no"}
-    return (
-        words[outcome.recorded]
-        if outcome.recorded == outcome.simulated
-        else (f"{words[outcome.recorded]}, simulated {words[bool(outcome.simulated)]}")
-    )

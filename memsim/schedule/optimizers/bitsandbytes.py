@@ -15,7 +15,7 @@ CODE_BOOK = 1024  # bytes of a quantization map: 256 fp32 values
 
 
 @dataclass(frozen=True)
-class Buffers:
+class StateBuffers:
     """What an optimizer keeps of each parameter: tensors of its size, stacked in buffers."""
 
     stacked: tuple[int, ...]  # tensors in each buffer
@@ -49,25 +49,25 @@ class Buffers:
 
 ONE, TWO, MIXED = (1,), (1, 1), (2, 1)  # Optimizer1State; Optimizer2State; AdEMAMix, whose two averages share a buffer
 BUFFERS = {
-    "adamw-32bit": Buffers(TWO),
-    "adamw-8bit": Buffers(TWO, eight=True),
-    "paged-adamw-8bit": Buffers(TWO, eight=True, paged=True),
-    "paged-adamw": Buffers(TWO, paged=True),
-    "adam-8bit": Buffers(TWO, eight=True),
-    "paged-adam-8bit": Buffers(TWO, eight=True, paged=True),
-    "paged-adam": Buffers(TWO, paged=True),
-    "lion": Buffers(ONE),
-    "lion-8bit": Buffers(ONE, eight=True),
-    "paged-lion": Buffers(ONE, paged=True),
-    "paged-lion-8bit": Buffers(ONE, eight=True, paged=True),
-    "ademamix": Buffers(MIXED, maxima_first=True),
-    "ademamix-8bit": Buffers(MIXED, eight=True, maxima_first=True),
-    "paged-ademamix": Buffers(MIXED, paged=True, maxima_first=True),
-    "paged-ademamix-8bit": Buffers(MIXED, eight=True, paged=True, maxima_first=True),
-    "sgd-8bit": Buffers(ONE, eight=True),
-    "rmsprop-8bit": Buffers(ONE, eight=True),
-    "rmsprop-32bit": Buffers(ONE),
-    "adagrad-8bit": Buffers(ONE, eight=True),
+    "adamw-32bit": StateBuffers(TWO),
+    "adamw-8bit": StateBuffers(TWO, eight=True),
+    "paged-adamw-8bit": StateBuffers(TWO, eight=True, paged=True),
+    "paged-adamw": StateBuffers(TWO, paged=True),
+    "adam-8bit": StateBuffers(TWO, eight=True),
+    "paged-adam-8bit": StateBuffers(TWO, eight=True, paged=True),
+    "paged-adam": StateBuffers(TWO, paged=True),
+    "lion": StateBuffers(ONE),
+    "lion-8bit": StateBuffers(ONE, eight=True),
+    "paged-lion": StateBuffers(ONE, paged=True),
+    "paged-lion-8bit": StateBuffers(ONE, eight=True, paged=True),
+    "ademamix": StateBuffers(MIXED, maxima_first=True),
+    "ademamix-8bit": StateBuffers(MIXED, eight=True, maxima_first=True),
+    "paged-ademamix": StateBuffers(MIXED, paged=True, maxima_first=True),
+    "paged-ademamix-8bit": StateBuffers(MIXED, eight=True, paged=True, maxima_first=True),
+    "sgd-8bit": StateBuffers(ONE, eight=True),
+    "rmsprop-8bit": StateBuffers(ONE, eight=True),
+    "rmsprop-32bit": StateBuffers(ONE),
+    "adagrad-8bit": StateBuffers(ONE, eight=True),
 }
 # whose fp32 state has kernels for fp32 and fp16 gradients only (backends/cuda/ops.py)
 NO_BF16 = ("sgd-8bit", "rmsprop-8bit", "rmsprop-32bit", "adagrad-8bit")
