@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from memsim.cli.validate import summary_lines, unsupported_table
 from memsim.errors import InputError, Unsupported
 from memsim.results.answers import Timeline
 from memsim.validation import recorded as validate
@@ -23,7 +24,7 @@ def result(*steps: dict[str, int], oom: str | None = None) -> dict[str, Any]:
 
 
 def row(recorded: dict[str, Any], simulated: dict[str, Any]) -> validate.Row:
-    return validate.compare("run", recorded, simulated)
+    return validate.row_of("run", recorded, simulated)
 
 
 def test_equal_results_are_exact_and_pass_any_tolerance() -> None:
@@ -81,8 +82,8 @@ def test_json_has_both_sides_of_every_metric() -> None:
 def test_summary_counts_and_names_the_worst() -> None:
     rows = [
         row(result(step(0, 1, 2, 3)), result(step(0, 1, 2, 3))),
-        validate.compare("off", result(step(0, 1, 2, 100)), result(step(0, 1, 2, 98))),
-        validate.Row("later", False, "fsdp: 8 is not supported yet", validate.Outcome(False, None)),
+        validate.row_of("off", result(step(0, 1, 2, 100)), result(step(0, 1, 2, 98))),
+        validate.Row("later", False, "fsdp: 8 is not supported yet", validate.RanOut(False, None)),
     ]
     summary = validate.summarize(rows, 0.5)
     assert (summary["runs"], summary["supported"], summary["unsupported"], summary["steps_exact"]) == (3, 2, 1, 1)
@@ -91,13 +92,13 @@ def test_summary_counts_and_names_the_worst() -> None:
     assert summary["past_tolerance"] == ["off"]
     assert not validate.passed(rows, 0.5) and validate.passed(rows, 2.5)
     assert json.loads(json.dumps(summary)) == summary
-    lines = "\n".join(validate.summary_lines(rows, 0.5))
+    lines = "\n".join(summary_lines(rows, 0.5))
     assert "2 of 3 runs supported" in lines and "peak_reserved: 1 of 2 equal to the byte, worst -2.000 % (off)" in lines
     assert "past the tolerance of 0.5 %, or not agreeing: off" in lines
 
 
 def test_nothing_compared_is_not_a_pass() -> None:
-    assert not validate.passed([validate.Row("later", False, "no", validate.Outcome(False, None))], 0.5)
+    assert not validate.passed([validate.Row("later", False, "no", validate.RanOut(False, None))], 0.5)
 
 
 def test_a_run_that_is_not_supported_is_listed_with_the_reason(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_a_run_that_is_not_supported_is_listed_with_the_reason(tmp_path: Path) -
         "steps_exact": None,
         "difference": None,
     }
-    assert validate.unsupported_table([found]) is not None
+    assert unsupported_table([found]) is not None
 
 
 def test_a_run_that_is_wrong_is_listed_and_fails(tmp_path: Path) -> None:
