@@ -16,6 +16,7 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from memsim.framework.autocast import FLOATING, ORDER, SETS_DTYPE, target
+from memsim.framework.frames import check_release, release_in_slot_order
 from memsim.framework.tensor import During, Tensor
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
 from memsim.graph.layout import contiguous
@@ -69,6 +70,7 @@ class Builder:
     """Collects the operators of one block."""
 
     def __init__(self, name: str, technique: Technique = PLAIN) -> None:
+        check_release()
         self.graph = LayerGraph(name)
         self.technique = technique
         self.autocast = technique.autocast
@@ -388,3 +390,6 @@ def scale_as(b: Builder, scale: Tensor, dtype: str) -> Tensor:
 
 
 COMPOSED: Mapping[str, Composed] = {"conv1d": conv1d, "scaled_embedding": scaled_embedding}
+
+
+release_in_slot_order(__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from memsim.framework.builder import Builder
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 from memsim.graph.layout import view_strides
@@ -121,3 +122,6 @@ def heads(b: Builder, x: Tensor, name: str, count: int, head_dim: int, dtype: st
 def dropout(b: Builder, x: Tensor, p: float) -> Tensor:
     """nn.Dropout(p)(x)."""
     return b.op("dropout", x, p=p) if p else x
+
+
+release_in_slot_order(__name__)

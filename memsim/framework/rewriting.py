@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from memsim.framework.builder import Builder, Technique
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.tensor import Tensor
 from memsim.graph.layer_graph import LayerGraph, TensorSpec
 
@@ -67,3 +68,6 @@ def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True)
     again.results = graph.results
     again.cached = (*(moved[storage] for storage in graph.cached), *again.cached)
     return again
+
+
+release_in_slot_order(__name__)

@@ -4,95 +4,77 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
 
 from memsim.errors import Unsupported
 from memsim.framework.model import Model
 from memsim.framework.settings import Settings
-from memsim.models import (
-    bert,
-    bloom,
-    cohere,
-    deepseek,
-    falcon,
-    gemma,
-    gemma1,
-    glm,
-    glm4_moe,
-    gpt2,
-    gpt_bigcode,
-    gpt_neox,
-    gpt_oss,
-    granite,
-    llama,
-    ministral,
-    mixtral,
-    near_llama,
-    olmo,
-    olmo2,
-    olmo3,
-    olmoe,
-    opt,
-    phi,
-    phi3,
-    smollm3,
-    stablelm,
-    starcoder2,
-    t5,
-    vit,
-)
-from memsim.models.common import flash_attention
+from memsim.models.common.flash_attention import HELD
 
-FAMILIES: dict[str, Callable[[Mapping[str, object], Settings], Model]] = {
-    "llama": llama.build,
-    "mistral": llama.build,
-    "qwen2": llama.build,
-    "qwen3": llama.build,
-    "olmo2": olmo2.build,
-    "phi3": phi3.build,
-    "falcon": falcon.build,
-    "gemma": gemma1.build,
-    "gemma2": gemma.build,
-    "gemma3_text": gemma.build,
-    "glm": glm.build,
-    "glm4": glm.build,
-    "granite": granite.build,
-    "bert": bert.build,
-    "vit": vit.build,
-    "t5": t5.build,
-    "gpt2": gpt2.build,
-    "gpt_bigcode": gpt_bigcode.build,
-    "gpt_neox": gpt_neox.build,
-    "gpt_oss": gpt_oss.build,
-    "phi": phi.build,
-    "bloom": bloom.build,
-    "cohere": cohere.build,
-    "cohere2": cohere.build,
-    "ernie4_5": near_llama.ernie,
-    "exaone4": near_llama.exaone,
-    "seed_oss": near_llama.seed,
-    "ministral": ministral.build,
-    "olmo": olmo.build,
-    "olmo3": olmo3.build,
-    "opt": opt.build,
-    "olmoe": olmoe.build,
-    "stablelm": stablelm.build,
-    "smollm3": smollm3.build,
-    "starcoder2": starcoder2.build,
-    "glm4_moe": glm4_moe.build,
-    "deepseek_v2": deepseek.build,
-    "deepseek_v3": deepseek.build,
-    "mixtral": mixtral.build,
-    "qwen2_moe": mixtral.build,
-    "qwen3_moe": mixtral.build,
+Build = Callable[[Mapping[str, object], Settings], Model]
+
+# model_type → the file and the function that builds it; a file is imported when a model of it is asked for
+FAMILIES: Mapping[str, tuple[str, str]] = {
+    "llama": ("llama", "build"),
+    "mistral": ("llama", "build"),
+    "qwen2": ("llama", "build"),
+    "qwen3": ("llama", "build"),
+    "olmo2": ("olmo2", "build"),
+    "phi3": ("phi3", "build"),
+    "falcon": ("falcon", "build"),
+    "gemma": ("gemma1", "build"),
+    "gemma2": ("gemma", "build"),
+    "gemma3_text": ("gemma", "build"),
+    "glm": ("glm", "build"),
+    "glm4": ("glm", "build"),
+    "granite": ("granite", "build"),
+    "bert": ("bert", "build"),
+    "vit": ("vit", "build"),
+    "t5": ("t5", "build"),
+    "gpt2": ("gpt2", "build"),
+    "gpt_bigcode": ("gpt_bigcode", "build"),
+    "gpt_neox": ("gpt_neox", "build"),
+    "gpt_oss": ("gpt_oss", "build"),
+    "phi": ("phi", "build"),
+    "bloom": ("bloom", "build"),
+    "cohere": ("cohere", "build"),
+    "cohere2": ("cohere", "build"),
+    "ernie4_5": ("near_llama", "ernie"),
+    "exaone4": ("near_llama", "exaone"),
+    "seed_oss": ("near_llama", "seed"),
+    "ministral": ("ministral", "build"),
+    "olmo": ("olmo", "build"),
+    "olmo3": ("olmo3", "build"),
+    "opt": ("opt", "build"),
+    "olmoe": ("olmoe", "build"),
+    "stablelm": ("stablelm", "build"),
+    "smollm3": ("smollm3", "build"),
+    "starcoder2": ("starcoder2", "build"),
+    "glm4_moe": ("glm4_moe", "build"),
+    "deepseek_v2": ("deepseek", "build"),
+    "deepseek_v3": ("deepseek", "build"),
+    "mixtral": ("mixtral", "build"),
+    "qwen2_moe": ("mixtral", "build"),
+    "qwen3_moe": ("mixtral", "build"),
 }
+
+
+@cache
+def family_of(model_type: str) -> Build:
+    """What builds a model_type of FAMILIES."""
+    file, function = FAMILIES[model_type]
+    built: Build = getattr(import_module(f"{__name__}.{file}"), function)
+    return built
 
 
 NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 # In names of fields that say something: no Llama.
 OTHERWISE = (
-    r"expert|moe_|n_group|lora_rank|ssm|conv|encoder|vision|audio|patch|type_vocab|per_layer|altup|block_types|softcap|cross_attention|lambda|alibi|qk_norm|"
-    r"qk_layernorm|clip_qkv|partial_rotary|rotary_pct|no_rope|sliding_window_pattern|dropout_prob|residual_dropout|hidden_dropout|embedding_dropout|pdrop|"
-    r"multiplier|logit_scale|scale_emb|scale_depth|mup|parallel_residual|parallel_attn|post_norm|swa|llama_4_scaling|cycles"
+    r"expert|moe_|n_group|lora_rank|ssm|conv|encoder|vision|audio|patch|type_vocab|per_layer|altup|block_types|"
+    r"softcap|cross_attention|lambda|alibi|qk_norm|qk_layernorm|clip_qkv|partial_rotary|rotary_pct|no_rope|"
+    r"sliding_window_pattern|dropout_prob|residual_dropout|hidden_dropout|embedding_dropout|pdrop|multiplier|"
+    r"logit_scale|scale_emb|scale_depth|mup|parallel_residual|parallel_attn|post_norm|swa|llama_4_scaling|cycles"
 )
 UNLIKE = ("hunyuan_v1_dense", "hunyuan_v1_moe")  # model_types whose fields are Llama's, and which norm queries and keys
 
@@ -135,23 +117,26 @@ def saved_by_task(fields: Mapping[str, object]) -> tuple[str, ...]:
     """Modules that PEFT trains as a whole whatever a run says, as its task_type for the model's class does
     (PeftModelForSequenceClassification).
     """
-    return bert.saved_by_task(fields) if fields.get("model_type") == "bert" else ()
+    if fields.get("model_type") != "bert":
+        return ()
+    from memsim.models.bert import saved_by_task as saved_by_classes
+
+    return saved_by_classes(fields)
 
 
 def build(fields: Mapping[str, object], settings: Settings, strict: bool = False) -> Model:
     """The model of these config fields; an unknown model_type with Llama's fields as Llama, unless `strict`. Raises
     Unsupported.
     """
-    family = FAMILIES.get(str(fields.get("model_type")))
-    if family is None and is_assumed(fields) and not strict:
-        return llama.build({**fields, "model_type": "llama"}, settings)
-    if family is None:
+    model_type = str(fields.get("model_type"))
+    if model_type not in FAMILIES:
+        if is_assumed(fields) and not strict:
+            return family_of("llama")({**fields, "model_type": "llama"}, settings)
         raise Unsupported(
             f"model: model_type {fields.get('model_type')!r} is not supported yet; there are {', '.join(FAMILIES)}"
         )
-    if settings.attention == "flash_attention_2" and fields.get("model_type") not in flash_attention.HELD:
+    if settings.attention == "flash_attention_2" and model_type not in HELD:
         raise Unsupported(
-            f"attention: flash_attention_2 with model_type {fields.get('model_type')} is not supported yet; sdpa and "
-            "eager are"
+            f"attention: flash_attention_2 with model_type {model_type} is not supported yet; sdpa and eager are"
         )
-    return family(fields, settings)
+    return family_of(model_type)(fields, settings)

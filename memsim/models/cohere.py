@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -146,3 +147,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     return assemble_types(
         config, settings, parts, types, [TURNED if kind == SLIDING else UNTURNED for kind in types], parameters
     )
+
+
+release_in_slot_order(__name__)

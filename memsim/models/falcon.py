@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -255,3 +256,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         settings=settings,
         hold_inputs=HOLD_POSITIONS_FIRST,
     )
+
+
+release_in_slot_order(__name__)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -367,3 +368,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         settings=settings,
         hold_inputs=HOLD_POSITIONAL if settings.stack.checkpoints_positional_arguments else HOLD,
     )
+
+
+release_in_slot_order(__name__)

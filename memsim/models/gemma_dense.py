@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 from memsim.models.common.config import DecoderConfig
@@ -59,3 +60,6 @@ def sliding_mask(b: Builder, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         result = F.create(b, "where", shape, attention_mask.dtype)
         del minimum
     return result, sliding_window_mask
+
+
+release_in_slot_order(__name__)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -138,3 +139,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     check_supported(config, dropout=True)
     parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), rotary_dim=rotary_dim(config, 0.5))
     return assemble(config, settings, parts, LAYERS[config.model_type], layer_parameters(config, settings.dtype))
+
+
+release_in_slot_order(__name__)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -101,3 +102,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         (pre_norm(self_attention, mlp), (*attention, *dense_mlp, *norms)),
     )
     return assemble_kinds(config, settings, parts, kinds, dense_first(config), HOLD)
+
+
+release_in_slot_order(__name__)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
@@ -300,3 +301,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         hold_inputs=("hidden_states", "attention_mask") if settings.stack.checkpoints_positional_arguments else HOLD,
         positional=2,
     )
+
+
+release_in_slot_order(__name__)

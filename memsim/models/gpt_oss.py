@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -243,3 +244,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     return assemble_types(
         config, settings, parts, types, [decoder_layer] * len(types), layer_parameters(config, settings.dtype)
     )
+
+
+release_in_slot_order(__name__)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -124,3 +125,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         config = replace(config, sliding_window=None)
     hold = HOLD_POSITIONS_FIRST if config.model_type == "mistral" else HOLD
     return assemble(config, settings, parts, decoder_layer, rows, hold)
+
+
+release_in_slot_order(__name__)

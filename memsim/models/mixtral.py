@@ -10,6 +10,7 @@ from dataclasses import replace
 from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -187,3 +188,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     sparse = (*attention_parameters(config, dtype), *experts_parameters(config, dtype), *norm_parameters(config, dtype))
     kinds = ((pre_norm(self_attention, block), sparse), (decoder_layer, layer_parameters(config, dtype)))
     return assemble_kinds(config, settings, parts, kinds, pattern_of(config), HOLD_POSITIONS_FIRST)
+
+
+release_in_slot_order(__name__)

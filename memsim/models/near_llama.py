@@ -11,6 +11,7 @@ from functools import partial
 from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
@@ -194,3 +195,6 @@ def exaone(fields: Mapping[str, object], settings: Settings) -> Model:
     return assemble_types(
         config, settings, parts, types, [layers[kind] for kind in types], parameters, HOLD_POSITIONS_FIRST
     )
+
+
+release_in_slot_order(__name__)

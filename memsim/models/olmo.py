@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -78,3 +79,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     )
     parts = Parts(lambda b, x, name: layer_norm(b, x, name, dtype), unweighted=True, rotary_in_fp32=True)
     return assemble(config, settings, parts, decoder_layer, parameters)
+
+
+release_in_slot_order(__name__)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -126,3 +127,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     check_supported(config, dropout=True)
     parts = Parts(lambda b, x, name: rms_norm(b, settings, x, name), rotary_in_fp32=not settings.stack.olmo2_as_llama)
     return assemble(config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype))
+
+
+release_in_slot_order(__name__)

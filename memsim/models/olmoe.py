@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -135,3 +136,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     dtype = settings.dtype
     parts = Parts(lambda b, x, name: rms_norm(b, x, name, dtype))
     return assemble(config, settings, parts, decoder_layer, layer_parameters(config, dtype), HOLD)
+
+
+release_in_slot_order(__name__)

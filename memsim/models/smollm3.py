@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -106,3 +107,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     mlp_rows = mlp_parameters("mlp", config.hidden_size, config.intermediate_size, dtype, config.mlp_bias)
     parameters = (*attention_parameters(config, dtype), *mlp_rows, *norm_parameters(config, dtype))
     return assemble_types(config, settings, parts, types, [TURNED if turns else UNTURNED for turns in rope], parameters)
+
+
+release_in_slot_order(__name__)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
@@ -110,3 +111,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         final=norm_parameters("norm", config.hidden_size, dtype),
     )
     return assemble(config, settings, parts, decoder_layer, layer_parameters(config, dtype), HOLD_POSITIONS_FIRST)
+
+
+release_in_slot_order(__name__)

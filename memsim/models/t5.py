@@ -10,6 +10,7 @@ from dataclasses import replace
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter, Tower
 from memsim.framework.settings import Settings
@@ -228,3 +229,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         hold_inputs=HOLD,
         positional=len(HOLD),
     )
+
+
+release_in_slot_order(__name__)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.functional import dropout
 from memsim.framework.model import Parameter
 from memsim.framework.settings import Settings
@@ -359,3 +360,6 @@ def layer_parameters(config: T5, settings: Settings, decodes: bool, first: bool)
         )
     )
     return (*rows, Parameter(f"{last}.layer_norm.weight", (h,), dtype, module="norm"))
+
+
+release_in_slot_order(__name__)

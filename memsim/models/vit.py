@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
@@ -242,3 +243,6 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         head="",
         approximate=APPROXIMATE,
     )
+
+
+release_in_slot_order(__name__)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Parameter
 from memsim.framework.roles import MAGNITUDE, MAGNITUDE_NAME
 from memsim.framework.tensor import Tensor
@@ -134,3 +135,6 @@ def get_weight_norm(b: Builder, weight: Tensor, lora_weight: Tensor, trains: boo
         weight_norm = F.to(b, norm, weight.dtype)
         del norm
     return weight_norm
+
+
+release_in_slot_order(__name__)

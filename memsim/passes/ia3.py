@@ -11,6 +11,7 @@ from typing import Protocol
 from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Technique, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.tensor import Tensor
 from memsim.passes.int8 import linear8bit
@@ -199,3 +200,6 @@ def ia3_quantized(
     if run is not linear8bit:
         result = b.op("clone", result)
     return result
+
+
+release_in_slot_order(__name__)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from memsim.framework.builder import Builder, Technique, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.tensor import Tensor
 from memsim.passes import dora
 from memsim.passes.lora import lora_branch, run_adapted
@@ -62,3 +63,6 @@ def lora_linear8bit(
         output = b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora))
     result = b.op("add", result, output)
     return result
+
+
+release_in_slot_order(__name__)

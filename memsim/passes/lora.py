@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Technique, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.functional import dropout
 from memsim.framework.model import Model, Parameter
 from memsim.framework.tensor import Tensor
@@ -177,3 +178,6 @@ def lora_branch(b: Builder, x: Tensor, out_features: int, lora: Lora) -> Tensor:
     return F.linear(
         b, F.linear(b, dropout(b, x, lora.dropout), "lora_A", lora.rank, lora.dtype), "lora_B", out_features, lora.dtype
     )
+
+
+release_in_slot_order(__name__)

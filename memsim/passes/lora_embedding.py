@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call, scale_as
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Parameter
 from memsim.framework.roles import MAGNITUDE_NAME
 from memsim.framework.tensor import Tensor
@@ -103,3 +104,6 @@ def embedding_adapter(p: Parameter, lora: Lora) -> list[Parameter]:
         for name, shape in shapes
     ]
     return [*rows, magnitude(module, p, lora)] if lora.dora else rows
+
+
+release_in_slot_order(__name__)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Folded
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.tensor import Tensor
 from memsim.passes.targets import Sites, full_name, is_pattern
@@ -264,3 +265,6 @@ class Factors(Folded):
     def read(self) -> Tensor:
         with self.b.no_autocast():
             return self.b.op("baddbmm", self.weight, self.held[0], self.held[1], alpha=self.scaling, packs=(1, 2))
+
+
+release_in_slot_order(__name__)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from memsim.framework.builder import Builder
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Parameter
 from memsim.framework.roles import COPY
 from memsim.framework.tensor import Tensor
@@ -71,3 +72,6 @@ def copies(parameters: Sequence[Parameter], module: str) -> list[Parameter]:
         )
         for p in own
     ]
+
+
+release_in_slot_order(__name__)

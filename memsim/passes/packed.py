@@ -15,6 +15,7 @@ from math import gcd
 from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Technique, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model
 from memsim.framework.tensor import Tensor
 from memsim.operators.packed4bit import PACKED
@@ -123,3 +124,6 @@ def lora_awq(b: Builder, group: int, x: Tensor, weights: tuple[Tensor, ...], lor
         output = b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora))
     result = b.op("add", result, output)
     return result
+
+
+release_in_slot_order(__name__)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Rule, Technique, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.roles import COPY
 from memsim.framework.tensor import Tensor
@@ -167,3 +168,6 @@ def lora_linear4bit(
         output = b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora))
     result = b.op("add", result, output)
     return result
+
+
+release_in_slot_order(__name__)

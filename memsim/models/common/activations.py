@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.tensor import Tensor
 
 # The config's name → operator, in gated MLPs, and in those that have no gate.
@@ -25,3 +26,6 @@ def new_gelu(b: Builder, x: Tensor) -> Tensor:
         b.op("mul_scalar", x),
         b.op("add_scalar", b.op("tanh", b.op("mul_scalar", b.op("add", x, b.op("mul_scalar", b.op("pow", x)))))),
     )
+
+
+release_in_slot_order(__name__)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from memsim.framework.builder import Builder
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -116,3 +117,6 @@ def layer_inputs(
     specs = dict(zip(names, call.inputs, strict=False))
     specs["hidden_states"] = replace(specs["hidden_states"], requires_grad=call.outputs[0].requires_grad, leaf=False)
     return {name: b.input(name, spec) for name, spec in specs.items() if wanted is None or name in wanted}
+
+
+release_in_slot_order(__name__)

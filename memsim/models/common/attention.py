@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 from memsim.models.common.config import DecoderConfig
@@ -221,3 +222,6 @@ def eager(
     attn_output = F.matmul(b, attn_weights, value_states)
     attn_output = F.contiguous(b, F.transpose(b, attn_output, 1, 2))
     return attn_output, attn_weights
+
+
+release_in_slot_order(__name__)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -138,3 +139,6 @@ def causal_lm(
         logits = b.op("mul_scalar", logits)
     loss = causal_lm_loss(b, settings, logits, labels)
     return loss
+
+
+release_in_slot_order(__name__)

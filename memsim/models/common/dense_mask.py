@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 from memsim.models.common.config import DecoderConfig
@@ -128,3 +129,6 @@ def after(b: Builder, shape: tuple[int, int]) -> Tensor:
     result = F.create(b, "compare", shape, "bool")
     del positions
     return result
+
+
+release_in_slot_order(__name__)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 from memsim.models.common.config import DecoderConfig
@@ -92,3 +93,6 @@ def long_frequencies(b: Builder, dim: int) -> Tensor:
     del ext_factors
     del inv_freq_shape
     return inv_freq
+
+
+release_in_slot_order(__name__)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.functional import dropout
 from memsim.framework.model import Parameter
 from memsim.framework.settings import Settings
@@ -147,3 +148,6 @@ def linear_parameters(name: str, out: int, inputs: int, dtype: str, bias: bool =
     """Of an nn.Linear."""
     rows = [Parameter(f"{name}.weight", (out, inputs), dtype, module="linear")]
     return [*rows, Parameter(f"{name}.bias", (out,), dtype, module="linear")] if bias else rows
+
+
+release_in_slot_order(__name__)

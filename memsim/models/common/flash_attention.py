@@ -9,6 +9,7 @@ from __future__ import annotations
 from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 
@@ -237,3 +238,6 @@ def _apply(b: Builder, kind: str, inputs: tuple[Tensor, ...], padded: list[Tenso
     while hidden:
         hidden.pop(0)
     return out
+
+
+release_in_slot_order(__name__)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 
@@ -141,3 +142,6 @@ def inverse(b: Builder, mask: Tensor) -> Tensor:
     result = F.create(b, "bitwise_not", mask.shape, "bool")
     del true
     return result
+
+
+release_in_slot_order(__name__)

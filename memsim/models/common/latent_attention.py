@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -222,3 +223,6 @@ def attention_parameters(config: DecoderConfig, dtype: str) -> list[Parameter]:
     rows += [norm("kv_a_layernorm", sizes.kv_rank)]
     rows += linear_parameters("self_attn.kv_b_proj", heads * (sizes.nope + sizes.v), sizes.kv_rank, dtype)
     return rows + linear_parameters("self_attn.o_proj", hidden, heads * sizes.v, dtype, bias)
+
+
+release_in_slot_order(__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 from memsim.models.common.config import DecoderConfig
@@ -42,3 +43,6 @@ def pre_norm(self_attention: SelfAttention, mlp: Mlp, norm: Norm = rms_norm) -> 
         return hidden_states
 
     return layer
+
+
+release_in_slot_order(__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 
@@ -37,3 +38,6 @@ def cross_entropy(b: Builder, source: Tensor, target: Tensor) -> Tensor:
     (at::native::cross_entropy_loss gives it the dtype).
     """
     return b.op("nll_loss", b.op("log_softmax", source, dtype=source.dtype), target)
+
+
+release_in_slot_order(__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 
@@ -155,3 +156,6 @@ def windowed_mask(b: Builder, sequence: int) -> Tensor:
     del inside
     del before
     return result
+
+
+release_in_slot_order(__name__)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.tensor import Tensor
 
 
@@ -64,3 +65,6 @@ def math_attention(
         del weights
         del mask
     return result
+
+
+release_in_slot_order(__name__)

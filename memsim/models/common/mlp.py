@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.tensor import Tensor
 from memsim.models.common.activations import ACTIVATIONS
 from memsim.models.common.config import DecoderConfig
@@ -30,3 +31,6 @@ def mlp_forward(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: s
 def activation(config: DecoderConfig) -> str:
     """The operator of hidden_act."""
     return ACTIVATIONS[config.hidden_act]
+
+
+release_in_slot_order(__name__)

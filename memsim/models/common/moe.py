@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 
@@ -205,3 +206,6 @@ def check_alignment(settings: Settings, *sizes: int) -> None:
                 f"model: experts with {size} columns cannot run: torch's grouped_mm takes multiples of {multiple} in "
                 f"{settings.dtype}"
             )
+
+
+release_in_slot_order(__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.functional import dropout
 from memsim.framework.model import Parameter
 from memsim.framework.tensor import Tensor
@@ -43,3 +44,6 @@ def dropout_add(b: Builder, x: Tensor, residual: Tensor, p: float) -> Tensor:
     out = dropout(b, x, p)
     out = b.op("add", residual, out, label="residual")
     return out
+
+
+release_in_slot_order(__name__)

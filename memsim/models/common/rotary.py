@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.tensor import Tensor
 
 
@@ -58,3 +59,6 @@ def apply_partial_rotary_pos_emb(
 def part(b: Builder, x: Tensor, length: int) -> Tensor:
     """x[..., :length]: an alias where that is all of it."""
     return b.op("view", x, shape=x.shape) if length == x.shape[-1] else b.op("slice", x, length=length)
+
+
+release_in_slot_order(__name__)

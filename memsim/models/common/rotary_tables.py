@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 from memsim.tape import SET_ORDER
@@ -58,3 +59,6 @@ def rotary_tables(
         cos = b.op("mul_scalar", b.op("cos", emb))
         sin = b.op("mul_scalar", b.op("sin", emb))
     return F.to(b, cos, dtype), F.to(b, sin, dtype)
+
+
+release_in_slot_order(__name__)

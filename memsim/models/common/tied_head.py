@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -34,3 +35,6 @@ def causal_lm(
 def head_parameters(table: tuple[int, int], dtype: str, tied: bool) -> tuple[Parameter, ...]:
     """What the head adds to the embedding's parameters."""
     return () if tied else (Parameter("lm_head.weight", table, dtype, module="linear"),)
+
+
+release_in_slot_order(__name__)

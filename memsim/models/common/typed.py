@@ -10,6 +10,7 @@ from dataclasses import replace
 from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
+from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
@@ -152,3 +153,6 @@ def assemble_types(
         == 1
     )
     return replace(model, alike=alike)
+
+
+release_in_slot_order(__name__)
