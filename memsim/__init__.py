@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from memsim.api import compare as compare, load_trace as load_trace, replay as replay, simulate as simulate
+    from memsim.api import compare as compare, replay as replay, simulate as simulate
     from memsim.results.answers import Timeline as Timeline
     from memsim.results.side_by_side import Comparison as Comparison
     from memsim.run.job import Run as Run
+    from memsim.traces.load import load_trace as load_trace
 
 _HOMES = {
     "Comparison": "memsim.results.side_by_side",
     "Run": "memsim.run.job",
     "Timeline": "memsim.results.answers",
     "compare": "memsim.api",
-    "load_trace": "memsim.api",
+    "load_trace": "memsim.traces.load",
     "replay": "memsim.api",
     "simulate": "memsim.api",
 }

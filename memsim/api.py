@@ -1,18 +1,21 @@
-"""memsim from Python: simulate, compare, replay, load_trace. Each is a few lines; the work is done further down."""
+"""memsim from Python: simulate, compare, replay. Each is a few lines; the work is done further down.
+
+What a function needs is imported when it is called, so that a replay does not wait for model families.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from memsim.results.answers import Timeline
-from memsim.results.side_by_side import Comparison, side_by_side
-from memsim.run.job import Run
-from memsim.simulation import pipeline
-from memsim.tape import Tape
 from memsim.timeline.curves import Curves
-from memsim.traces import replay as replaying
-from memsim.traces.load import load_trace as load_trace
-from memsim.traces.trace import Trace
+
+if TYPE_CHECKING:
+    from memsim.results.answers import Timeline
+    from memsim.results.side_by_side import Comparison
+    from memsim.run.job import Run
+    from memsim.tape import Tape
+    from memsim.traces.trace import Trace
 
 
 def simulate(run: Run, other_order: bool = False, strict: bool = False, measured_step: float | None = None) -> Timeline:
@@ -27,9 +30,11 @@ def simulate(run: Run, other_order: bool = False, strict: bool = False, measured
     budget.
     """
     if isinstance(run.checkpointing, dict) and "budget" in run.checkpointing:
-        from memsim.search.budget import simulate_within  # scipy is slow to import, and few runs have a budget
+        from memsim.search.budget import simulate_within
 
         return simulate_within(run, other_order, strict, measured_step)
+    from memsim.simulation import pipeline
+
     return pipeline.simulate(run, other_order, strict, measured_step)
 
 
@@ -37,8 +42,10 @@ def compare(
     runs: Iterable[Run | Curves], labels: Sequence[str] | None = None, title: str = "", command: str = ""
 ) -> Comparison:
     """Simulates Runs (Timelines stay as they are) and sets them side by side. Labels are the runs' names where none are
-    given.
+    given. Raises what `simulate` raises.
     """
+    from memsim.results.side_by_side import side_by_side
+
     timelines = [item if isinstance(item, Curves) else simulate(item) for item in runs]
     return side_by_side(timelines, labels, title, command)
 
@@ -51,4 +58,7 @@ def replay(
 
     Raises InputError for what PyTorch refuses.
     """
+    from memsim.results.answers import Timeline
+    from memsim.traces import replay as replaying
+
     return Timeline.of(replaying.replay(tape, allocator, device_memory, torch))
