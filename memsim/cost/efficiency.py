@@ -1,5 +1,6 @@
-"""What of a device's data sheet training code reaches: the defaults of the time estimate (cost.py), which a Run may
-set.
+"""What of a device's data sheet training code reaches: the defaults of the time estimate (cost/roofline.py).
+
+A Run may set its own.
 """
 
 from __future__ import annotations

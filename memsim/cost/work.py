@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one execution asks of the device (cost.py turns it into seconds)."""
+    """What one execution asks of the device (cost/roofline.py turns it into seconds)."""
 
     # what does the arithmetic: "vector", "matmul" (tensor cores, where the dtype has them) or "attention" (the same, in
     # a fused kernel)

@@ -109,8 +109,7 @@ def probe(log: list[str]) -> None:
 
     def returns() -> None:
         a, b, c = Mark(log, "a"), Mark(log, "b"), Mark(log, "c")  # noqa: F841
-        a = None  # type: ignore[assignment]  # noqa: F841
-        log.append("rebound")
+        _ = (a := None), log.append("rebound")  # type: ignore[assignment, func-returns-value]  # noqa: F841
 
     returns()
     log.append("returned")

@@ -75,7 +75,7 @@ class Batch(Part):
 
 
 class EfficiencyKeys(Part):
-    """What of the device's data sheet is reached, for estimates of time (cost.py): shares of its rates, and
+    """What of the device's data sheet is reached, for estimates of time (cost/roofline.py): shares of its rates, and
     microseconds of a launch.
     """
 

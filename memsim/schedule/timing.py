@@ -1,4 +1,4 @@
-"""When events happen, by estimate: what is executed before each event, in seconds (cost.py).
+"""When events happen, by estimate: what is executed before each event, in seconds (cost/roofline.py).
 
 Work counts before the next event, whatever layer that is of: as work is done alike in every layer, a layer's sum stays
 right.
