@@ -8,6 +8,8 @@ import re
 from memsim.errors import InputError, show
 
 GIB = 2**30
+MIB = 2**20
+KIB = 2**10
 UNITS = {
     "B": 1,
     "KB": 10**3,
@@ -23,8 +25,6 @@ LARGEST = 2**50  # 1 PiB; sums of what fits stay far within 64 bits
 
 _SIZE = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)")
 _BY_LOWER = {unit.lower(): unit for unit in UNITS}
-MIB = 2**20
-KIB = 2**10
 
 
 def read_bytes(value: object) -> int:

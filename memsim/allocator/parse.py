@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from memsim.allocator.rules import MIB, Reserve, Rules, release
+from memsim.allocator.rules import Reserve, Rules, release
 from memsim.errors import InputError
+from memsim.units import MIB
 
 _WORD = 1 << 64
 _BOOLEANS = {

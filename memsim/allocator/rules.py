@@ -9,7 +9,6 @@ from memsim.errors import InputError
 
 GOLDEN = "2.15.0"
 OLDEST = (2, 1)
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from memsim.allocator.rules import GOLDEN, MIB, Reserve, Rules, rules_of
+from memsim.allocator.rules import GOLDEN, Reserve, Rules, rules_of
+from memsim.units import MIB
 
 if TYPE_CHECKING:
     from memsim.allocator.compiled.arena import ARRAY

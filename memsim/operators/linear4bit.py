@@ -4,7 +4,6 @@ gemm_4bit, functional.py dequantize_4bit).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -170,8 +169,3 @@ def quantize(m: Machine, elements: int, double: bool, category: int, scratch: in
         m.release(centred, absmax)
     m.release(weight)
     return packed
-
-
-def packed_bytes(shape: tuple[int, ...]) -> int:
-    """Bytes of the packed weights, without their scales."""
-    return (math.prod(shape) + 1) // 2

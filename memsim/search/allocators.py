@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from memsim.allocator import Settings, allocate
 from memsim.allocator.serving import UNLIMITED
 from memsim.errors import InputError
-from memsim.search.smallest import MIB, smallest
+from memsim.search.smallest import smallest
 from memsim.traces.replay import ONLY_TOTALS, replay
 from memsim.traces.trace import Trace
-from memsim.units import bytes_of
+from memsim.units import MIB, bytes_of
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,9 @@ from memsim.simulation.device import rates_of
 from memsim.simulation.pipeline import simulate
 from memsim.simulation.support import check_towers
 from memsim.timeline.names import CATEGORY_NAMES
-from memsim.units import duration, gib, read_bytes
+from memsim.units import MIB, duration, gib, read_bytes
 
 SIMULATIONS = 14  # of plans, at most, on the way to one that fits; as many again to better it
-MIB = 2**20
 
 
 @dataclass(frozen=True)

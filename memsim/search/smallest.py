@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-MIB = 1 << 20
+from memsim.units import MIB
 
 
 def smallest(survives: Callable[[int], bool], low: int, high: int, step: int = MIB) -> int:

@@ -13,8 +13,9 @@ from oplists import Script
 from memsim.allocator import Settings, allocate
 from memsim.cli.entry import main
 from memsim.search.allocators import least_memory
-from memsim.search.smallest import MIB, smallest
+from memsim.search.smallest import smallest
 from memsim.traces.load import load_trace
+from memsim.units import MIB
 
 
 @given(limit=st.integers(1, 10**6))
