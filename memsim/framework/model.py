@@ -42,8 +42,8 @@ class Parameter:
 
     @property
     def numel(self) -> int:
-        """Number of elements of its tensor; NF4 packs two in one. A buffer, as GPTQ and AWQ store their weights in,
-        counts 0.
+        """Number of elements of its tensor; NF4 packs two in one. Weights in buffers, as those of GPTQ
+        and AWQ, count 0.
         """
         if ":" in self.quantized:
             return 0
