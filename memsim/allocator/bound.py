@@ -104,8 +104,8 @@ def pack(buffers: Buffers) -> Packing:
         np.ascontiguousarray(array[by_start]) for array in (buffers.lower, buffers.upper, buffers.size)
     )
     best: Packing | None = None
-    # Buffers that live to the end all meet there. Where their sum and the largest sum of the rest come together, they
-    # are laid out from 0 on, and not moved again.
+    # Buffers that live to the end all meet there. Where their sum and the largest sum of the rest occur at the same
+    # moment, they are laid out from 0 on, and not moved again.
     lasting = upper == upper.max()
     ground = int(size[lasting].sum())
     passing = Buffers(lower[~lasting], upper[~lasting], size[~lasting])

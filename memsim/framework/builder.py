@@ -96,6 +96,9 @@ class Builder:
         self.stack: tuple[int, ...] = ()  # storages of the running expression's temporaries
 
     def let_go(self, storage: int) -> None:
+        """Notes that a storage has one name fewer. Without names it becomes one of the drops of the operator that ran
+        last.
+        """
         self.names[storage] -= 1
         if self.names[storage] == 0 and self.graph.operators and not self.finished:
             self.graph.operators[-1].drops.append(storage)

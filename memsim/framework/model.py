@@ -82,7 +82,7 @@ class Model:
     """
 
     before: tuple[Parameter, ...]  # in module order: ahead of the layers,
-    layers: tuple[tuple[Parameter, ...], ...]  # of each distinct kind of layer,
+    layers: tuple[tuple[Parameter, ...], ...]  # for each distinct kind of layer,
     after: tuple[Parameter, ...]  # and after them
     pattern: tuple[int, ...]  # kind of each layer
     outer: LayerGraph
@@ -91,12 +91,12 @@ class Model:
     towers: tuple[Tower, ...] = ()  # in the order of `pattern`; empty: all layers are one
     # The kinds of layers make the same requests, and differ only in which of their inputs they read.
     alike: bool = False
-    checkpoints: tuple[Checkpoint, ...] = ()  # of all layers, in order; empty: none
+    checkpoints: tuple[Checkpoint, ...] = ()  # those of all layers, in order; empty: none
     inputs_require_grad: bool = False
     # inputs of a layer that a checkpoint keeps, in the order in which it releases them
     hold_inputs: tuple[str, ...] = ()
     head: str = "lm_head"  # the module of the output embeddings; empty where there is none
-    approximate: str = ""  # says in words what of the model is not held against recordings
+    approximate: str = ""  # what in the model is not held against recordings, in words
     positional: int = 1  # number of those at the end of hold_inputs that are not keyword arguments
 
     def by_reference(self) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -16,7 +16,7 @@ class Settings:
 
     batch: int
     sequence: int
-    dtype: str  # of the weights
+    dtype: str  # dtype of the weights
     attention: str
     sm: int = 80
     stack: Software = GOLDEN
@@ -26,7 +26,7 @@ class Settings:
     padding: float = 0.0
     loaded: str = ""  # dtype in which the model is made, where it is cast afterwards
     watched: bool = False  # layers run under a TorchDispatchMode, as selective checkpointing's
-    routing: str | float = "balanced"  # of tokens to experts: see models/common/moe.py
+    routing: str | float = "balanced"  # how tokens go to experts (models/common/moe.py)
     other_order: bool = False  # takes the other order where that of a Python set decides
 
     @property

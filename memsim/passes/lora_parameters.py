@@ -237,6 +237,7 @@ class Delta(Folded):
         return F.to(b, delta_weight, self.weight.dtype)
 
     def read(self) -> Tensor:
+        """Returns the weight plus its update."""
         return self.b.op("add", self.weight, self.held[0])
 
 
@@ -263,6 +264,7 @@ class Factors(Folded):
         self.held = [lhs, rhs]
 
     def read(self) -> Tensor:
+        """Returns the weight with the factors folded in."""
         with self.b.no_autocast():
             return self.b.op("baddbmm", self.weight, self.held[0], self.held[1], alpha=self.scaling, packs=(1, 2))
 

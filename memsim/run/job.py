@@ -54,7 +54,7 @@ class Run(Part):
     device_memory_gib: Annotated[float, BeforeValidator(values.memory)] = 80.0
     sm: Annotated[int, values.whole(30, 200)] = 80  # compute capability times ten
     steps: Annotated[int, values.whole(1, 10_000)] = 3
-    efficiency: EfficiencyKeys = EfficiencyKeys()  # of the time estimate
+    efficiency: EfficiencyKeys = EfficiencyKeys()  # for the time estimate
     stack: Annotated[str, BeforeValidator(values.stack)] = (
         "golden"  # the versions of the framework (memsim/stacks/known.py)
     )

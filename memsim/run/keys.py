@@ -45,7 +45,7 @@ class Method(Part):
     @model_validator(mode="before")
     @classmethod
     def _default_targets(cls, data: Any) -> Any:
-        """Fills in the default targets: all-linear, but for (IA)³, whose targets PEFT knows by model_type."""
+        """Fills in the default targets: all-linear, or none for (IA)³, whose targets PEFT knows by model_type."""
         if isinstance(data, Mapping) and data.get("targets") is None:
             return {**data, "targets": None if data.get("kind") in ("ia3", "qia3") else "all-linear"}
         return data

@@ -41,7 +41,7 @@ class Forward(Loaded):
         self.told.append((leaf, autograd.holding.leaf(value) if autograd.holding else []))
 
     def recast_once(self, layer: int, instance: Instance, op: Operator) -> None:
-        """Runs a module that casts its parameter permanently when it first runs."""
+        """Casts a parameter permanently, as its module does when it first runs."""
         (spec,) = op.inputs
         assert spec.parameter is not None
         if (layer, spec.parameter) not in self.recasts:

@@ -31,7 +31,7 @@ from memsim.simulation.support import check_towers
 from memsim.timeline.names import CATEGORY_NAMES
 from memsim.units import duration, gib, read_bytes
 
-SIMULATIONS = 14  # most simulations of plans on the way to one that fits; as many again to improve it
+SIMULATIONS = 14  # most simulations of plans on the way to one that fits; the same number again to improve it
 MIB = 2**20
 
 
@@ -158,9 +158,7 @@ class Search:
         return {"plan": rows}
 
     def of_layers(self, strategy: Strategy) -> list[Choice]:
-        """Returns the choice of each layer: what it holds and recomputes, in a strategy that checkpoints each layer by
-        itself.
-        """
+        """Returns the choice of each layer in a strategy: what it holds and recomputes, each layer priced by itself."""
         rows = zip(self.model.pattern, checkpointed(self.model, strategy).by_layer(), strict=True)
         keys = [(kind, checkpoint) for kind, (checkpoint, _) in rows]
         for kind, checkpoint in set(keys) - self.prices.keys():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from memsim.allocator.bound import Bounds
 
-MOST_PAIRS = 100_000_000  # of storages alive together, up to which a packing is looked for: about a second
+MOST_PAIRS = 100_000_000  # most pairs of storages alive together for which a packing is looked for: about a second
 
 
 @dataclass(frozen=True, eq=False)

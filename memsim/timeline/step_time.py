@@ -14,7 +14,7 @@ class StepTime:
     recomputation: float
     optimizer: float
     tokens: int  # number of tokens in a step
-    flops: float  # of the products that the step needs, forward and backward, without recomputation
+    flops: float  # those of the products that the step needs, forward and backward, without recomputation
     peak: float  # the device's rate in the dtype of the products, in FLOP a second
 
     @property

@@ -82,7 +82,7 @@ def trace_of_events(
 
 
 def memory_of(events: Recording, reserved: int = 0) -> int | None:
-    """Bytes of the device, where an out of memory tells them: the free and the reserved memory then. `reserved` is the
+    """Bytes of the device, where an out of memory gives them: the free and the reserved memory then. `reserved` is the
     reserved memory at the start. None without an out of memory.
     """
     failed = np.flatnonzero(events.action == OOM)

@@ -24,7 +24,7 @@ def load_trace(path: str | Path, device_memory: int | str | None = None, watch: 
     """Reads a PyTorch snapshot (.pickle), a recording or an operation list (.npz), or a Chrome trace of the profiler
     (.json, .json.gz).
 
-    device_memory: bytes, or "24GiB", of the device that was recorded on, where the file does not say. It tells the
+    device_memory: bytes, or "24GiB", of the device that was recorded on, where the file does not say. It separates the
     releases of memory that the allocator had to make from those that the program requested by empty_cache(). watch:
     wraps the file through which a snapshot is read. Raises InputError, one line naming the file.
     """
@@ -110,5 +110,5 @@ def _recording(path: Path, told: int | None) -> Trace:
             settings = str(run.get("allocator") or "")
             memory = memory or int(float(run["device_memory_gib"]) * 2**30)
         except (ValueError, AttributeError, OSError, KeyError, TypeError):
-            pass  # it does not tell the device
+            pass  # it says nothing of the device
     return trace_of_events(recording, (), str(path), "recording", settings, memory)

@@ -170,7 +170,7 @@ def to_tape(recording: Recording) -> Tape:
     )
     action = recording.action[kept]
     born = action != FREE_REQUESTED
-    number = np.cumsum(born) - 1  # of storages, including failed ones
+    number = np.cumsum(born) - 1  # number of the storage, failed ones included
     of_ordinal = number[action == ALLOC]
     n = len(kept)
     return Tape(

@@ -76,6 +76,7 @@ class _Frames:
         self.made: dict[tuple[int, int, int], Frames] = {}
 
     def of(self, event: int) -> Frames:
+        """Returns the frames of an event of the tape."""
         tape = self.tape
         key = int(tape.operator[event]), int(tape.layer[event]), int(tape.phase[event])
         if key not in self.made:

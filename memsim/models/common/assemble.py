@@ -22,7 +22,7 @@ INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")
 HOLD = ("attention_mask", "sin", "cos", "position_ids", "hidden_states")
 # Positional arguments: tensors in their order, then tuples.
 HOLD_POSITIONAL = ("hidden_states", "attention_mask", "position_ids", "sin", "cos")
-HOLD_POSITIONS_FIRST = ("attention_mask", "position_ids", "sin", "cos", "hidden_states")  # of Mistral and Phi-3
+HOLD_POSITIONS_FIRST = ("attention_mask", "position_ids", "sin", "cos", "hidden_states")  # as in Mistral and Phi-3
 
 
 def assemble(

@@ -18,7 +18,7 @@ def dense_mask(b: Builder, config: DecoderConfig, settings: Settings, dtype: str
     """Runs _update_causal_mask: [B, 1, S, S + 1] in `dtype`, expanded over the batch (a view). With padding it is the
     batch's own, [B, 1, S, S].
 
-    Returns None for sdpa, which has is_causal, unless the sequence reaches the window or is padded.
+    Returns None for sdpa, which gets is_causal, unless the sequence reaches the window or is padded.
     """
     sequence, window = settings.sequence, config.sliding_window
     inside = sequence == 1 or window is None or sequence < window

@@ -34,7 +34,7 @@ def causal_mask(
     """Runs masking_utils.create_causal_mask, or create_sliding_window_causal_mask with a `window` in tokens. The
     positions may be None.
 
-    Returns None for sdpa, which has is_causal, unless the sequence reaches the window or is padded. Returns [B, 1, S,
+    Returns None for sdpa, which gets is_causal, unless the sequence reaches the window or is padded. Returns [B, 1, S,
     S] in the model's dtype for eager.
     """
     sequence = settings.sequence

@@ -17,7 +17,7 @@ def mlp_of(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: str, b
 
 
 def mlp_forward(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: str, bias: bool) -> Tensor:
-    """Runs the forward that `mlp_of` and its variants share."""
+    """Runs the forward that Llama's gated feed-forward modules share."""
     with b.module(name):
         product = b.op(
             "mul",

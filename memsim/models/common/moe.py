@@ -44,7 +44,7 @@ def router(
 def router_forward(
     b: Builder, hidden_states: Tensor, weight: Tensor, top_k: int, normalized: bool, lowered: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs the forward of both. `weight` is read first."""
+    """Runs the forward of both routers. `weight` is read first."""
     hidden_states = b.op("view", hidden_states, shape=hidden_states.shape)
     router_logits = b.op("linear", hidden_states, weight)
     router_probs = F.softmax(b, router_logits, "fp32") if lowered else b.op("softmax", F.to(b, router_logits, "fp32"))
@@ -182,11 +182,10 @@ def grouped_linear(
 
 
 def hit(routing: str | float, experts: int, top_k: int, rows: int) -> int:
-    """Number of experts that receive a token, of `rows` rows in all: top_k for each token.
+    """Number of experts that receive a token. `rows` counts the choices of all tokens, top_k for each.
 
-    `balanced`: every expert, as long as there are rows. `2.0`: the busiest gets twice the average, the others are
-    balanced. `worst`: all tokens choose the same top_k. `zeros`: none, as counted by a device whose memory reads as
-    zero.
+    `balanced`: every expert, as long as there are rows. `2.0`: the same, but the busiest gets twice the average.
+    `worst`: all tokens choose the same top_k. `zeros`: none, as counted by a device whose memory reads as zero.
     """
     if routing == "zeros":
         return 0

@@ -7,7 +7,7 @@ from memsim.models.common.config import DecoderConfig
 
 
 def biases(config: DecoderConfig) -> tuple[bool, bool]:
-    """Returns (true if q, k and v have biases, true if o has one)."""
+    """Returns two flags: True if q, k and v have biases, and True if o has one."""
     if config.model_type in ("qwen2", "qwen2_moe"):
         return config.fields.get("qkv_bias") is not False or config.model_type == "qwen2", False
     if config.model_type in ("mistral", "mixtral", "ministral"):

@@ -219,7 +219,7 @@ class Autograd:
         machine.default_category, machine.scratch_category, machine.backward_thread = before
 
     def _release_saved(self, node: Node) -> None:
-        """Releases what the node saved. A region is closed after the last node that saved tensors in it."""
+        """Releases what the node saved. A region is closed once the last such node in it is done."""
         if node.frame is None:
             self.machine.release(*node.saved)
             return
