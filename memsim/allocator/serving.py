@@ -49,10 +49,13 @@ def allocate(
     out of memory, unless `stop_at_oom` is false.
 
     addresses: those that the driver gives the first segments (or reservations), from a recording. Later addresses count
-    up from 0x700000000000, as all do without them. linux_addresses: addresses are as on Linux (linux_addresses.py),
-    which decides between equal free blocks up to torch 2.12. prefix: number of first events that rebuild the state in
-    which a recording began. They are served without the settings that change sizes. A request of 0 bytes gets address
-    0. Raises InputError for sizes that no device has.
+    up from 0x700000000000, as all do without them.
+    linux_addresses: addresses are as on Linux (linux_addresses.py), which decides between equal free blocks up to torch
+    2.12.
+    prefix: number of first events that rebuild the state in which a recording began. They are served without the
+    settings that change sizes.
+
+    A request of 0 bytes gets address 0. Raises InputError for sizes that no device has.
     """
     settings = Settings() if settings is None else settings
     memory = _checked(tape, DEFAULT_DEVICE_MEMORY if device_memory is None else device_memory)

@@ -14,7 +14,7 @@ FLOATING = frozenset({"fp32", "bf16", "fp16"})
 
 
 def target(kind: str, dtype: str) -> str | None:
-    """Names the dtype to which an operator's floating-point arguments are cast under autocast to `dtype`. None where
+    """Returns the dtype to which an operator's floating-point arguments are cast under autocast to `dtype`. None where
     they stay as they are.
     """
     return dtype if kind in LOWER else "fp32" if kind in FP32 else None

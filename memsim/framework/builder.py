@@ -264,8 +264,7 @@ class Builder:
     def _casted(
         self, dtype: str, inputs: tuple[Tensor, ...], order: tuple[int, ...], cached: bool = True
     ) -> list[Tensor]:
-        """Casts every argument as cached_cast does, in this order; C++ compilers evaluate arguments from the last to
-        the first.
+        """Casts every argument as cached_cast does, in `order`: from the last on, as C++ compilers evaluate arguments.
 
         A parameter that trains is cast to the lower precision once and kept, unless the operator reads a view of it.
         """

@@ -64,8 +64,7 @@ class Operator:
     drops: list[int] = field(default_factory=list)
     # those of `drops` that only the expression held: an exception in the operator releases them first
     operands: list[int] = field(default_factory=list)
-    # storages that from here on only a graph holds which backward never reaches; a checkpoint that keeps nothing does
-    # not
+    # storages that from here on only a graph holds that backward never reaches (not where a checkpoint keeps nothing)
     unkept: list[int] = field(default_factory=list)
     requires_grad: bool = field(init=False)  # True if backward has a node for it
 

@@ -25,7 +25,8 @@ def reduction_scratch(
     does an output.
 
     shape and strides (elements) are the input's; itemsize in bytes; processors and threads per processor are the
-    device's; accumulate: bytes of the accumulator, which is a float, except for any() and all(), which have a bool.
+    device's;
+    accumulate: bytes of the accumulator, which is a float, except for any() and all(), which have a bool.
     """
     reduced = _coalesce([(shape[d], strides[d]) for d in dims if shape[d] != 1])
     kept = _coalesce([(shape[d], strides[d]) for d in range(len(shape)) if d not in dims and shape[d] != 1])

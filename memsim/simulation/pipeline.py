@@ -51,9 +51,12 @@ def simulate(run: Run, other_order: bool = False, strict: bool = False, measured
     """Returns what the Run's training steps do to GPU memory, event by event.
 
     other_order: the other way round, where the framework goes through a Python set of names, whose order differs from
-    process to process (Gemma 3). strict: a model_type that memsim does not know is refused. Otherwise it is taken for a
-    Llama where its fields are Llama's, with a warning. measured_step: measured seconds of a step, which calibrate the
-    efficiencies of the time estimate. Raises InputError, and Unsupported for what memsim cannot simulate yet.
+    process to process (Gemma 3).
+    strict: a model_type that memsim does not know is refused. Otherwise it is taken for a Llama where its fields are
+    Llama's, with a warning.
+    measured_step: measured seconds of a step, which calibrate the efficiencies of the time estimate.
+
+    Raises InputError, and Unsupported for what memsim cannot simulate yet.
     """
     for warning in warnings_of(run, strict):
         warnings.warn(warning, stacklevel=2)

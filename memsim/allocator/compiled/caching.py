@@ -166,10 +166,12 @@ def replay(
     - where the device may have no room and the arena's HALTS is 1, which it then clears.
 
     arena: settings and state. addresses: for the driver to hand out first. action [n] uint8, storage, nbytes [n] int64,
-    stream [n] uint64. ranks: the streams' handles in PyTorch's order, uint64. block_of [storages + 1]: zeros at first.
-    rows: out, 6 of n: address, block, requested, allocated, reserved, segments. rare: out, 3 of n, zeros at first:
-    active, retries and ooms. Active stays zero where no free waits for a stream, for there it equals allocated. log:
-    out, driver calls, CALL_WORDS each; the arena's CALLS is their number.
+    stream [n] uint64.
+    ranks: the streams' handles in PyTorch's order, uint64. block_of [storages + 1]: zeros at first.
+    rows: out, 6 of n: address, block, requested, allocated, reserved, segments.
+    rare: out, 3 of n, zeros at first: active, retries and ooms. Active stays zero where no free waits for a stream, for
+    there it equals allocated.
+    log: out, driver calls, CALL_WORDS each; the arena's CALLS is their number.
     """
     n, room, streams = len(action), len(log) // CALL_WORDS, len(ranks)
     heap, given, calls, out, seldom = items(arena), items(addresses), items(log), items(rows), items(rare)
