@@ -32,9 +32,7 @@ Rule = Callable[["Builder", str, tuple[Tensor, ...], Mapping[str, object]], tupl
 
 
 class Folded:
-    """A parameter that is computed when it is read. `held` are the tensors it is computed from, while
-    its module runs.
-    """
+    """A parameter that is computed when it is read, from the tensors that are `held` while its module runs."""
 
     held: list[Tensor]
 
@@ -96,9 +94,7 @@ class Builder:
         self.stack: tuple[int, ...] = ()  # storages of the running expression's temporaries
 
     def let_go(self, storage: int) -> None:
-        """Notes that a storage has one name fewer. Without names it becomes one of the drops of the operator that ran
-        last.
-        """
+        """Notes that a storage has one name fewer. Without any, it is among the drops of the last operator."""
         self.names[storage] -= 1
         if self.names[storage] == 0 and self.graph.operators and not self.finished:
             self.graph.operators[-1].drops.append(storage)
@@ -191,14 +187,11 @@ class Builder:
         return During(self, unwind=(*(tensor.spec.storage for tensor in tensors), *self.unwind), stack=temporaries)
 
     def callers(self, *tensors: Tensor) -> During:
-        """Does as `locals`, for the function that calls the running one. Its locals die after all that inner functions
-        hold.
-        """
+        """Does as `locals`, for the calling function. Its locals die after all that inner functions hold."""
         return During(self, unwind_last=tuple(tensor.spec.storage for tensor in tensors))
 
     def unkept(self, tensor: Tensor) -> None:
-        """Says that after the operator that ran last, only an autograd graph holds this tensor, one that dies before
-        backward.
+        """Says that after the last operator only an autograd graph holds this tensor, one that dies before backward.
 
         The first run of a checkpointed region keeps nothing in its graph, so there the tensor dies now. The same holds
         where a `dead` operator has no graph.
