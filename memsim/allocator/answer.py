@@ -1,4 +1,4 @@
-"""What an allocator answered to a Tape."""
+"""The answer of an allocator to a Tape."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class DriverAction(IntEnum):
-    """Calls that an allocator makes of the driver."""
+    """Calls that an allocator makes to the driver."""
 
     SEGMENT_ALLOC = 0
     SEGMENT_FREE = 1
@@ -20,11 +20,11 @@ class DriverAction(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class OutOfMemory:
-    """An ALLOC that could not be served; all but `event` in bytes."""
+    """An ALLOC that could not be served. All fields but `event` and `rejected` are in bytes."""
 
     event: int  # index into the Tape
     requested: int  # bytes asked for, before rounding
-    tried: int  # what the driver was asked for ("Tried to allocate …")
+    tried: int  # size asked of the driver ("Tried to allocate …")
     device_free: int
     device_memory: int
     allocated: int
@@ -34,9 +34,9 @@ class OutOfMemory:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """Per event of a Tape (arrays of length n): addresses, and the allocator's counters after the event, in bytes.
+    """For each event of a Tape (arrays of length n): addresses, and the allocator's counters after the event, in bytes.
 
-    `requested` ≤ `allocated` ≤ `active` ≤ `reserved` as PyTorch's memory_stats() counts them.
+    `requested` ≤ `allocated` ≤ `active` ≤ `reserved`, as PyTorch's memory_stats() counts them.
     """
 
     address: NDArray[np.int64]  # [n] of the block handed out or freed; -1 where an ALLOC failed; 0 for other actions
@@ -52,5 +52,5 @@ class Answer:
     driver_action: NDArray[np.uint8]  # [m] DriverAction
     driver_address: NDArray[np.int64]  # [m]
     driver_bytes: NDArray[np.int64]  # [m]
-    processed: int  # events answered: n, or fewer where it stopped at out of memory (later entries are zero)
-    out_of_memory: OutOfMemory | None  # the first one
+    processed: int  # number of events answered: n, or fewer where it stopped at out of memory (later entries are zero)
+    out_of_memory: OutOfMemory | None  # the first failure

@@ -1,13 +1,13 @@
-"""How much of the memory that a run reserves its own requests cost, and how much fragmentation: bounds that hold for
-any allocator.
+"""Divides the memory that a run reserves into what its own requests cost and fragmentation, by bounds that hold for any
+allocator.
 
     largest amount live at once ≤ best known packing ≤ reserved
 
 The first is a lower bound for every allocator, even one that moves blocks. The second is an offline placement: every
-lifetime is known in advance and every buffer keeps one address. Finding the lowest is NP-hard (dynamic storage
-allocation; Garey and Johnson, problem SR2); here the best of several greedy orders is taken, as TensorFlow Lite's
-planner, TelaMalloc (Maas et al., ASPLOS 2022) and MiniMalloc (Moffitt, ASPLOS 2023) use them for a start. The CSV files
-are google/minimalloc's.
+lifetime is known in advance, and every buffer keeps one address. Finding the lowest is NP-hard (dynamic storage
+allocation; Garey and Johnson, problem SR2). Here the best of several greedy orders is taken, with which TensorFlow
+Lite's planner, TelaMalloc (Maas et al., ASPLOS 2022) and MiniMalloc (Moffitt, ASPLOS 2023) start. The CSV files are
+google/minimalloc's.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from memsim.errors import InputError
 from memsim.tape import Action, Tape
 
 ALIGNMENT = 512  # bytes; the allocator's own
-GOOD_ENOUGH = 2000  # a packing within this part of the lower bound is not improved
-FEW = 2000  # buffers of which more is tried
-_CHECKPOINTS = 4_000_000  # about how many entries the index of live buffers may have
-_EFFORT = 60_000_000  # about how many pairs of buffers the improvement may look at: some tenths of a second
+GOOD_ENOUGH = 2000  # a packing at most 1/2000 above the lower bound is not improved
+FEW = 2000  # up to this number of buffers more is tried
+_CHECKPOINTS = 4_000_000  # about the number of entries that the index of live buffers may have
+_EFFORT = 60_000_000  # about the number of pairs of buffers that the improvement may look at: some tenths of a second
 _UNPLACED = 1 << 62
 
 Column = NDArray[np.int64]
@@ -47,7 +47,7 @@ class Buffers:
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """Where each buffer lies."""
+    """The place of each buffer."""
 
     offset: NDArray[np.int64]  # [n] bytes
     height: int  # bytes; the largest offset + size
@@ -56,19 +56,20 @@ class Packing:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bytes; each is at most the next."""
+    """Bounds in bytes; each is at most the next."""
 
     live: int  # the largest sum of requested bytes alive at once: no allocator needs less
-    # the least for which a placement with fixed addresses is known; None: not looked for among so many
+    # The least memory for which a placement with fixed addresses is known. None: there were too many buffers to look
+    # for one.
     packing: int | None
-    reserved: int  # what the simulated allocator reserved at its peak
+    reserved: int  # the simulated allocator's reserved memory at its peak
 
 
 def buffers_of(tape: Tape, answer: Answer | None = None, *, alignment: int = ALIGNMENT) -> Buffers:
-    """The Tape's storages, in order of their ALLOCs, sizes rounded up; what is never freed lives to the end. Moments
-    are event indices.
+    """Returns the Tape's storages as buffers, in the order of their ALLOCs, with sizes rounded up. A storage that is
+    never freed lives to the end. Moments are event indices.
 
-    With an Answer, only those that it served.
+    With an Answer, only the storages that it served.
     """
     n = len(tape) if answer is None else answer.processed
     action, storage = tape.action[:n], tape.storage[:n]
@@ -81,7 +82,7 @@ def buffers_of(tape: Tape, answer: Answer | None = None, *, alignment: int = ALI
 
 
 def most_live(buffers: Buffers) -> int:
-    """The largest sum of sizes alive at one moment, in bytes."""
+    """Largest sum of sizes alive at one moment, in bytes."""
     if not len(buffers):
         return 0
     moments = np.concatenate([buffers.upper, buffers.lower])  # at one moment, ends come before beginnings
@@ -90,8 +91,8 @@ def most_live(buffers: Buffers) -> int:
 
 
 def pack(buffers: Buffers) -> Packing:
-    """The best of several greedy orders, then of orders in which what lies highest is moved forward, until the lower
-    bound or the effort is reached.
+    """Returns the best packing of several greedy orders, and then of orders in which the buffer that lies highest is
+    moved forward, until the lower bound or the limit of effort is reached.
 
     The same buffers give the same packing.
     """
@@ -103,8 +104,8 @@ def pack(buffers: Buffers) -> Packing:
         np.ascontiguousarray(array[by_start]) for array in (buffers.lower, buffers.upper, buffers.size)
     )
     best: Packing | None = None
-    # What lives to the end excludes each other at the end. Where that and the most of the rest come together, it is
-    # laid out from 0 on once and for all.
+    # Buffers that live to the end all meet there. Where their sum and the largest sum of the rest occur at the same
+    # moment, they are laid out from 0 on, and not moved again.
     lasting = upper == upper.max()
     ground = int(size[lasting].sum())
     passing = Buffers(lower[~lasting], upper[~lasting], size[~lasting])
@@ -126,8 +127,8 @@ def pack(buffers: Buffers) -> Packing:
 
 
 def _place_parts(lower: Column, upper: Column, size: Column, goal: int) -> tuple[Column, int, str]:
-    """As `_place_best`, part by part: at some moments nothing is alive, as between the steps of a training run, and
-    what lies between two such repeats.
+    """Does as `_place_best`, part by part. At some moments nothing is alive, as between the steps of a training run,
+    and what lies between two such moments repeats.
     """
     n = len(size)
     if n == 0:
@@ -139,7 +140,8 @@ def _place_parts(lower: Column, upper: Column, size: Column, goal: int) -> tuple
     for start, end in zip(starts[ends - starts > 1].tolist(), ends[ends - starts > 1].tolist(), strict=True):
         part = slice(start, end)
         moments = np.concatenate([lower[part], upper[part]])
-        # Only the order of the moments matters, and so is known again in a step that has other events between them.
+        # Only the order of the moments matters. So a part is found again in a step that has other events between the
+        # same moments.
         rank = np.unique(moments, return_inverse=True)[1] if end - start > FEW else moments - lower[start]
         key = np.concatenate([rank, size[part]]).tobytes()
         if key not in found:
@@ -152,7 +154,7 @@ def _place_parts(lower: Column, upper: Column, size: Column, goal: int) -> tuple
 
 
 def _place_best(lower: Column, upper: Column, size: Column, goal: int) -> tuple[Column, int, str]:
-    """(offsets, height, order's name) of the best order found for buffers sorted by their beginning."""
+    """Returns (offsets, height, order's name) of the best order found for buffers sorted by their beginning."""
     from memsim.allocator.compiled.packing import alive_at, place
 
     n = len(size)
@@ -191,13 +193,13 @@ def _place_best(lower: Column, upper: Column, size: Column, goal: int) -> tuple[
 
 
 def bounds(tape: Tape, answer: Answer, *, first: int = 0, most_pairs: int | None = None) -> Bounds:
-    """The chain for what the allocator served, from event `first` on. No packing is looked for where more than
+    """Returns the bounds of what the allocator served, from event `first` on. No packing is looked for where more than
     `most_pairs` pairs of buffers would meet.
     """
     reserved = int(answer.reserved[first : answer.processed].max(initial=0))
     live = most_live(_since(buffers_of(tape, answer, alignment=1), first))
     buffers = _since(buffers_of(tape, answer), first)
-    passing = buffers.upper < answer.processed  # what lasts to the end is not searched for a place
+    passing = buffers.upper < answer.processed  # no place is searched for buffers that last to the end
     meetings = float((buffers.upper - buffers.lower)[passing].sum()) / max(answer.processed, 1) * int(passing.sum())
     if most_pairs is not None and meetings > most_pairs:
         return Bounds(live, None, reserved)
@@ -205,7 +207,7 @@ def bounds(tape: Tape, answer: Answer, *, first: int = 0, most_pairs: int | None
 
 
 def _since(buffers: Buffers, first: int) -> Buffers:
-    """Those that live at or after a moment, as if they began no earlier."""
+    """Returns the buffers that live at or after a moment, as if they began no earlier."""
     kept = buffers.upper > first
     return Buffers(np.maximum(buffers.lower[kept], first), buffers.upper[kept], buffers.size[kept])
 

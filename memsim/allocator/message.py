@@ -1,5 +1,5 @@
-"""What PyTorch's exception would have said. Its processes' part, which only the driver knows, is left out, as where the
-driver does not tell.
+"""Writes the message of PyTorch's exception. The part on other processes, which only the driver knows, is left out, as
+PyTorch does where the driver does not tell.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ _PAGE = "https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-
 
 
 def message(oom: OutOfMemory, settings: Settings | None = None, device: int = 0) -> str:
-    """The text of torch.OutOfMemoryError for this failure under these settings, on the device of this number; PyTorch
-    2.2 and later.
+    """Returns the text of torch.OutOfMemoryError for this failure under these settings, on the device of this number,
+    as in PyTorch 2.2 and later.
     """
     settings = Settings() if settings is None else settings
     if oom.rejected:
@@ -37,7 +37,7 @@ def message(oom: OutOfMemory, settings: Settings | None = None, device: int = 0)
 
 
 def _advice(oom: OutOfMemory, settings: Settings) -> str:
-    """What the message suggests: since 2.15 something else where expandable segments are on already."""
+    """Returns the message's advice. Since 2.15 it differs where expandable segments are on already."""
     version = release(settings.torch)
     if not settings.expandable_segments or version < (2, 15):
         variable = "PYTORCH_ALLOC_CONF" if settings.rules.names_unified_variable else "PYTORCH_CUDA_ALLOC_CONF"
@@ -65,7 +65,7 @@ def _advice(oom: OutOfMemory, settings: Settings) -> str:
 
 
 def out_of_memory_message(oom: OutOfMemory | None) -> str | None:
-    """The message as PyTorch words it, up to its advice; None where there was enough."""
+    """Returns PyTorch's message up to its advice. None where there was enough memory."""
     if oom is None:
         return None
     return (

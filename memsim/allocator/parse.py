@@ -1,8 +1,8 @@
 """The grammar of PyTorch's setting string: `key:value,key:[value,value]`, white space ignored.
 
-As of 2.15 (c10/core/AllocatorConfig.h) a token that should be a separator is passed over whatever it is, and a number
-ends where its digits do: `max_split_size_mb=64` is refused, for its key is unknown; `max_split_size_mb:64MiB` is 64.
-Earlier parsers insist on separators.
+As of 2.15 (c10/core/AllocatorConfig.h) the parser passes over any token where a separator should be, and a number ends
+where its digits do. `max_split_size_mb=64` is refused, for its key is unknown; `max_split_size_mb:64MiB` is 64. Earlier
+parsers insist on separators.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BOOLEANS = {
 
 
 class _Tokens:
-    """A setting string's tokens, and a place among them."""
+    """The tokens of a setting string, and a place among them."""
 
     def __init__(self, text: str, strict: bool) -> None:
         self.text = text
@@ -38,29 +38,29 @@ class _Tokens:
         self.key = ""
 
     def refuse(self, why: str) -> InputError:
-        """The error for the key that is being read."""
+        """Returns the error for the key that is being read."""
         return InputError(f"allocator: {self.key or repr(self.text)}: {why}")
 
     def peek(self) -> str:
-        """The next token, which must be there."""
+        """Returns the next token, which must be there."""
         if self.at >= len(self.words):
             raise self.refuse(f"{self.text!r} ends where a value, ':', ',' or ']' should follow")
         return self.words[self.at]
 
     def take(self) -> str:
-        """The next token, passed."""
+        """Returns the next token and passes it."""
         word = self.peek()
         self.at += 1
         return word
 
     def separator(self, expected: str) -> None:
-        """Passes a separator."""
+        """Passes a separator. An earlier parser raises InputError for any other token."""
         word = self.take()
         if self.strict and word != expected:
             raise self.refuse(f"{word!r} stands where {expected!r} should")
 
     def size(self) -> int:
-        """An unsigned number, as C++'s stoull reads it."""
+        """Reads an unsigned number, as C++'s stoull does."""
         word = self.take()
         found = re.match(r"([+-]?)(\d+)", word)
         if not found or int(found[2]) >= _WORD:
@@ -68,7 +68,7 @@ class _Tokens:
         return int(found[2]) if found[1] != "-" else -int(found[2]) % _WORD
 
     def real(self) -> float:
-        """A real number, as C++'s stod reads it."""
+        """Reads a real number, as C++'s stod does."""
         word = self.take()
         found = re.match(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf(inity)?|nan)", word, re.IGNORECASE)
         if not found:
@@ -76,7 +76,7 @@ class _Tokens:
         return float(found[0])
 
     def boolean(self) -> bool:
-        """True or False, and no other spelling."""
+        """Reads True or False, and no other spelling."""
         word = self.take()
         if word not in ("True", "False"):
             raise self.refuse(f"{word!r} is neither True nor False")
@@ -84,12 +84,12 @@ class _Tokens:
 
 
 def parsed(text: str, torch: str, rules: Rules) -> dict[str, Any]:
-    """The fields of Settings that the string sets. Raises InputError."""
+    """Returns the fields of Settings that the string sets. Raises InputError."""
     version = release(torch)
     tokens = _Tokens(text, strict=version < (2, 15))
     fields: dict[str, Any] = {}
-    # A large segment's size bounds others, so it is read first, wherever it stands, and counts as a key wherever its
-    # name stands.
+    # The size of a large segment bounds other sizes, so it is read first, wherever it stands. It counts as a key
+    # wherever its name stands.
     if "large_segment_size_mb" in rules.keys:
         while tokens.at < len(tokens.words):
             if tokens.take() == "large_segment_size_mb":
@@ -97,7 +97,7 @@ def parsed(text: str, torch: str, rules: Rules) -> dict[str, Any]:
                 tokens.separator(":")
                 fields["large_segment_size"] = fields["max_non_split_rounding"] = _large_segment(tokens)
         tokens.key = ""
-    # PyTorch has two parsers, and each passes over the other's keys: the string must be sound for both
+    # PyTorch has two parsers, and each passes over the other's keys. So the string must be sound for both.
     for reading in (False, True):
         tokens.at = 0
         while tokens.at < len(tokens.words):
@@ -150,7 +150,7 @@ def _skip(tokens: _Tokens) -> None:
 
 
 def _split_size(tokens: _Tokens, rules: Rules, fields: dict[str, Any]) -> int:
-    """Bytes of a size that must not be below a large segment's."""
+    """Returns the bytes of a size that must not be below that of a large segment."""
     mib = tokens.size()
     large = fields.get("large_segment_size", 20 * MIB) // MIB
     least = large if rules.least_split_mib is None else rules.least_split_mib + 1
@@ -182,8 +182,8 @@ def _fraction(tokens: _Tokens, rules: Rules, fields: dict[str, Any]) -> dict[str
 
 
 def _divisions(tokens: _Tokens, rules: Rules, fields: dict[str, Any]) -> dict[str, Any]:
-    """One power of two for all sizes, or a list `[MiB:divisions,…,>:divisions]` with a value from each
-    of its sizes on.
+    """Reads one power of two for all sizes, or a list `[MiB:divisions,…,>:divisions]` with a value from each of its
+    sizes on.
     """
     if tokens.peek() != "[":
         value = tokens.size()
@@ -229,7 +229,9 @@ def _throw(tokens: _Tokens, rules: Rules, fields: dict[str, Any]) -> dict[str, A
 
 
 def _reserve_of(word: str) -> Reserve | None:
-    """A fraction, or GiB as in 40G; PyTorch passes over anything else with a warning."""
+    """Reads a fraction, or GiB as in 40G. PyTorch passes over anything else with a warning, and so
+    this returns None.
+    """
     in_gib = word[-1] in "Gg"
     number = word[:-1] if in_gib else word
     if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", number) or not 0 < float(number) < float("inf"):
@@ -243,7 +245,7 @@ def _reserve(tokens: _Tokens, rules: Rules, fields: dict[str, Any]) -> dict[str,
 
 
 def _reserve_by_class(tokens: _Tokens, rules: Rules, fields: dict[str, Any]) -> dict[str, Any]:
-    """Only streams that a serving layer tagged have a class; a Tape's have none."""
+    """Passes over the value. Only streams that a serving layer tagged have a class; those of a Tape have none."""
     tokens.take()
     while tokens.peek() != "]":
         tokens.take()

@@ -1,4 +1,4 @@
-"""How PyTorch's releases differ: what a version means for the allocator and for its settings."""
+"""The differences between PyTorch's releases, in the allocator and in its settings."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ OLDEST = (2, 1)
 
 @dataclass(frozen=True)
 class Rules:
-    """What differs between PyTorch's releases."""
+    """The differences between PyTorch's releases."""
 
-    # the order of free blocks of one size: by "address", by the "creation" of the block, by that of its "segment"
+    # The order of free blocks of one size: by "address", by the "creation" of the block, or by that of its "segment".
     ties: str
-    round_limit: bool  # a memory limit is rounded to the nearest byte, not down
+    round_limit: bool  # a memory limit is rounded to the nearest byte instead of down
     whole_device_unlimited: bool  # a memory fraction of 1 is no limit
-    last_listed_is_kept: bool  # `>` in a list of rounding divisions leaves the last entry before it alone
+    last_listed_is_kept: bool  # `>` in a list of rounding divisions leaves the last entry before it unchanged
     least_split_mib: int | None  # max_split_size_mb must be more; None: it must be at least a large segment
-    keeps_short_reservations: bool  # a reservation too short for the request that made it stays, with its addresses
+    keeps_short_reservations: bool  # a reservation too short for its request stays, with its addresses
     keys: frozenset[str]  # settings that exist
-    names_unified_variable: bool  # its message names PYTORCH_ALLOC_CONF
+    names_unified_variable: bool  # the message names PYTORCH_ALLOC_CONF
 
 
 _ALWAYS = {
@@ -38,7 +38,7 @@ _ALWAYS = {
     "pinned_use_hip_host_register",
     "pinned_num_register_threads",
 }
-_SINCE = {  # the release that brought a setting, by allocator.md and the sources
+_SINCE = {  # the release that introduced a setting, by allocator.md and the sources
     (2, 6): {"max_non_split_rounding_mb", "pinned_use_background_threads"},
     (2, 9): {"graph_capture_record_stream_reuse"},
     (2, 10): {"per_process_memory_fraction", "pinned_reserve_segment_size_mb"},
@@ -54,7 +54,9 @@ _SINCE = {  # the release that brought a setting, by allocator.md and the source
 
 
 def release(torch: str) -> tuple[int, int]:
-    """(major, minor) of a PyTorch version such as "2.15.0+cu130". Raises InputError for what memsim does not know."""
+    """Returns (major, minor) of a PyTorch version such as "2.15.0+cu130". Raises InputError for a version that memsim
+    does not know.
+    """
     found = re.match(r"(\d+)\.(\d+)(?:$|[.+a-z])", torch)
     if not found:
         raise InputError(f"torch: {torch!r} is not a PyTorch version; write it as {GOLDEN}")
@@ -65,7 +67,7 @@ def release(torch: str) -> tuple[int, int]:
 
 
 def rules_of(torch: str) -> Rules:
-    """The rules of a PyTorch version. Raises InputError."""
+    """Returns the rules of a PyTorch version. Raises InputError."""
     version = release(torch)
     return Rules(
         ties="address" if version <= (2, 11) else "creation" if version == (2, 12) else "segment",
@@ -81,7 +83,7 @@ def rules_of(torch: str) -> Rules:
 
 @dataclass(frozen=True)
 class Reserve:
-    """How much address space an expandable segment reserves at most."""
+    """The most address space that an expandable segment reserves."""
 
     value: float
-    in_gib: bool  # else a fraction of the device's memory
+    in_gib: bool  # otherwise a fraction of the device's memory

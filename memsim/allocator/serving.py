@@ -1,4 +1,4 @@
-"""Tape → Answer: hands a Tape's requests to the compiled allocator, and makes an Answer of what it wrote."""
+"""Tape → Answer: hands the requests of a Tape to the compiled allocator, and makes an Answer of its output."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from memsim.tape import Action, Tape
 DEFAULT_DEVICE_MEMORY = 80 * 2**30
 MOST_BYTES = 1 << 58  # more than any device has; sums stay below 2^63
 UNLIMITED = 1 << 57  # bytes of a device that never runs out
-ROWS, RARE = 6, 3  # of n words: what every event writes, and what few Tapes need
+ROWS, RARE = 6, 3  # number of n-word arrays: those that every event writes, and those that few Tapes need
 Ints = NDArray[np.int64]
 
 
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., int]:
-    """The compiled allocator; numba is slow to import, and not everyone who imports memsim allocates."""
+    """Returns the compiled allocator. numba is slow to import, and not everyone who imports memsim allocates."""
     from memsim.allocator.compiled import caching
     from memsim.allocator.compiled.stale import forget_stale
 
@@ -45,15 +45,16 @@ def allocate(
     linux_addresses: bool = False,
     prefix: int = 0,
 ) -> Answer:
-    """Answers every request of the Tape, on a device with so many bytes (80 GiB); stops at the first out of memory
-    unless told otherwise.
+    """Answers every request of the Tape, on a device with `device_memory` bytes (default 80 GiB). It stops at the first
+    out of memory, unless `stop_at_oom` is false.
 
-    addresses: those that the driver gives the first segments (or reservations), of a recording; afterwards, and
-    without, they count up from 0x700000000000.
-    linux_addresses: they are as on Linux (linux_addresses.py), which decides between equal free blocks up to torch
+    addresses: those that the driver gives the first segments (or reservations), from a recording. Later addresses count
+    up from 0x700000000000, as all do without them.
+    linux_addresses: addresses are as on Linux (linux_addresses.py), which decides between equal free blocks up to torch
     2.12.
-    prefix: events that rebuild the state in which a recording began, which are served without the settings that change
-    sizes.
+    prefix: number of first events that rebuild the state in which a recording began. They are served without the
+    settings that change sizes.
+
     A request of 0 bytes gets address 0. Raises InputError for sizes that no device has.
     """
     settings = Settings() if settings is None else settings
@@ -67,15 +68,16 @@ def allocate(
 def allocate_beyond(
     tape: Tape, settings: Settings, device_memory: int, *, linux_addresses: bool = False, prefix: int = 0
 ) -> tuple[Answer, Answer | None]:
-    """Answers the Tape on a device with so many bytes, and, where that runs out of memory, once more without a limit.
+    """Answers the Tape on a device with `device_memory` bytes. Where that runs out of memory, it answers once more
+    without a limit.
 
-    The two are alike up to the first request that the device may have no room for, and up to there they are served
-    once. Raises InputError for sizes that no device has.
+    The two answers are equal up to the first request that the device may have no room for, and up to there events are
+    served once. Raises InputError for sizes that no device has.
     """
     memory = _checked(tape, device_memory)
     served = _begin(tape, settings, None, linux_addresses)
     served.run(settings.plain, memory, prefix, True)
-    # Where the limit counts before it is reached, in garbage collection and in what is reserved, nothing is shared.
+    # Garbage collection and expandable reservations depend on the limit before it is reached. There nothing is shared.
     alike = settings.garbage_collection_threshold == 0 and not settings.expandable_segments and not prefix
     beyond = served.up_to_limit(settings, memory) if alike else None
     served.run(settings, memory, len(tape), True)
@@ -108,12 +110,12 @@ class _Served:
     tape: Tape
     given: Ints  # addresses for the driver to hand out first
     ranks: NDArray[np.uint64]  # the streams' handles in PyTorch's order
-    uses: int  # of storages on other streams
+    uses: int  # number of uses of storages on other streams
     heap: Ints
-    block_of: Ints  # [storages + 1], at 0 what no storage has
+    block_of: Ints  # [storages + 1]; index 0 stands for events without a storage
     rows: Ints  # [6 n]
-    rare: Ints  # [3 n], zeros that cost nothing where nobody writes them
-    log: Ints  # of driver calls
+    rare: Ints  # [3 n], zeros that cost nothing where none are written
+    log: Ints  # the log of driver calls
     processed: int = 0
 
     def run(self, settings: Settings, memory: int, stop: int, stop_at_oom: bool) -> None:
@@ -125,12 +127,12 @@ class _Served:
             before = self.processed
             self._replay(stop, stop_at_oom)
             if self.processed == before:
-                # the log was too short for all that the next event may ask of the driver
+                # the log was too short for the calls that the next event may make to the driver
                 self.log = np.concatenate([self.log, np.empty_like(self.log)])
 
     def up_to_limit(self, settings: Settings, memory: int) -> _Served | None:
-        """Serves events up to the first that the device may have no room for; a copy of the state there, None where
-        there is no such event.
+        """Serves events up to the first that the device may have no room for. Returns a copy of the state there, None
+        where there is no such event.
         """
         from memsim.allocator.compiled import arena
 
@@ -179,7 +181,7 @@ class _Served:
         return replace(self, heap=heap, block_of=block_of, rows=rows, rare=rare, log=log)
 
     def answer(self, memory: int) -> Answer:
-        """What was answered, on a device with so many bytes."""
+        """Returns the Answer so far, on a device with `memory` bytes."""
         from memsim.allocator.compiled import arena
         from memsim.allocator.compiled.driver import CALL_WORDS
 
@@ -218,7 +220,7 @@ class _Served:
 
 
 def _begin(tape: Tape, settings: Settings, addresses: Ints | None, linux_addresses: bool) -> _Served:
-    """Nothing served yet, and room for all that the Tape may need."""
+    """Returns a state in which nothing is served yet, with room for all that the Tape may need."""
     from memsim.allocator.compiled import arena
     from memsim.allocator.compiled.driver import CALL_WORDS
 

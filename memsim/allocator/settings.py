@@ -1,6 +1,4 @@
-"""PyTorch's setting string (PYTORCH_ALLOC_CONF, PYTORCH_CUDA_ALLOC_CONF), parsed as PyTorch parses it and refused as it
-refuses it.
-"""
+"""PyTorch's setting string (PYTORCH_ALLOC_CONF, PYTORCH_CUDA_ALLOC_CONF), parsed and refused as PyTorch does."""
 
 from __future__ import annotations
 
@@ -21,15 +19,15 @@ UNIT = 512  # bytes
 class Settings:
     """The allocator's settings, and the PyTorch version whose rules it follows. The defaults are PyTorch's."""
 
-    max_split_size: int | None = None  # bytes; blocks that large are not split; None: no such size
-    max_non_split_rounding: int = 20 * MIB  # bytes that a block as large may be larger than a request for it
-    # steps to a power of two, for sizes from 1, 2, 4 … MiB on; 0: multiples of 512 bytes
+    max_split_size: int | None = None  # bytes; blocks of this size and more are not split; None: all may be split
+    max_non_split_rounding: int = 20 * MIB  # bytes by which a block of that size may exceed a request for it
+    # Number of steps to a power of two, for sizes from 1, 2, 4 … MiB on. 0: multiples of 512 bytes.
     roundup_power2_divisions: tuple[int, ...] = (0,) * 16
-    garbage_collection_threshold: float = 0.0  # of the memory limit; 0: no garbage collection
+    garbage_collection_threshold: float = 0.0  # share of the memory limit; 0: no garbage collection
     expandable_segments: bool = False
     expandable_segments_reserve: Reserve | None = None  # None: 9/8 of the device
     large_segment_size: int = 20 * MIB  # bytes of a segment for requests above 1 MiB and below 10 MiB
-    per_process_memory_fraction: float | None = None  # of the device; None: never set
+    per_process_memory_fraction: float | None = None  # share of the device; None: never set
     throw_on_cudamalloc_oom: bool = False
     torch: str = GOLDEN
 
@@ -38,20 +36,20 @@ class Settings:
         """Reads a setting string. Raises InputError where PyTorch would refuse it, and for backend:cudaMallocAsync,
         which is not modelled.
         """
-        from memsim.allocator.parse import parsed  # most runs set nothing
+        from memsim.allocator.parse import parsed  # not needed by most runs, which set nothing
 
         rules = rules_of(torch)
         return cls(**parsed(text, torch, rules), torch=torch) if text.strip() else cls(torch=torch)
 
     @property
     def rules(self) -> Rules:
-        """What the PyTorch version means for the allocator. Raises InputError."""
+        """The rules of the PyTorch version. Raises InputError."""
         return rules_of(self.torch)
 
     @property
     def plain(self) -> Settings:
-        """These settings without those that change the sizes of blocks or collect garbage: what a recording's first
-        state is rebuilt under.
+        """These settings without those that change the sizes of blocks or collect garbage. Under them the first state
+        of a recording is rebuilt.
         """
         default = Settings()
         return replace(
@@ -64,7 +62,7 @@ class Settings:
         )
 
     def rounded(self, asked: int) -> int:
-        """The size of the block that a request of so many bytes looks for."""
+        """Bytes of the block that a request of `asked` bytes looks for."""
         divisions = self.roundup_power2_divisions[min(max(asked.bit_length() - 21, 0), 15)]
         if divisions > 1 and asked > UNIT * divisions:
             power = 1 << (asked.bit_length() - 1)
@@ -73,7 +71,7 @@ class Settings:
         return max(UNIT, (asked + UNIT - 1) & -UNIT)
 
     def limit(self, device_memory: int) -> int | None:
-        """Bytes that may be reserved on a device with so many; None without a limit."""
+        """Bytes that may be reserved on a device with `device_memory` bytes; None without a limit."""
         fraction, rules = self.per_process_memory_fraction, self.rules
         if fraction is None or (fraction >= 1 and rules.whole_device_unlimited):
             return None
@@ -87,7 +85,7 @@ class Settings:
         return int(min(reserve.value * (float(1 << 30) if reserve.in_gib else float(device_memory)), float(full)))
 
     def write(self, heap: ARRAY, device_memory: int) -> None:
-        """Sets the arena's words for these settings on a device with so many bytes."""
+        """Sets the arena's words for these settings on a device with `device_memory` bytes."""
         from memsim.allocator.compiled import arena
 
         limit = self.limit(device_memory)

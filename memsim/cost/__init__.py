@@ -1,4 +1,4 @@
-"""Estimated time: what an operator asks of the device, and how long the device takes for it."""
+"""Estimated time: the work that an operator asks of the device, and the time that the device takes for it."""
 
 from __future__ import annotations
 

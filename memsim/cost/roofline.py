@@ -1,8 +1,9 @@
 """Time: a roofline over the device's data sheet (Williams, Waterman and Patterson 2009, "Roofline").
 
 An operator takes as long as the slowest of three: its floating-point operations at the rate of its dtype, the bytes
-that it moves at the bandwidth of the device's memory, and the launch of its kernel. Rates are the data sheet's times an
-efficiency, which a Run may set, or which one measured step calibrates. It is an estimate, where memory is exact.
+that it moves at the bandwidth of the device's memory, and the launch of its kernel. Rates are those of the data sheet
+times an efficiency, which a Run may set, or which one measured step calibrates. Time is an estimate, whereas memory is
+exact.
 """
 
 from __future__ import annotations
@@ -18,30 +19,32 @@ VECTOR = "fp32"  # the rate of arithmetic outside of matrix products
 
 @dataclass(frozen=True)
 class Rates:
-    """A device, how much of it is reached, and how fp32 products are done."""
+    """A device, the share of it that is reached, and the kind of fp32 products."""
 
     device: Device
     efficiency: Efficiency = Efficiency()
     tf32: bool = False
 
     def peak(self, dtype: str) -> float:
-        """The data sheet's dense operations a second in a dtype; where it has none for it, those of fp32."""
+        """Returns the data sheet's dense operations a second in a dtype, or those of fp32 where it has none for the
+        dtype.
+        """
         flops = self.device.flops
         return flops.get("tf32" if self.tf32 and dtype == "fp32" else dtype, flops[VECTOR])
 
     def seconds(self, work: Work) -> float:
-        """Of one execution."""
+        """Returns the seconds of one execution."""
         reached = self.efficiency
         products = {"matmul": reached.matmul, "attention": reached.attention}
         rate = self.peak(work.dtype) * products[work.unit] if work.unit in products else self.device.flops[VECTOR]
         return max(reached.launch, work.flops / rate, work.bytes / (self.device.memory_bandwidth * reached.memory))
 
     def copied(self, nbytes: float) -> float:
-        """Seconds that so many bytes take between host and device."""
+        """Returns the seconds that `nbytes` bytes take between host and device."""
         return max(self.efficiency.launch, nbytes / (self.device.pcie.bandwidth * self.efficiency.pcie))
 
     def scaled(self, factor: float) -> Rates:
-        """The rates with every efficiency times a factor, and launches that take as much less."""
+        """Returns the rates with every efficiency times a factor, and launches that take less by the same factor."""
         e = self.efficiency
         return replace(
             self,

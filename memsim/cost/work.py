@@ -1,4 +1,4 @@
-"""What one execution of an operator asks of the device."""
+"""The work that one execution of an operator asks of the device."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one execution asks of the device (cost/roofline.py turns it into seconds)."""
+    """The work that one execution asks of the device (cost/roofline.py turns it into seconds)."""
 
-    # what does the arithmetic: "vector", "matmul" (tensor cores, where the dtype has them) or "attention" (the same, in
-    # a fused kernel)
+    # The unit that does the arithmetic: "vector", "matmul" (tensor cores, where the dtype has them) or "attention" (the
+    # same, in a fused kernel).
     unit: str
-    dtype: str  # in which it is done
+    dtype: str  # the dtype of the arithmetic
     flops: float
-    bytes: float  # read from and written to the device's memory
+    bytes: float  # bytes read from and written to the device's memory

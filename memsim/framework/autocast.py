@@ -8,13 +8,13 @@ LOWER = frozenset(  # AT_FORALL_LOWER_PRECISION_FP
 # AT_FORALL_FP32 and FP32_SET_OPT_DTYPE
 FP32 = frozenset({"square", "pow", "rsqrt", "log_softmax", "softmax", "nll_loss", "layer_norm", "norm", "exp"})
 SETS_DTYPE = frozenset({"sum"})  # FP32_SET_OPT_DTYPE where the kernel reads the lower precision and writes fp32
-# of casts, where an operator's arguments are not those of the function, in reverse
+# order in which the arguments are cast, for operators whose arguments come in another order than the function's
 ORDER: dict[str, tuple[int, ...]] = {"addmm": (1, 0, 2)}
 FLOATING = frozenset({"fp32", "bf16", "fp16"})
 
 
 def target(kind: str, dtype: str) -> str | None:
-    """The dtype to which an operator's floating-point arguments are cast under autocast to `dtype`; None where they
-    stay as they are.
+    """Returns the dtype to which an operator's floating-point arguments are cast under autocast to `dtype`. None where
+    they stay as they are.
     """
     return dtype if kind in LOWER else "fp32" if kind in FP32 else None

@@ -1,9 +1,9 @@
 """Builds layer graphs from code that reads like the framework's own forward pass.
 
-A model's function calls operators on `Tensor`s. A Tensor is a Python name's hold on a storage: when the last one goes
+A model's function calls operators on `Tensor`s. A Tensor is a Python name's hold on a storage. When the last name goes
 (a local is rebound, a function returns), the storage is noted in the `drops` of the operator that ran last. So
 lifetimes in the graph are those of the framework's Python code, to the line, as long as our function has the same
-locals as theirs. It rests on CPython's reference counting, as theirs does.
+locals as theirs. Both rest on CPython's reference counting.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Rule = Callable[["Builder", str, tuple[Tensor, ...], Mapping[str, object]], tupl
 
 
 class Folded:
-    """A parameter that is computed when it is read: what it is made of is `held` while its module runs."""
+    """A parameter that is computed when it is read, from the tensors that are `held` while its module runs."""
 
     held: list[Tensor]
 
     def read(self) -> Tensor:
-        """Computes it."""
+        """Computes the parameter."""
         raise NotImplementedError
 
 
@@ -46,20 +46,21 @@ Fold = Callable[["Builder", str, Tensor], Folded | None]
 
 @dataclass(frozen=True)
 class Technique:
-    """What stands between a model's code and its operators while it runs: wrapped modules, autocast, which parameters
-    train.
+    """What stands between a model's code and its operators while it runs: wrapped modules, autocast, and the choice of
+    the parameters that train.
     """
 
-    rule: Rule | None = None  # what stands for an operator, kind, arguments and attributes given; None: itself
+    rule: Rule | None = None  # runs in an operator's place, with its kind, arguments and attributes; None: itself
     autocast: str | None = None  # the lower precision that torch.autocast casts to
-    inputs_require_grad: bool = False  # the embeddings of the input are told to, where they do not by themselves
+    inputs_require_grad: bool = False  # input embeddings are marked as requiring a gradient, where they do not already
     trainable: Callable[[str], bool] | None = None  # by name within the block; None: as the model's code says
-    frozen_towers: frozenset[int] = frozenset()  # of whose layers nothing trains
-    # the dtype of a parameter, by its name and the dtype that the model's code asks for
+    frozen_towers: frozenset[int] = frozenset()  # towers in whose layers nothing trains
+    # the dtype in which a parameter is stored, by its name and the dtype that the model's code asks for
     stored: Callable[[str, str], str] | None = None
-    stands_for: Callable[[str], str] | None = None  # the name of the parameter that a module gets for a name
-    fold: Fold | None = None  # what stands for a parameter that belongs to no Linear, by name; None: itself
-    # modules of matrices are those of bitsandbytes, all of them linear: transformers transposes the weights of Conv1D
+    stands_for: Callable[[str], str] | None = None  # the parameter's name for the name that a module asks for
+    fold: Fold | None = None  # stands for a parameter that belongs to no Linear, by name; None: the parameter itself
+    # Modules of matrices are those of bitsandbytes, which are all linear: transformers transposes the weights of
+    # Conv1D.
     quantizes: bool = False
 
 
@@ -74,25 +75,26 @@ class Builder:
         self.graph = LayerGraph(name)
         self.technique = technique
         self.autocast = technique.autocast
-        self.casts: dict[int, Tensor] = {}  # autocast's cache: value of a parameter → it in the lower precision
-        self.temporaries: list[Tensor] = []  # of the call that is running
-        self.replacing = False  # the rule is running: its own operators are what they are
+        self.casts: dict[int, Tensor] = {}  # autocast's cache: value of a parameter → its cast to the lower precision
+        self.temporaries: list[Tensor] = []  # temporaries of the call that is running
+        self.replacing = False  # the technique's rule is running: operators that it calls are not replaced again
         self.names: dict[int, int] = {}
-        self.held: list[Tensor] = []  # parameters and inputs: other code holds them
+        self.held: list[Tensor] = []  # parameters and inputs, which other code holds
         self.weights: dict[str, Tensor] = {}
-        self.folded: dict[str, Folded] = {}  # parameters that are computed while their module runs
-        self.read_once: dict[str, Tensor] = {}  # and their values, torch.nn.utils.parametrize.cached()
+        self.folded: dict[str, Folded] = {}  # parameters that are computed, while their module runs
+        self.read_once: dict[str, Tensor] = {}  # their values, once read: torch.nn.utils.parametrize.cached()
         self.in_first: set[str] = set()  # weights of stacked experts that are [E, in, out]
         self.path: list[str] = []
         self.grad_enabled = True
         self.finished = False
-        self.leaving = False  # an expression lets go of its operands
-        self.arguments: tuple[int, ...] = ()  # storages of those of the running core of attention
+        self.leaving = False  # an expression releases its operands
+        self.arguments: tuple[int, ...] = ()  # storages of the arguments of the attention core that is running
         self.unwind: tuple[int, ...] = ()  # storages of the running function's locals, in slot order
-        self.unwind_last: tuple[int, ...] = ()  # and of its caller's
-        self.stack: tuple[int, ...] = ()  # of the running expression's temporaries
+        self.unwind_last: tuple[int, ...] = ()  # storages of the locals of its caller
+        self.stack: tuple[int, ...] = ()  # storages of the running expression's temporaries
 
     def let_go(self, storage: int) -> None:
+        """Notes that a storage has one name fewer. Without any, it is among the drops of the last operator."""
         self.names[storage] -= 1
         if self.names[storage] == 0 and self.graph.operators and not self.finished:
             self.graph.operators[-1].drops.append(storage)
@@ -117,7 +119,7 @@ class Builder:
         return tensor
 
     def input(self, name: str, like: TensorSpec) -> Tensor:
-        """A tensor that another block made; the caller's code holds it while this block runs."""
+        """Makes a tensor that another block made; the caller's code holds it while this block runs."""
         tensor = self._tensor(like.shape, like.dtype, like.requires_grad, name, leaf=like.leaf)
         if 0 not in like.strides:  # permuted
             object.__setattr__(tensor.spec, "strides", like.strides)
@@ -125,13 +127,13 @@ class Builder:
         return tensor
 
     def input_tensor(self, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
-        """A tensor that the training loop made and holds."""
+        """Makes a tensor that the training loop made and holds."""
         tensor = self._tensor(shape, dtype, False, name)
         self.graph.inputs[name] = tensor.spec
         return tensor
 
     def parameter(self, name: str, shape: Sequence[int], dtype: str, trainable: bool) -> Tensor:
-        """A weight of the block, by its name within the block; the same name gives the same tensor."""
+        """Returns a weight of the block, by its name within the block. The same name gives the same tensor."""
         if self.technique.stands_for is not None:
             name = self.technique.stands_for(name)
         if name not in self.weights:
@@ -144,8 +146,8 @@ class Builder:
 
     @contextmanager
     def wrapped(self, *names: str) -> Iterator[None]:
-        """The module that owns these parameters runs, wrapped for each that the technique folds; the first has the
-        outermost wrapper.
+        """Runs the module that owns these parameters. It has a wrapper for each parameter that the technique folds; the
+        first has the outermost wrapper.
         """
         inside: list[str] = []
         for name in names:
@@ -164,7 +166,7 @@ class Builder:
                 held.pop(0)
 
     def read(self, name: str) -> Tensor:
-        """The parameter as its module sees it."""
+        """Returns the parameter as its module sees it."""
         if name not in self.folded:
             return self.weights[name]
         if name not in self.read_once:
@@ -172,7 +174,7 @@ class Builder:
         return self.read_once[name]
 
     def module(self, name: str) -> During:
-        """Operators inside are named after this module."""
+        """Names the operators inside after this module."""
         return During(self, path=[*self.path, name])
 
     def locals(self, *tensors: Tensor, stack: Tensor | None = None) -> During:
@@ -185,41 +187,41 @@ class Builder:
         return During(self, unwind=(*(tensor.spec.storage for tensor in tensors), *self.unwind), stack=temporaries)
 
     def callers(self, *tensors: Tensor) -> During:
-        """As `locals`, of the function that calls the running one: they die after all that inner functions hold."""
+        """Does as `locals`, for the calling function. Its locals die after all that inner functions hold."""
         return During(self, unwind_last=tuple(tensor.spec.storage for tensor in tensors))
 
     def unkept(self, tensor: Tensor) -> None:
-        """After the operator that ran last, only an autograd graph holds this tensor, one that dies before backward.
+        """Says that after the last operator only an autograd graph holds this tensor, one that dies before backward.
 
-        A checkpointed region's first run keeps nothing in its graph, so there the tensor dies now; so it does where a
-        `dead` operator has no graph.
+        The first run of a checkpointed region keeps nothing in its graph, so there the tensor dies now. The same holds
+        where a `dead` operator has no graph.
         """
         self.graph.operators[-1].unkept.append(tensor.spec.storage)
 
     def core(self, *tensors: Tensor | None) -> During:
-        """Operators inside are the core of attention, with these arguments, which Megatron's selective checkpointing
-        runs again.
+        """Marks the operators inside as the core of attention, with these arguments. Megatron's selective checkpointing
+        runs the core again.
         """
         return During(self, arguments=tuple(tensor.spec.storage for tensor in tensors if tensor is not None))
 
     def no_grad(self) -> During:
-        """As torch.no_grad()."""
+        """Does as torch.no_grad()."""
         return During(self, grad_enabled=False)
 
     def no_autocast(self) -> During:
-        """As torch.autocast(enabled=False)."""
+        """Does as torch.autocast(enabled=False)."""
         return During(self, autocast=None)
 
     def run(self, kind: str, *inputs: Tensor, **attrs: object) -> tuple[Tensor, ...]:
-        """Executes an operator, or what the technique puts in its place; returns its outputs, the hidden ones (kept for
-        backward only) last.
+        """Executes an operator, or what the technique puts in its place. Returns its outputs; hidden ones (kept for
+        backward only) come last.
         """
         results = self._run(kind, inputs, attrs)
         self._end_call()
         return results
 
     def _end_call(self) -> None:
-        """Temporaries of the call die, the first argument's first."""
+        """Releases the temporaries of the call, from the first argument's on."""
         while self.temporaries:
             self.temporaries.pop(0)
 
@@ -234,7 +236,7 @@ class Builder:
         if kind in COMPOSED:
             return COMPOSED[kind](self, inputs, attrs)
         if self.autocast is not None:
-            # ATen/native/SoftMax.cpp: to fp32 within the kernel
+            # ATen/native/SoftMax.cpp converts to fp32 within the kernel
             fused = kind == "softmax" and inputs[0].dtype == "fp16" and "dtype" not in attrs
             if (kind in SETS_DTYPE and inputs[0].dtype in FLOATING) or fused:
                 attrs["dtype"] = "fp32"
@@ -247,7 +249,7 @@ class Builder:
         return self._execute(kind, inputs, attrs)
 
     def lower(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The tensors as autocast gives them to an operator of the lower precision."""
+        """Returns the tensors as autocast gives them to an operator of the lower precision."""
         return (
             tuple(self._casted(self.autocast, inputs, tuple(reversed(range(len(inputs)))))) if self.autocast else inputs
         )
@@ -255,9 +257,9 @@ class Builder:
     def _casted(
         self, dtype: str, inputs: tuple[Tensor, ...], order: tuple[int, ...], cached: bool = True
     ) -> list[Tensor]:
-        """cached_cast of every argument, in an order which is from the last on, as C++ compilers evaluate them.
+        """Casts every argument as cached_cast does, in `order`: from the last on, as C++ compilers evaluate arguments.
 
-        What trains is cast to the lower precision once and kept, unless the operator reads a view of it.
+        A parameter that trains is cast to the lower precision once and kept, unless the operator reads a view of it.
         """
         casts = list(inputs)
         for i in order:
@@ -320,10 +322,10 @@ class Builder:
         *more: Tensor,
         **attrs: object,
     ) -> Tensor:
-        """Executes an operator and returns its first output; the caller's code never sees the others.
+        """Executes an operator and returns its first output. The caller's code never sees the others.
 
-        The first three operands have names of their own so that temporaries among them die from first to last, as an
-        expression's do.
+        The first three operands have names of their own, so that temporaries among them die from first to last, as
+        those of an expression do.
         """
         inputs = tuple(tensor for tensor in (x, y, z, *more) if tensor is not None)
         results = list(self._run(kind, inputs, attrs))
@@ -338,7 +340,7 @@ class Builder:
         return first
 
     def finish(self, *outputs: Tensor) -> LayerGraph:
-        """The graph, with these results."""
+        """Returns the graph, with these results."""
         self.finished = True
         self.graph.cached = tuple(tensor.spec.storage for tensor in self.casts.values())
         self.graph.outputs = tuple(tensor.spec for tensor in outputs)
@@ -346,7 +348,7 @@ class Builder:
 
 
 def module_call(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that stands for a torch Module: `Module.__call__` holds the arguments until forward has returned."""
+    """Makes a function stand for a torch Module: `Module.__call__` holds the arguments until forward has returned."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -355,12 +357,12 @@ def module_call(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-# Operators of models that are several of PyTorch's: what runs for them where no technique puts something else there.
+# Operators of models that are several of PyTorch's. These functions run for them, unless a technique replaces them.
 
 
 def conv1d(b: Builder, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...]:
-    """transformers' Conv1D: addmm of x.view(-1, in), which is made before autocast casts it, and so gets its gradient
-    after what autocast cast.
+    """Runs transformers' Conv1D: addmm of x.view(-1, in). The view is made before autocast casts it, so it gets its
+    gradient after the casts do.
     """
     x, *weights = inputs
     *size, inner = x.shape
@@ -370,7 +372,7 @@ def conv1d(b: Builder, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) 
 
 
 def scaled_embedding(b: Builder, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]) -> tuple[Tensor, ...]:
-    """Gemma2TextScaledWordEmbedding.forward of ids, weight and embed_scale."""
+    """Runs Gemma2TextScaledWordEmbedding.forward with ids, weight and embed_scale."""
     ids, weight, scale = inputs
     label, told = str(attrs["label"]), bool(attrs.get("input_embeddings"))
     return (
@@ -385,7 +387,7 @@ def scaled_embedding(b: Builder, inputs: tuple[Tensor, ...], attrs: Mapping[str,
 
 
 def scale_as(b: Builder, scale: Tensor, dtype: str) -> Tensor:
-    """embed_scale.to(dtype)."""
+    """Returns embed_scale.to(dtype)."""
     return scale if scale.dtype == dtype else b.op("cast", scale, dtype=dtype)
 
 

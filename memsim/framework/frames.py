@@ -1,8 +1,8 @@
-"""What lifetimes rest on: that CPython counts references, and in which order a function releases its locals.
+"""The ground of lifetimes: CPython counts references, and a function releases its locals in a known order.
 
 Up to CPython 3.13 the locals of a function that returns are released in the order of their slots: arguments first, then
-other locals as they first appear. From 3.14 on it is the reverse. Lifetimes follow the Python that trains, which is
-3.11 in every stack, whatever Python runs memsim (docs/lifetimes.md).
+other locals as they first appear. From 3.14 on the order is the reverse. Lifetimes follow the Python that trains, which
+is 3.11 in every stack, whatever Python runs memsim (docs/lifetimes.md).
 
 So every module whose functions hold Tensors ends in `release_in_slot_order(__name__)`. Where the interpreter has the
 other order, it gives each function of the module a `finally` that releases its locals one by one:
@@ -30,12 +30,12 @@ from types import CodeType, FunctionType, ModuleType
 
 from memsim.errors import Unsupported
 
-Key = tuple[str, int]  # a function's name and its first line, which tell those of one file apart
+Key = tuple[str, int]  # a function's name and its first line, which identify it within its file
 TRACED = (3, 12)  # the last Python in which reading frame.f_locals keeps every local alive
 
 
 class Mark:
-    """Writes its letter down when its last reference goes."""
+    """Writes down its letter when its last reference goes."""
 
     def __init__(self, log: list[str], letter: str) -> None:
         self.log = log
@@ -76,11 +76,11 @@ def is_reversed() -> bool:
 
 
 def check_release() -> None:
-    """Raises Unsupported where locals do not die as the Python that trains lets them: a debugger or tracer reads them,
-    and so keeps them alive. Takes microseconds.
+    """Raises Unsupported where locals do not die as in the Python that trains: a debugger or tracer reads them, and so
+    keeps them alive. Takes microseconds.
 
-    A tracer that reads the locals of some functions only, as a debugger does where it stops, is not found out so: it is
-    warned of.
+    The test does not find a tracer that reads the locals of some functions only, as a debugger does where it stops.
+    Where a tracer is active that may do so, this warns.
     """
     log: list[str] = []
     probe(log)
@@ -99,13 +99,13 @@ def check_release() -> None:
 
 
 def is_harmless(tracer: object) -> bool:
-    """True if it is a tracer that is known to leave locals alone: coverage.py's."""
+    """True if the tracer is known to leave locals alone: coverage.py's."""
     owner = type(getattr(tracer, "__self__", tracer))
     return owner.__module__.partition(".")[0] == "coverage"
 
 
 def probe(log: list[str]) -> None:
-    """Writes down when locals die: one is rebound, two are released on return."""
+    """Writes down when locals die. One is rebound, two are released on return."""
 
     def returns() -> None:
         a, b, c = Mark(log, "a"), Mark(log, "b"), Mark(log, "c")  # noqa: F841
@@ -142,12 +142,12 @@ def release_in_slot_order(name: str) -> None:
 
 
 def key(code: CodeType) -> Key:
-    """What tells a function's code from that of others in its file."""
+    """Returns the key that tells a function's code from others in its file."""
     return code.co_name, code.co_firstlineno
 
 
 def nested(code: CodeType) -> Iterator[CodeType]:
-    """A code object, and those of the functions in it."""
+    """Yields a code object, and those of the functions in it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -155,7 +155,7 @@ def nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def functions_of(module: ModuleType) -> Iterator[FunctionType]:
-    """The functions that a module's file defines, methods and what decorators wrap among them."""
+    """Yields the functions that a module's file defines, including methods and functions that decorators wrap."""
     owners = [module, *(value for value in vars(module).values() if isinstance(value, type))]
     for owner in owners:
         for value in vars(owner).values():
@@ -173,11 +173,11 @@ class Releasing(ast.NodeTransformer):
         self.known = known
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        """A function, and the functions in it."""
+        """Gives a function, and the functions in it, their `finally`."""
         self.generic_visit(node)
         line = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
         code = self.known.get((node.name, line))
-        # A cell may outlive the function in another's closure: its variable is left alone.
+        # A cell may outlive the function in another's closure, so its variable is left alone.
         names = [name for name in code.co_varnames if name not in code.co_cellvars] if code else []
         if not names:
             return node

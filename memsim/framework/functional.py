@@ -10,12 +10,12 @@ from memsim.graph.layout import view_strides
 
 
 def to(b: Builder, x: Tensor, dtype: str) -> Tensor:
-    """x.to(dtype): x itself where it has that dtype."""
+    """Runs x.to(dtype): x itself where it has that dtype."""
     return x if x.dtype == dtype else b.op("cast", x, dtype=dtype)
 
 
 def reshape(b: Builder, x: Tensor, *shape: int) -> Tensor:
-    """x.reshape(shape): a view where the layout allows."""
+    """Runs x.reshape(shape): a view where the layout allows one."""
     if x.shape == shape:
         return x
     kind = "view" if view_strides(x.spec.shape, x.spec.strides, shape) is not None else "reshape"
@@ -23,13 +23,13 @@ def reshape(b: Builder, x: Tensor, *shape: int) -> Tensor:
 
 
 def transpose(b: Builder, x: Tensor, i: int, j: int) -> Tensor:
-    """x.transpose(i, j)."""
+    """Runs x.transpose(i, j)."""
     return b.op("transpose", x, dims=(i, j))
 
 
 def index(b: Builder, settings: Settings, x: Tensor, *dims: int) -> Tensor:
-    """x[:, …] where these dimensions are indexed with `:`, which some stacks take for a slice and others
-    for nothing.
+    """Runs x[:, …] where these dimensions are indexed with `:`. Some stacks take `:` for a slice,
+    others for nothing.
     """
     if settings.stack.index_slices_whole_dimensions:
         for dim in dims:
@@ -38,7 +38,7 @@ def index(b: Builder, settings: Settings, x: Tensor, *dims: int) -> Tensor:
 
 
 def contiguous(b: Builder, x: Tensor) -> Tensor:
-    """x.contiguous(): x itself where it already is."""
+    """Runs x.contiguous(): x itself where it already is."""
     step = 1
     for size, stride in zip(reversed(x.spec.shape), reversed(x.spec.strides), strict=True):
         if size != 1 and stride != step:
@@ -50,7 +50,7 @@ def contiguous(b: Builder, x: Tensor) -> Tensor:
 def linear(
     b: Builder, x: Tensor, name: str, out_features: int, dtype: str, bias: bool = False, of_view: bool = False
 ) -> Tensor:
-    """self.NAME(x), an nn.Linear; of_view: one that multiplies by weight.T, a view of its own."""
+    """Runs self.NAME(x), an nn.Linear. of_view: one that multiplies by weight.T, a view of its own."""
     with b.module(name):
         path = ".".join(b.path)
         weights = [b.parameter(f"{path}.weight", (out_features, x.shape[-1]), dtype, True)]
@@ -64,20 +64,20 @@ def linear(
 
 
 def create(b: Builder, label: str, shape: tuple[int, ...], dtype: str) -> Tensor:
-    """A new tensor: arange, full, ones …."""
+    """Makes a new tensor, as arange, full, ones … do."""
     return b.op("create", shape=shape, dtype=dtype, label=label)
 
 
 def softmax(b: Builder, x: Tensor, dtype: str) -> Tensor:
-    """F.softmax(x, -1, dtype=dtype): converts first, but for fp16 to fp32, where one kernel does both."""
+    """Runs F.softmax(x, -1, dtype=dtype). It converts x first; from fp16 to fp32 one kernel does both."""
     if x.dtype == "fp16" and dtype == "fp32":
         return b.op("softmax", x, dtype=dtype)
     return b.op("softmax", to(b, x, dtype))
 
 
 def matmul(b: Builder, x: Tensor, y: Tensor) -> Tensor:
-    """torch.matmul of [B, H, M, K] and [B, H, K, N]: a bmm over B·H, of copies where the operands'
-    layouts do not fold.
+    """Runs torch.matmul of [B, H, M, K] and [B, H, K, N]: a bmm over B·H. Operands whose layouts do not fold are
+    copied.
     """
     batch, heads, m, k = x.shape
     n = y.shape[-1]
@@ -91,7 +91,7 @@ def matmul(b: Builder, x: Tensor, y: Tensor) -> Tensor:
 
 
 def repeat_interleave(b: Builder, x: Tensor, times: int, dim: int) -> Tensor:
-    """x.repeat_interleave(times, dim): a contiguous copy."""
+    """Runs x.repeat_interleave(times, dim): a contiguous copy."""
     axis = dim % len(x.shape)
     lead, size, rest = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
     x = b.op("expand", b.op("view", x, shape=(*lead, size, 1, *rest)), shape=(*lead, size, times, *rest))
@@ -99,7 +99,9 @@ def repeat_interleave(b: Builder, x: Tensor, times: int, dim: int) -> Tensor:
 
 
 def positions(b: Builder, settings: Settings) -> Tensor:
-    """torch.arange(S) + past_seen_tokens, unsqueezed: position_ids [1, S]; stacks with a cache_position add nothing."""
+    """Runs torch.arange(S) + past_seen_tokens, unsqueezed: position_ids [1, S]. Stacks with a cache_position add
+    nothing.
+    """
     position_ids = create(b, "arange", (settings.sequence,), "int64")
     if not settings.stack.takes_cache_position:
         position_ids = create(b, "positions", (settings.sequence,), "int64")
@@ -107,20 +109,22 @@ def positions(b: Builder, settings: Settings) -> Tensor:
 
 
 def layers(b: Builder, given: dict[str, Tensor]) -> Tensor:
-    """The loop over layers, called with these by name; empties `given`, so that nothing here keeps them."""
+    """Runs the loop over layers, called with these tensors by name. Empties `given`, so that nothing
+    here keeps them.
+    """
     names, tensors = tuple(given), tuple(given.values())
     given.clear()
     return b.op("layers", *tensors, names=names, trains=True)
 
 
 def heads(b: Builder, x: Tensor, name: str, count: int, head_dim: int, dtype: str, bias: bool = False) -> Tensor:
-    """A projection of x [B, S, W] as heads: [B, count, S, head_dim]."""
+    """Projects x [B, S, W] and splits it into heads: [B, count, S, head_dim]."""
     states = linear(b, x, name, count * head_dim, dtype, bias)
     return transpose(b, b.op("view", states, shape=(*x.shape[:2], count, head_dim)), 1, 2)
 
 
 def dropout(b: Builder, x: Tensor, p: float) -> Tensor:
-    """nn.Dropout(p)(x)."""
+    """Runs nn.Dropout(p)(x)."""
     return b.op("dropout", x, p=p) if p else x
 
 

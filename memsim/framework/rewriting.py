@@ -9,10 +9,10 @@ from memsim.graph.layer_graph import LayerGraph, TensorSpec
 
 
 def rewrite(graph: LayerGraph, inputs: dict[str, TensorSpec], grad: bool = True) -> LayerGraph:
-    """The graph executed again for other inputs, such as ones that require a gradient: dtypes, shapes and what requires
-    a gradient follow from them. Without `grad`, as under torch.no_grad().
+    """Executes the graph again for other inputs, such as ones that require a gradient. Dtypes, shapes and what requires
+    a gradient follow from them. Without `grad` it runs as under torch.no_grad().
 
-    Autocast casts an input that is a leaf once, and keeps it, as it does with parameters.
+    Autocast casts an input that is a leaf once and keeps the result, as it does with parameters.
     """
     b = Builder(
         graph.name, Technique(inputs_require_grad=any(out.leaf for op in graph.operators for out in op.outputs))

@@ -1,4 +1,4 @@
-"""Names by which passes mark parameters, and the schedule knows them (Parameter.module)."""
+"""Names by which passes mark parameters for the schedule (Parameter.module)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a Run a model's code asks for while it executes."""
+"""The settings of a Run that a model's code asks for while it executes."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from memsim.stacks.software import Software
 
 @dataclass(frozen=True)
 class Settings:
-    """What of a Run the model's code asks for while it executes."""
+    """The settings of a Run that a model's code asks for while it executes."""
 
     batch: int
     sequence: int
-    dtype: str  # of the weights
+    dtype: str  # dtype of the weights
     attention: str
     sm: int = 80
     stack: Software = GOLDEN
     technique: Technique = PLAIN
-    target: int = 0  # tokens that a decoder beside an encoder gets; 0: as many as sequence
-    # share of each sequence that is padding; the batch then comes with an attention mask, and labels of its own
+    target: int = 0  # number of tokens that a decoder beside an encoder gets; 0: `sequence`
+    # Share of each sequence that is padding. The batch then comes with an attention mask, and labels of its own.
     padding: float = 0.0
     loaded: str = ""  # dtype in which the model is made, where it is cast afterwards
-    watched: bool = False  # layers run under a TorchDispatchMode, that of selective checkpointing
-    routing: str | float = "balanced"  # of tokens to experts: see models/common/moe.py
-    other_order: bool = False  # the other way round, where a Python set's order decides
+    watched: bool = False  # layers run under a TorchDispatchMode, as selective checkpointing's
+    routing: str | float = "balanced"  # how tokens go to experts (models/common/moe.py)
+    other_order: bool = False  # takes the other order where that of a Python set decides
 
     @property
     def targets(self) -> int:
-        """Tokens that a decoder beside an encoder gets."""
+        """Number of tokens that a decoder beside an encoder gets."""
         return self.target or self.sequence
 
     @property
     def padded(self) -> bool:
-        """Whether the batch comes with an attention mask that is not all ones."""
+        """True if the batch comes with an attention mask that is not all ones."""
         return self.padding > 0
 
     @property
     def real_tokens(self) -> int:
-        """Of each sequence, those that are no padding."""
+        """Number of tokens of each sequence that are not padding."""
         return self.sequence - math.ceil(self.padding * self.sequence)
 
     @property
     def created(self) -> str:
-        """dtype in which the model is made, and its buffers stay."""
+        """The dtype in which the model is made, and which its buffers keep."""
         return self.loaded or self.dtype

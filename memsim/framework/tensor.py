@@ -8,12 +8,12 @@ from memsim.graph.layer_graph import TensorSpec
 
 
 class Holder(Protocol):
-    """What is told when names of a storage come and go."""
+    """An object that is informed when names of a storage come and go."""
 
-    names: dict[int, int]  # of each storage, how many
+    names: dict[int, int]  # number of names of each storage
 
     def let_go(self, storage: int) -> None:
-        """One name fewer."""
+        """Notes that the storage has one name fewer."""
 
 
 class Tensor:
@@ -31,17 +31,17 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Elements in each dimension."""
+        """Size of each dimension, in elements."""
         return self.spec.shape
 
     @property
     def dtype(self) -> str:
-        """Its dtype, such as "bf16"."""
+        """The tensor's dtype, such as "bf16"."""
         return self.spec.dtype
 
 
 class During:
-    """Gives attributes of an object other values while a block runs, and their old ones back."""
+    """Gives attributes of an object other values while a block runs, and restores the old ones afterwards."""
 
     __slots__ = ("before", "target", "values")
 

@@ -1,4 +1,4 @@
-"""The layer graph: operators and the storages between them, how tensors are laid out, and their dtypes."""
+"""The layer graph: operators and the storages between them, the layout of tensors, and their dtypes."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ FLOATING = ("fp32", "bf16", "fp16")
 
 
 def promote(a: str, b: str) -> str:
-    """The dtype of an operation on tensors of dtypes a and b (torch.promote_types for the types here)."""
+    """Returns the dtype of an operation on tensors of dtypes a and b (torch.promote_types for the types here)."""
     if a == b:
         return a
     if a in FLOATING and b in FLOATING:

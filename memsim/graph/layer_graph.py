@@ -18,7 +18,7 @@ from memsim.graph.dtypes import ITEMSIZE
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor in a block: a view (shape, strides in elements) of a storage. `value` is what autograd tells apart."""
+    """One tensor in a block: a view (shape, strides in elements) of a storage. `value` is its identity for autograd."""
 
     value: int
     storage: int
@@ -31,11 +31,12 @@ class TensorSpec:
 
     @property
     def elements(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def elements_stored(self) -> int:
-        """Elements without those that an expanded dimension repeats."""
+        """Number of elements without those that an expanded dimension repeats."""
         return (
             math.prod(size for size, stride in zip(self.shape, self.strides, strict=True) if stride)
             if 0 in self.strides
@@ -44,13 +45,13 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements (of the whole storage, for a tensor that is no view)."""
+        """Bytes of its elements (of the whole storage, for a tensor that is not a view)."""
         return self.elements * ITEMSIZE[self.dtype]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Operator:
-    """One thing that the framework executes."""
+    """One operation that the framework executes."""
 
     index: int
     kind: str  # a key of memsim.operators.KINDS
@@ -58,17 +59,17 @@ class Operator:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     attrs: Mapping[str, object]
-    saved: tuple[int, ...]  # storages kept for backward, in the order in which backward lets go of them
+    saved: tuple[int, ...]  # storages kept for backward, in the order in which backward releases them
     # storages whose last Python name dies right after this operator, in order
     drops: list[int] = field(default_factory=list)
-    # of those, the ones that only the expression held: an exception in the operator releases them first
+    # those of `drops` that only the expression held: an exception in the operator releases them first
     operands: list[int] = field(default_factory=list)
-    # storages that only a graph nobody walks holds from here on: not where a checkpoint keeps nothing
+    # storages that from here on only a graph holds that backward never reaches (not where a checkpoint keeps nothing)
     unkept: list[int] = field(default_factory=list)
     requires_grad: bool = field(init=False)  # True if backward has a node for it
 
     def __post_init__(self) -> None:
-        # `dead`: its node dies with its results, as nothing that the loss depends on comes of them
+        # `dead`: its node dies with its results, as the loss does not depend on them
         needed = "dead" not in self.attrs and any(out.requires_grad and not out.leaf for out in self.outputs)
         object.__setattr__(self, "requires_grad", needed)
 
@@ -82,7 +83,7 @@ class LayerGraph(nx.DiGraph):  # type: ignore[misc]
         self.inputs: dict[str, TensorSpec] = {}
         self.parameters: dict[str, TensorSpec] = {}
         self.outputs: tuple[TensorSpec, ...] = ()
-        # names of a layer's outputs; what it hands to all later layers beside the first
+        # names of a layer's outputs; those beside the first are handed to all later layers
         self.results: tuple[str, ...] = ("hidden_states",)
         self.storage_bytes: list[int] = []  # by storage number
         self.values = 0
@@ -90,7 +91,7 @@ class LayerGraph(nx.DiGraph):  # type: ignore[misc]
         self.cached: tuple[int, ...] = ()
 
     def add_storage(self, nbytes: int, label: str = "") -> int:
-        """A new storage of so many bytes; its number."""
+        """Makes a new storage of `nbytes` bytes and returns its number."""
         number = len(self.storage_bytes)
         self.storage_bytes.append(nbytes)
         self.add_node(number, bytes=nbytes, label=label)

@@ -1,4 +1,4 @@
-"""How tensors lie in their storages: strides in elements, and what operators make of them."""
+"""The layout of tensors in their storages: strides in elements, and what operators make of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides, in elements, of a contiguous tensor."""
+    """Returns the strides, in elements, of a contiguous tensor."""
     strides = [1] * len(shape)
     for i in range(len(shape) - 2, -1, -1):
         strides[i] = strides[i + 1] * max(shape[i + 1], 1)
@@ -14,17 +14,17 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Tensor.is_contiguous(): where a dimension has one element, its stride does not matter."""
+    """True if Tensor.is_contiguous() is: the stride of a dimension with one element does not matter."""
     return is_laid_out(shape, strides, contiguous(shape))
 
 
 def is_laid_out(shape: tuple[int, ...], strides: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether a tensor of these strides lies in memory as one of the others does."""
+    """True if a tensor of these strides lies in memory as one of the wanted strides does."""
     return all(size == 1 or have == want for size, have, want in zip(shape, strides, wanted, strict=True))
 
 
 def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of an elementwise operation on shapes a and b."""
+    """Returns the shape of an elementwise operation on shapes a and b."""
     if len(a) < len(b):
         a = (1,) * (len(b) - len(a)) + a
     elif len(b) < len(a):
@@ -33,8 +33,8 @@ def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def like(shape: tuple[int, ...], *operands: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[int, ...]:
-    """Strides that TensorIterator gives a result: dense, in the dimension order of the first operand (shape, strides)
-    that has its shape.
+    """Returns the strides that TensorIterator gives a result: dense, in the dimension order of the first operand
+    (shape, strides) that has its shape.
     """
     for operand, strides in operands:
         if operand == shape:
@@ -45,7 +45,7 @@ def like(shape: tuple[int, ...], *operands: tuple[tuple[int, ...], tuple[int, ..
 
 
 def _dense(shape: tuple[int, ...], order: Sequence[int]) -> tuple[int, ...]:
-    """Strides of a dense tensor whose dimensions lie in this order, the slowest first."""
+    """Returns the strides of a dense tensor whose dimensions lie in this order, the slowest first."""
     result, step = [0] * len(shape), 1
     for d in reversed(order):
         result[d] = step
@@ -54,8 +54,8 @@ def _dense(shape: tuple[int, ...], order: Sequence[int]) -> tuple[int, ...]:
 
 
 def _ordered(shape: tuple[int, ...], operands: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[int]:
-    """TensorIteratorBase::reorder_dimensions: a dimension that an operand is expanded in has no say, and keeps its
-    place.
+    """Orders dimensions as TensorIteratorBase::reorder_dimensions does. A dimension in which an operand is expanded
+    does not count, and keeps its place.
     """
     rows = [strides for operand, strides in operands if operand == shape]
 
@@ -81,7 +81,9 @@ def _ordered(shape: tuple[int, ...], operands: Sequence[tuple[tuple[int, ...], t
 
 
 def view_strides(shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Strides of a view with the new shape, or None where only a copy will do (at::detail::computeStride)."""
+    """Returns the strides of a view with the new shape, or None where only a copy will do
+    (at::detail::computeStride).
+    """
     if not shape:
         return (1,) * len(new) if all(size == 1 for size in new) else None
     if 0 in shape:

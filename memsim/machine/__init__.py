@@ -1,1 +1,3 @@
-"""What operators run on: storages with reference counts, and the scratch memory of the framework's libraries."""
+"""The machine that operators run on: storages with reference counts, and the scratch memory of the framework's
+libraries.
+"""

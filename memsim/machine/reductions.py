@@ -1,4 +1,4 @@
-"""How a reduction is launched (ATen/native/cuda/Reduce.cuh): its staging buffer, semaphores, and division."""
+"""The launch of a reduction (ATen/native/cuda/Reduce.cuh): its staging buffer, semaphores, and division."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def reduction_scratch(
     threads: int = 2048,
     accumulate: int = 4,
 ) -> tuple[int, int]:
-    """Bytes of the staging buffer and of the semaphores of a sum over `dims` (setReduceConfig); (0, 0) where one block
+    """Bytes of the staging buffer and of the semaphores of a sum over `dims` (setReduceConfig). (0, 0) where one block
     does an output.
 
     shape and strides (elements) are the input's; itemsize in bytes; processors and threads per processor are the
     device's;
-    accumulate: bytes of the accumulator, float but for any() and all(), whose is a bool.
+    accumulate: bytes of the accumulator, which is a float, except for any() and all(), which have a bool.
     """
     reduced = _coalesce([(shape[d], strides[d]) for d in dims if shape[d] != 1])
     kept = _coalesce([(shape[d], strides[d]) for d in range(len(shape)) if d not in dims and shape[d] != 1])
@@ -73,7 +73,7 @@ def reduction_scratch(
 
 
 def _coalesce(dims: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(size, stride) pairs in ascending stride, adjacent dimensions joined."""
+    """Returns (size, stride) pairs in ascending stride, with adjacent dimensions joined."""
     result: list[tuple[int, int]] = []
     for size, stride in sorted(dims, key=lambda d: d[1]):
         if result and result[-1][0] * result[-1][1] == stride:
@@ -84,7 +84,7 @@ def _coalesce(dims: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def is_indexed(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
-    """Whether 32 bits index every element, and byte, that a tensor reaches."""
+    """True if 32 bits index every element, and every byte, that a tensor reaches."""
     reach = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     return math.prod(shape) <= MOST_INDEX and reach * itemsize < MOST_INDEX
 
@@ -92,9 +92,9 @@ def is_indexed(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) 
 def parts(
     shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], itemsize: int
 ) -> list[tuple[Dims, Dims]]:
-    """(reduced, kept) dimensions, as (size, stride in elements), of the reductions that one is divided into where 32
-    bits do not index it: at the middle of the dimension that reaches farthest (TensorIterator.cpp,
-    with_32bit_indexing).
+    """Returns the reductions into which one is divided where 32 bits do not index it, each as (reduced, kept)
+    dimensions of (size, stride in elements). The division is at the middle of the dimension that reaches farthest
+    (TensorIterator.cpp, with_32bit_indexing).
     """
     reduced = tuple(_coalesce([(shape[d], strides[d]) for d in dims if shape[d] != 1]))
     kept = tuple(_coalesce([(shape[d], strides[d]) for d in range(len(shape)) if d not in dims and shape[d] != 1]))

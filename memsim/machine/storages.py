@@ -1,5 +1,5 @@
-"""The machine that operators run on: storages with reference counts, and the requests that follow, as PyTorch's tensors
-make them.
+"""The machine that operators run on: storages with reference counts, and the requests that follow from them, as from
+PyTorch's tensors.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ FORWARD, RECOMPUTED, BACKWARD, COPIED = range(4)
 
 @dataclass(slots=True)
 class Grad:
-    """A gradient on its way through autograd: one reference to a storage, and how it is laid out (strides in elements).
+    """A gradient on its way through autograd: one reference to a storage, and its layout (strides in elements).
 
-    A `view` keeps its base tensor alive, so autograd never accumulates into it in place. One that is `alone` is nobody
-    else's, though its storage may be.
+    A `view` keeps its base tensor alive, so autograd never accumulates into it in place. An `alone` gradient has no
+    other holder, though its storage may have one.
     """
 
     storage: int
@@ -36,7 +36,7 @@ class Grad:
 
 
 class Machine:
-    """Collects events; every storage lives while something refers to it."""
+    """Collects events. Every storage lives while something refers to it."""
 
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
@@ -46,42 +46,44 @@ class Machine:
         self.bytes: list[int] = []  # by storage, like the three below
         self.references: list[int] = []
         self.category: list[int] = []
-        self.owner: list[int] = []  # layer in which it was allocated
+        self.owner: list[int] = []  # the layer in which it was allocated
         self.phases: list[str] = []
         self.phase = 0
         self.layer = NO_LAYER
         self.default_category = int(Category.ACTIVATIONS)
         self.scratch_category = int(Category.SCRATCH)
-        self.backward_thread = False  # whether autograd's own thread executes
+        self.backward_thread = False  # autograd's own thread executes
         self.leftover: list[int] = []  # locals of a backward written in Python, which die after those that it unpacked
-        self.workspaces: dict[tuple[str, bool], int] = {}  # kept ones of cuBLAS, by thread
+        self.workspaces: dict[tuple[str, bool], int] = {}  # cuBLAS workspaces that are kept, by thread
         # (event before which it is done, operator or bytes copied, FORWARD …)
         self.work: list[tuple[int, Operator | int, int]] = []
 
     # context
 
     def enter(self, phase: str) -> None:
-        """The events that follow belong to this phase."""
+        """Begins a phase: the events that follow belong to it."""
         if phase not in self.phases:
             self.phases.append(phase)
         self.phase = self.phases.index(phase)
 
     def at(self, operator: str) -> None:
-        """The events that follow belong to this operator."""
+        """Begins an operator: the events that follow belong to it."""
         self.marks.append((len(self.actions), self.phase, self.layer, operator))
 
     def worked(self, op: Operator, how: int) -> None:
-        """An operator was executed: FORWARD, RECOMPUTED or BACKWARD."""
+        """Notes that an operator was executed: FORWARD, RECOMPUTED or BACKWARD."""
         self.work.append((len(self.actions), op, how))
 
     def copied(self, nbytes: int) -> None:
-        """So many bytes travel between host and device while everything else waits."""
+        """Notes that `nbytes` bytes travel between host and device while everything else waits."""
         self.work.append((len(self.actions), nbytes, COPIED))
 
     # storages
 
     def alloc(self, nbytes: int, category: int | None = None) -> int:
-        """A new storage of so many bytes, with one reference; its number. No bytes make no request."""
+        """Makes a new storage of `nbytes` bytes, with one reference, and returns its number. 0 bytes
+        make no request.
+        """
         storage = len(self.bytes)
         self.bytes.append(nbytes)
         self.references.append(1)
@@ -93,11 +95,11 @@ class Machine:
         return storage
 
     def retain(self, storage: int) -> None:
-        """One more reference."""
+        """Adds a reference."""
         self.references[storage] += 1
 
     def release(self, *storages: int) -> None:
-        """One reference fewer to each, in order; the last one frees."""
+        """Removes a reference from each, in order. The last one frees."""
         references = self.references
         for storage in storages:
             left = references[storage] = references[storage] - 1
@@ -106,21 +108,23 @@ class Machine:
                 self.events.append(storage)
 
     def at_return(self, storage: int) -> None:
-        """The running backward, a Python function, has a local that dies once what it unpacked has."""
+        """Notes a local of the running backward, a Python function. It dies after the tensors that the backward
+        unpacked.
+        """
         self.leftover.append(storage)
 
     def leave(self) -> None:
-        """It returns."""
+        """Returns from the running backward, and releases its locals."""
         self.release(*self.leftover)
         self.leftover.clear()
 
     def empty_cache(self) -> None:
-        """torch.cuda.empty_cache()."""
+        """Runs torch.cuda.empty_cache()."""
         self.actions.append(EMPTY_CACHE)
         self.events.append(-1)
 
     def scratch(self, *sizes: int) -> None:
-        """Temporaries of one operator: allocated in order, freed in reverse."""
+        """Allocates temporaries of one operator in order, and frees them in reverse."""
         self.release(*reversed([self.alloc(size, self.scratch_category) for size in sizes]))
 
     # gradients
@@ -128,35 +132,35 @@ class Machine:
     def grad(
         self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, view: bool = False, parameter: bool = False
     ) -> Grad:
-        """A new gradient tensor."""
+        """Makes a new gradient tensor."""
         n = ITEMSIZE[dtype] * math.prod(shape)
         return Grad(
             self.alloc(n, int(Category.GRADIENTS) if parameter else self.scratch_category), shape, strides, dtype, view
         )
 
     def like(self, grad: Grad, dtype: str | None = None) -> Grad:
-        """A new tensor with the shape and the dimension order of another."""
+        """Makes a new tensor with the shape and the dimension order of another."""
         return self.grad(grad.shape, like(grad.shape, (grad.shape, grad.strides)), dtype or grad.dtype)
 
     def same(self, grad: Grad) -> Grad:
-        """The same tensor, passed on."""
+        """Returns the same tensor, passed on."""
         self.retain(grad.storage)
         return Grad(grad.storage, grad.shape, grad.strides, grad.dtype, grad.view)
 
     def view(self, grad: Grad, shape: tuple[int, ...], strides: tuple[int, ...]) -> Grad:
-        """A view of it."""
+        """Returns a view of a gradient."""
         self.retain(grad.storage)
         return Grad(grad.storage, shape, strides, grad.dtype, view=True, alone=True)
 
     def reshape(self, grad: Grad, shape: tuple[int, ...]) -> Grad:
-        """grad.reshape(shape): a view where the layout allows it, else a copy."""
+        """Runs grad.reshape(shape): a view where the layout allows one, otherwise a copy."""
         strides = view_strides(grad.shape, grad.strides, shape)
         if strides is not None:
             return self.view(grad, shape, strides)
         return self.grad(shape, contiguous(shape), grad.dtype)
 
     def contiguous(self, grad: Grad) -> Grad:
-        """grad.contiguous(): itself, or a copy."""
+        """Runs grad.contiguous(): itself, or a copy."""
         return (
             self.same(grad)
             if is_contiguous(grad.shape, grad.strides)
@@ -164,11 +168,11 @@ class Machine:
         )
 
     def discard(self, *grads: Grad) -> None:
-        """Lets go of temporaries, in order."""
+        """Releases temporaries, in order."""
         self.release(*(grad.storage for grad in grads))
 
     def sum_to(self, grad: Grad, shape: tuple[int, ...]) -> Grad:
-        """at::sum_to(grad, shape): reduces broadcast dimensions; lets go of `grad`."""
+        """Runs at::sum_to(grad, shape): reduces broadcast dimensions, and releases `grad`."""
         if grad.shape == shape:
             return grad
         lead = len(grad.shape) - len(shape)
@@ -179,7 +183,7 @@ class Machine:
         return reduced
 
     def cast(self, grad: Grad, dtype: str) -> Grad:
-        """grad.to(dtype); lets go of `grad` where it copies."""
+        """Runs grad.to(dtype), and releases `grad` where it copies."""
         if grad.dtype == dtype:
             return grad
         result = self.like(grad, dtype)
@@ -189,7 +193,7 @@ class Machine:
     # scratch of the framework's libraries
 
     def workspace(self, lt: bool = False) -> None:
-        """What a matrix product asks for besides its result: the workspace of cuBLAS, or of cuBLASLt."""
+        """Requests the workspace of a matrix product: that of cuBLAS, or of cuBLASLt."""
         software, kept = self.platform.software, self.platform.software.keeps_cublas_workspaces
         own = (
             [self.alloc(self.platform.cublaslt_workspace, self.scratch_category)]
@@ -205,7 +209,7 @@ class Machine:
         self.release(*own)
 
     def _keep(self, library: str, nbytes: int) -> None:
-        """The workspace that a library keeps for the thread that runs."""
+        """Allocates the workspace that a library keeps for the running thread, if it is not there yet."""
         if (library, self.backward_thread) not in self.workspaces:
             layer, self.layer = self.layer, NO_LAYER
             self.workspaces[library, self.backward_thread] = self.alloc(nbytes, int(Category.SCRATCH))
@@ -220,11 +224,11 @@ class Machine:
         accumulate: int = 4,
         out: str | None = None,
     ) -> None:
-        """The staging buffer and semaphores of a reduction that is split over thread blocks; `accumulate`: bytes of an
-        accumulator.
+        """Requests the staging buffer and semaphores of a reduction that is split over thread blocks. `accumulate`:
+        bytes of an accumulator.
 
-        Where 32 bits do not index it, it is several, which add to each other in the result (of `out`) or in a buffer,
-        where the result is as imprecise as what is reduced (Reduce.cuh, gpu_reduce_kernel).
+        Where 32 bits do not index the reduction, it is divided into several. These add to each other in the result (of
+        dtype `out`), or in a buffer where the result is as imprecise as the input (Reduce.cuh, gpu_reduce_kernel).
         """
         platform, itemsize = self.platform, ITEMSIZE[dtype]
         if is_indexed(shape, strides, itemsize):
@@ -254,7 +258,9 @@ class Machine:
             self.release(buffer)
 
     def scan_scratch(self, shape: tuple[int, ...], itemsize: int = 8) -> None:
-        """CUB's scan over a tensor that is one row; several rows are scanned without scratch."""
+        """Requests the scratch of CUB's scan over a tensor that is one row. Several rows are scanned
+        without scratch.
+        """
         if math.prod(shape) == shape[-1]:
             self.scratch(
                 self.platform.scan_bytes(shape[-1]) if itemsize == 8 else self.platform.short_scan_bytes(shape[-1])

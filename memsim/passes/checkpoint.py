@@ -1,5 +1,5 @@
-"""Activation checkpointing: which layers run again in backward, and what of them is kept nonetheless. A strategy a
-function, each a few lines.
+"""Activation checkpointing: the layers that run again in backward, and the results of theirs that are kept nonetheless.
+Each strategy is a function of a few lines.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from memsim.run.checkpointing import Strategy
 
 NONE, FULL = Checkpoint(), Checkpoint(how="full")
 
-# What `save` may name, and the kinds of operators whose results it keeps: those that execute these operators of
-# torch.ops.aten
-# (traces/record/checkpointing.py has the list). matmul and attention are the list of torchtitan and PyTorch's
-# tutorials.
+# Names that `save` may have, and the kinds of operators whose results each keeps: those that execute these operators of
+# torch.ops.aten (traces/record/checkpointing.py has the list). matmul and attention are the list of torchtitan and
+# PyTorch's tutorials.
 SAVED: Mapping[str, frozenset[str]] = {
     "matmul": frozenset({"linear", "matmul", "mm", "baddbmm", "addmm"}),  # mm, addmm, bmm, baddbmm
     # _scaled_dot_product_{flash,efficient}_attention; flash_attn::_flash_attn_forward and _flash_attn_varlen_forward
@@ -43,25 +42,27 @@ USUAL = ("matmul", "attention")
 
 
 def checkpointed(model: Model, strategy: Strategy) -> Model:
-    """The model with its layers kept as the strategy says. Raises InputError where it does not suit the model."""
+    """Returns the model with its layers kept as the strategy says. Raises InputError where it does not
+    suit the model.
+    """
     return replace(model, checkpoints=_merged(_of_layers(model, strategy)))
 
 
 def enables_input_grads(strategy: Strategy) -> bool:
-    """Whether transformers' switch is on, which tells the embeddings' output to require a gradient
+    """True if transformers' switch is on, which marks the embeddings' output as requiring a gradient
     (gradient_checkpointing_enable).
     """
     return strategy not in ("none", "offload", "megatron")
 
 
 def require_input_grads(model: Model) -> Model:
-    """enable_input_require_grads(): the embedding's output is told to require a gradient, and keeps it."""
+    """Does as enable_input_require_grads(): the embedding's output is marked as requiring a gradient, and keeps it."""
     return replace(model, inputs_require_grad=True)
 
 
 def selective(model: Model, names: Iterable[str]) -> Checkpoint:
-    """A layer of which the results of these operators are kept
-    (torch.utils.checkpoint.create_selective_checkpoint_contexts).
+    """Returns the checkpoint of a layer that keeps the results of these operators
+    (torch.utils.checkpoint.create_selective_checkpoint_contexts). Raises InputError and Unsupported.
     """
     known = operators_of(model)
     for name in names:
@@ -81,10 +82,10 @@ def selective(model: Model, names: Iterable[str]) -> Checkpoint:
 
 
 def check_written_over(model: Model, saves: frozenset[str]) -> None:
-    """Raises InputError where a result that is kept is written over in place (clip_qkv), which PyTorch finds when it
-    runs the layer again.
+    """Raises InputError where a kept result is written over in place (clip_qkv). PyTorch detects this when it runs the
+    layer again.
 
-    It does not find it for products, whose results it hands on as an `_unsafe_view` with a version of its own.
+    It does not detect it for products, whose results it hands on as an `_unsafe_view` with a version of its own.
     """
     for graph in model.layer_graphs:
         made: dict[int, Operator] = {}
@@ -100,13 +101,15 @@ def check_written_over(model: Model, saves: frozenset[str]) -> None:
 
 
 def operators_of(model: Model) -> list[str]:
-    """What `save` may name of this model's layers."""
+    """Returns the names that `save` may have for this model's layers."""
     there = {op.kind for graph in model.layer_graphs for op in graph.operators}
     return [name for name, kinds in SAVED.items() if kinds & there]
 
 
 def segments(layers: int, count: int) -> list[Checkpoint]:
-    """So many segments, each checkpointed as one; the first ones are a layer longer where they do not come out even."""
+    """Returns `count` segments, each checkpointed as one. The first ones are a layer longer where the layers do not
+    divide evenly.
+    """
     least, longer = divmod(layers, count)
     return [Checkpoint(least + (i < longer), "full") for i in range(count)]
 
@@ -131,7 +134,7 @@ def _of_layers(model: Model, strategy: Strategy) -> list[Checkpoint]:
             "checkpointing.budget: what fits it is found by simulating; give the strategy that `memsim simulate` finds"
         )
     assert isinstance(value, int)
-    if value > n and key != "every":  # the first layer alone, then
+    if value > n and key != "every":  # with `every`, only the first layer is then checkpointed
         raise InputError(f"checkpointing.{key}: {value} is more than the model's {n} layers")
     if key == "segments":
         return segments(n, value)

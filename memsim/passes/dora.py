@@ -1,5 +1,5 @@
-"""DoRA as PEFT executes it (peft/tuners/lora/dora.py, variants.py): LoRA whose sum with the base is scaled by trained
-magnitudes over the norms of rows.
+"""DoRA as PEFT executes it (peft/tuners/lora/dora.py, variants.py). It is LoRA whose sum with the base is scaled by
+trained magnitudes over the norms of rows.
 
 The norms are of base + adapters as one matrix, which a forward pass computes from the product of the adapters with a
 unit matrix. Nothing is differentiated through them, but the graph of that product lives as long as the product has a
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Base:
-    """The frozen module: its operator, weight and bias, and for 4-bit weights how they are dequantized."""
+    """The frozen module: its operator, weight and bias, and the way in which 4-bit weights are dequantized."""
 
     kind: str
     weights: tuple[Tensor, ...]
@@ -33,12 +33,12 @@ class Base:
 
     @property
     def out(self) -> int:
-        """Features of its result."""
+        """Number of features of its result."""
         return self.weights[0].shape[1 if self.kind == "conv1d" else 0]
 
 
 def magnitude(module: str, p: Parameter, lora: Lora) -> Parameter:
-    """The magnitudes of the rows of the module with weight p: a number for each of its output features."""
+    """Returns the magnitudes of the rows of the module with weight p: a number for each of its output features."""
     out = p.shape[1] if p.module in ("conv1d", "embedding") else p.shape[0]
     return Parameter(
         f"{module}.{MAGNITUDE_NAME}", (out,), lora.dtype, adapter=True, module=MAGNITUDE, created_dtype=p.dtype
@@ -46,7 +46,7 @@ def magnitude(module: str, p: Parameter, lora: Lora) -> Parameter:
 
 
 def dora_branch(b: Builder, base: Base, x: Tensor, result: Tensor, lora: Lora, *held: Tensor) -> Tensor:
-    """DoraLinearVariant.forward: result plus the branch. `held`: locals of the caller."""
+    """Runs DoraLinearVariant.forward: result plus the branch. `held`: locals of the caller."""
     base_result = None
     if lora.dropout:
         x = b.op("dropout", x, p=lora.dropout)
@@ -60,7 +60,7 @@ def dora_branch(b: Builder, base: Base, x: Tensor, result: Tensor, lora: Lora, *
 def dora_linear(
     b: Builder, base: Base, x: Tensor, base_result: Tensor | None, lora: Lora, held: tuple[Tensor, ...]
 ) -> Tensor:
-    """DoraLinearLayer.forward."""
+    """Runs DoraLinearLayer.forward."""
     out = base.out
     product, eye, lora_weight = get_lora_weight(b, x.shape[-1], out, lora)
     lora_weight = F.to(b, lora_weight, x.dtype)
@@ -78,7 +78,7 @@ def dora_linear(
     mag_norm_scale = b.op("view", b.op("div", magnitude, weight_norm), shape=(1, out))
     lora_result = F.linear(b, F.linear(b, x, "lora_A", lora.rank, lora.dtype), "lora_B", out, lora.dtype)
     if base_result is None:
-        # peft/utils/other.py, transpose: what it makes of a parameter, frozen or not, is one that trains
+        # transpose (peft/utils/other.py) makes a parameter that trains from a parameter, frozen or not
         if is_parameter:
             weight = b.op("new_leaf", weight)
         base_result = b.op("linear", x, weight)
@@ -97,8 +97,8 @@ def dora_linear(
 
 
 def get_lora_weight(b: Builder, inputs: int, out: int, lora: Lora) -> tuple[Tensor, Tensor, Tensor]:
-    """DoraLinearLayer.get_lora_weight: lora_B(lora_A(unit matrix)).T, [out, in]. Also what its graph holds, in the
-    order in which it lets go.
+    """Runs DoraLinearLayer.get_lora_weight: lora_B(lora_A(unit matrix)).T, [out, in]. Returns (product, unit matrix,
+    result): the first two are what its graph holds, in the order in which it releases them.
 
     `packs` are the operands that a node of that graph saves.
     """
@@ -123,8 +123,8 @@ def get_lora_weight(b: Builder, inputs: int, out: int, lora: Lora) -> tuple[Tens
 
 
 def get_weight_norm(b: Builder, weight: Tensor, lora_weight: Tensor, trains: bool = False) -> Tensor:
-    """DoraLinearLayer.get_weight_norm: the norm of each row of weight + scaling * lora_weight, [out]. trains: of a
-    weight that requires a gradient.
+    """Runs DoraLinearLayer.get_weight_norm: the norm of each row of weight + scaling * lora_weight, [out]. trains: true
+    for a weight that requires a gradient.
     """
     attrs: dict[str, object] = {"dtype": "fp32"} if b.autocast else {}
     if trains:

@@ -1,4 +1,4 @@
-"""Partial fine-tuning: which parameters of a model train, by patterns of their names."""
+"""Partial fine-tuning: selects the parameters of a model that train, by patterns of their names."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PREFIX = re.compile(r"^(model\.decoder|model|transformer|gpt_neox|bert|vit)\.")
 
 @dataclass(frozen=True)
 class Freeze:
-    """Patterns of names: only what matches `only` trains (empty: everything), and nothing that matches `freeze`.
+    """Patterns of names. Only parameters that match `only` train (empty: all), and none that matches `freeze`.
 
-    A pattern with * or ? is for the whole name ("layers.*.mlp.*"); one without is for consecutive parts of it
+    A pattern with * or ? is for the whole name ("layers.*.mlp.*"). One without is for consecutive parts of it
     ("lm_head", "layers.31", "bias").
     """
 
@@ -27,7 +27,7 @@ class Freeze:
 
 
 def name_of(model: Model, layer: int, p: Parameter) -> str:
-    """The name that patterns are for: "embed_tokens.weight", "layers.3.mlp.up_proj.weight",
+    """Returns the name that patterns are for: "embed_tokens.weight", "layers.3.mlp.up_proj.weight",
     "encoder.layers.3.layer.0.SelfAttention.q.weight".
     """
     for tower, span in zip(model.towers, model.spans(), strict=False):
@@ -37,7 +37,7 @@ def name_of(model: Model, layer: int, p: Parameter) -> str:
 
 
 def is_match(pattern: str, name: str) -> bool:
-    """Whether a pattern is for this name; "model." at its beginning says nothing."""
+    """True if a pattern is for this name. "model." at its beginning has no effect."""
     pattern = PREFIX.sub("", pattern)
     return fnmatchcase(name, pattern) if set(pattern) & set("*?[") else f".{pattern}." in f".{name}."
 
@@ -45,8 +45,8 @@ def is_match(pattern: str, name: str) -> bool:
 def frozen(
     model: Model, freeze: Freeze, build: Callable[[Callable[[str], bool | None], frozenset[int]], Model]
 ) -> Model:
-    """The model with its parameters frozen; `build` makes it anew for what trains in the blocks, and the towers of
-    whose layers nothing does.
+    """Returns the model with its parameters frozen. `build` makes it anew, given which parameters of the blocks train,
+    and the towers in whose layers nothing does.
 
     Raises InputError for a pattern without effect.
     """
@@ -69,7 +69,7 @@ def frozen(
     still = frozenset(
         number for number, span in enumerate(model.spans()) if not any(any(flags_of[i].values()) for i in span)
     )
-    # what a tower's first layer hands on follows from its own
+    # the inputs of a tower's other layers follow from its first layer
     first_of = {model.pattern[i]: flags_of[span.start] for span in model.spans() for i in span}
     kinds: dict[tuple[int, tuple[bool, ...]], int] = {}
     pattern_of = [

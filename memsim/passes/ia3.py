@@ -1,4 +1,4 @@
-"""(IA)³ as PEFT executes it (peft/tuners/ia3/layer.py): a trained vector scales the output of a frozen module, or the
+"""(IA)³ as PEFT executes it (peft/tuners/ia3/layer.py). A trained vector scales the output of a frozen module, or the
 input of a feed-forward one.
 """
 
@@ -43,11 +43,11 @@ DEFAULTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-VECTOR = ".ia3_l"  # end of its name
+VECTOR = ".ia3_l"  # the end of a vector's name
 
 
 class QuantizedLinear(Protocol):
-    """What stores frozen weights: bitsandbytes' 4 or 8 bits."""
+    """A way to store frozen weights: bitsandbytes' 4 or 8 bits."""
 
     @property
     def casts(self) -> str: ...
@@ -56,8 +56,8 @@ class QuantizedLinear(Protocol):
 
 @dataclass(frozen=True)
 class Ia3:
-    """The targeted modules, those of them whose input is scaled, modules that train as a whole; `sites` once full names
-    are resolved.
+    """The targeted modules, those of them whose input is scaled, and modules that train as a whole. `sites` are set
+    once full names are resolved.
     """
 
     targets: str | Sequence[str]
@@ -71,7 +71,7 @@ class Ia3:
 def ia3_of(
     model_type: str, targets: str | Sequence[str] | None, feedforward: tuple[str, ...] | None, saved: tuple[str, ...]
 ) -> Ia3:
-    """The settings with PEFT's defaults for this family. Raises InputError where it has none."""
+    """Returns the settings with PEFT's defaults for this family. Raises InputError where it has none."""
     own = DEFAULTS.get(model_type)
     if own is None and (targets is None or feedforward is None):
         missing = " and ".join(
@@ -92,12 +92,12 @@ def ia3_of(
 
 
 def is_feedforward(ia3: Ia3, module: str) -> bool:
-    """Whether the input of the module is scaled."""
+    """True if the input of the module is scaled."""
     return any(module.endswith(name) for name in ia3.feedforward)
 
 
 def scaled(ia3: Ia3, packing: QuantizedLinear | None, stack: Software) -> Technique:
-    """Linear modules that run with their vectors; with `packing` they are quantized."""
+    """Returns a Technique in which linear modules run with their vectors. With `packing` they are quantized."""
 
     def rule(
         b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]
@@ -122,14 +122,14 @@ def scaled(ia3: Ia3, packing: QuantizedLinear | None, stack: Software) -> Techni
 
 
 def vector(module: str, p: Parameter, ia3: Ia3) -> Parameter:
-    """The vector of the module with weight p: [1, in] or [out, 1]."""
+    """Returns the vector of the module with weight p: [1, in] or [out, 1]."""
     out, inputs = p.shape[::-1] if p.module == "conv1d" else p.shape
     shape = (1, inputs) if is_feedforward(ia3, module) else (out, 1)
     return Parameter(f"{module}{VECTOR}", shape, ia3.dtype, adapter=True, module="adapter", created_dtype=p.dtype)
 
 
 def with_vectors(model: Model, ia3: Ia3, outer: Sites, of_kinds: Sequence[Sites]) -> Model:
-    """The model, built with `scaled`, with the vectors among its parameters and its own frozen."""
+    """Returns the model, built with `scaled`, with the vectors among its parameters and its own frozen."""
     layers = tuple(
         tuple(_with_vectors(kind, replace(ia3, sites=of))) for kind, of in zip(model.layers, of_kinds, strict=True)
     )
@@ -161,7 +161,7 @@ def _with_vectors(parameters: Sequence[Parameter], ia3: Ia3) -> list[Parameter]:
 def ia3_linear(
     b: Builder, kind: str, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], ia3: Ia3
 ) -> Tensor:
-    """Linear.forward of PEFT's IA3."""
+    """Runs Linear.forward of PEFT's IA3."""
     previous_dtype = x.dtype
     ia3_scaling = scaling(
         b, str(attrs["module"]), weights[0].shape[::-1] if kind == "conv1d" else weights[0].shape, ia3
@@ -179,7 +179,7 @@ def ia3_linear(
 
 
 def scaling(b: Builder, module: str, weight: tuple[int, ...], ia3: Ia3) -> Tensor:
-    """ia3_scaling *= ia3_l.flatten(), for a weight [out, in]."""
+    """Runs ia3_scaling *= ia3_l.flatten(), for a weight [out, in]."""
     feedforward = is_feedforward(ia3, module)
     size = weight[1] if feedforward else weight[0]
     parameter = b.parameter(f"{module}{VECTOR}", (1, size) if feedforward else (size, 1), ia3.dtype, True)
@@ -190,7 +190,7 @@ def scaling(b: Builder, module: str, weight: tuple[int, ...], ia3: Ia3) -> Tenso
 def ia3_quantized(
     b: Builder, run: Base, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], ia3: Ia3
 ) -> Tensor:
-    """Linear4bit.forward and Linear8bitLt.forward of PEFT's IA3 (tuners/ia3/bnb.py), under autocast."""
+    """Runs Linear4bit.forward and Linear8bitLt.forward of PEFT's IA3 (tuners/ia3/bnb.py), under autocast."""
     ia3_scaling = scaling(b, str(attrs["module"]), weights[0].shape, ia3)
     if is_feedforward(ia3, str(attrs["module"])):
         result = run(b, attrs, b.op("mul", x, ia3_scaling, label="ia3"), weights)

@@ -1,7 +1,7 @@
-"""LLM.int8() (Dettmers et al., 2022) as bitsandbytes and PEFT execute it: frozen weights of a byte, adapters beside
+"""LLM.int8() (Dettmers et al., 2022) as bitsandbytes and PEFT execute it: frozen weights of one byte, adapters beside
 them, under autocast.
 
-As transformers' BitsAndBytesConfig(load_in_8bit=True) makes it: has_fp16_weights=False, outliers from 6.0 on.
+It is as transformers' BitsAndBytesConfig(load_in_8bit=True) makes it: has_fp16_weights=False, outliers from 6.0 on.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from memsim.stacks.software import Software
 
 @dataclass(frozen=True)
 class Int8:
-    """casts: who casts what is not quantized, as for Nf4."""
+    """The settings of LLM.int8(). casts: who casts the parameters that are not quantized, as for Nf4."""
 
     casts: str = "peft"
     packed: str = "int8"
 
     def technique(self, lora: Lora, stack: Software) -> Technique:
-        """Linear modules that are Linear8bitLt, with adapters where they are targeted."""
+        """Returns a Technique whose linear modules are Linear8bitLt, with adapters where they are targeted."""
 
         def rule(
             b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]
@@ -41,13 +41,13 @@ class Int8:
         return packed_technique(rule, self.casts, lora)
 
     def base(self, stack: Software) -> Base:
-        """A linear module as it runs."""
+        """Returns the function that runs a linear module."""
         return linear8bit
 
 
 @module_call
 def linear8bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-    """Linear8bitLt.forward of bitsandbytes: a bias is cast for good the first time."""
+    """Runs Linear8bitLt.forward of bitsandbytes. A bias is cast permanently the first time."""
     return b.run("linear8bit", x, *recast_bias(b, x, weights), **attrs)[0]
 
 
@@ -55,7 +55,7 @@ def linear8bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tupl
 def lora_linear8bit(
     b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora
 ) -> Tensor:
-    """Linear8bitLt.forward of PEFT (tuners/lora/bnb.py), under autocast."""
+    """Runs Linear8bitLt.forward of PEFT (tuners/lora/bnb.py), under autocast."""
     result = linear8bit(b, attrs, x, weights)
     if lora.dora:
         return dora.dora_branch(b, dora.Base("linear8bit", recast_bias(b, x, weights)), x, result, lora, result)

@@ -21,18 +21,18 @@ from memsim.passes.lora_settings import Lora, matches
 from memsim.passes.modules_to_save import EMBEDDING, MARK, copies, run_copy, stands_for
 from memsim.passes.targets import HEAD, LINEAR, Sites, check_targets, is_tied, places
 
-NORM = re.compile(r"norm|^ln_", re.IGNORECASE)  # names of modules that are no linear ones, and have a bias
+NORM = re.compile(r"norm|^ln_", re.IGNORECASE)  # names of modules that are not linear, and have a bias
 
 
 def wrapped(lora: Lora) -> Technique:
-    """Linear modules and embeddings that run with their adapters, and nothing else that trains but what the method
-    names.
+    """Returns a Technique in which linear modules and embeddings run with their adapters. Nothing else trains but what
+    the method names.
     """
 
     def rule(
         b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]
     ) -> tuple[Tensor, ...] | None:
-        if kind in EMBEDDING:  # told to require a gradient is what the adapter gives, which does
+        if kind in EMBEDDING:  # the adapter's output is what would be marked, and it requires a gradient anyway
             return run_adapted(
                 b, kind, inputs, {key: value for key, value in attrs.items() if key != "input_embeddings"}, lora
             )
@@ -44,7 +44,7 @@ def wrapped(lora: Lora) -> Technique:
 def technique(
     lora: Lora, rule: Callable[[Builder, str, tuple[Tensor, ...], Mapping[str, object]], tuple[Tensor, ...] | None]
 ) -> Technique:
-    """The Technique of these adapters, with a rule that runs them."""
+    """Returns the Technique of these adapters, with a rule that runs them."""
     saved = lora.sites.saved if lora.sites else frozenset()
     return Technique(
         rule=rule,
@@ -57,7 +57,7 @@ def technique(
 def run_adapted(
     b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object], lora: Lora
 ) -> tuple[Tensor, ...] | None:
-    """A module that is not quantized, with its adapter or as a copy; None where it has neither."""
+    """Runs a module that is not quantized, with its adapter or as a copy. Returns None where it has neither."""
     if lora.sites and lora.sites.saved:
         copied = run_copy(b, kind, inputs, attrs, lora.sites.saved)
         if copied is not None:
@@ -77,7 +77,7 @@ def run_adapted(
 
 
 def is_bias_trained(lora: Lora, name: str) -> bool:
-    """Whether a bias of the model trains beside the adapters (_mark_only_adapters_as_trainable)."""
+    """True if a bias of the model trains beside the adapters (_mark_only_adapters_as_trainable)."""
     module, _, leaf = name.rpartition(".")
     if leaf != "bias" or lora.bias == "none" or MARK in name:
         return False
@@ -86,8 +86,8 @@ def is_bias_trained(lora: Lora, name: str) -> bool:
 
 
 def with_adapters(model: Model, lora: Lora, outer: Sites | None = None, of_kinds: Sequence[Sites] = ()) -> Model:
-    """The model, built with `wrapped`, with the adapters among its parameters and its own frozen; with `outer` and
-    `of_kinds`, where those sites are.
+    """Returns the model, built with `wrapped`, with the adapters among its parameters and its own frozen. With `outer`
+    and `of_kinds`, adapters are at those sites.
 
     Raises InputError where a target matches nothing.
     """
@@ -123,7 +123,7 @@ def _with_adapters(parameters: Sequence[Parameter], lora: Lora) -> list[Paramete
 
 
 def linear_adapter(module: str, p: Parameter, lora: Lora) -> list[Parameter]:
-    """The adapters of a linear module with weight p."""
+    """Returns the adapters of a linear module with weight p."""
     out, inputs = p.shape[::-1] if p.module == "conv1d" else p.shape
     rows = [
         Parameter(
@@ -147,7 +147,7 @@ def linear_adapter(module: str, p: Parameter, lora: Lora) -> list[Parameter]:
 
 
 def _tied_head(model: Model, lora: Lora) -> list[Parameter]:
-    """What a head without a weight of its own gets."""
+    """Returns the adapters, or the copy, of a head without a weight of its own."""
     shared = next(p for p in model.before if p.module == "embedding")
     head = replace(shared, name=f"{HEAD}.weight", module="linear")
     if lora.sites and HEAD in lora.sites.saved:
@@ -159,7 +159,7 @@ def _tied_head(model: Model, lora: Lora) -> list[Parameter]:
 def lora_linear(
     b: Builder, kind: str, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora
 ) -> Tensor:
-    """Linear.forward of PEFT: result + lora_B(lora_A(dropout(x))) * scaling, in the adapters' dtype, and back."""
+    """Runs Linear.forward of PEFT: result + lora_B(lora_A(dropout(x))) * scaling, in the adapters' dtype, and back."""
     result = b.run(kind, x, *weights, **attrs)[0]
     result_dtype = result.dtype
     own = x.dtype != lora.dtype
@@ -174,7 +174,7 @@ def lora_linear(
 
 
 def lora_branch(b: Builder, x: Tensor, out_features: int, lora: Lora) -> Tensor:
-    """lora_B(lora_A(dropout(x)))."""
+    """Runs lora_B(lora_A(dropout(x)))."""
     return F.linear(
         b, F.linear(b, dropout(b, x, lora.dropout), "lora_A", lora.rank, lora.dtype), "lora_B", out_features, lora.dtype
     )

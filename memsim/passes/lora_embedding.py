@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 def lora_embedding(
     b: Builder, kind: str, attrs: Mapping[str, object], inputs: tuple[Tensor, ...], lora: Lora
 ) -> Tensor:
-    """result + (embedding(x, A.T) @ B.T) * scaling, for ids x [B, S]; A [rank, V], B [H, rank]. Dropout is made and not
-    used.
+    """Runs result + (embedding(x, A.T) @ B.T) * scaling, for ids x [B, S]; A [rank, V], B [H, rank]. Dropout is made
+    and not used.
 
-    Where the embedding is scaled, the third input is by what, and the adapter's result is as well.
+    Where the embedding is scaled, the third input is its scale. The adapter's result is scaled by it too.
     """
     x, weight, *scale = inputs
     module = str(weight.spec.parameter).removesuffix(".weight")
@@ -55,7 +55,7 @@ def lora_embedding(
 def dora_result(
     b: Builder, inputs: tuple[Tensor, ...], result: Tensor, embedding_a: Tensor, embedding_b: Tensor, lora: Lora
 ) -> Tensor:
-    """DoraEmbeddingVariant.forward."""
+    """Runs DoraEmbeddingVariant.forward."""
     x, weight, *scale = inputs
     mag_norm_scale, dora_result = dora_embedding(b, x, weight, embedding_a, embedding_b, lora)
     if scale:
@@ -68,9 +68,10 @@ def dora_result(
 def dora_embedding(
     b: Builder, x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor, lora: Lora
 ) -> tuple[Tensor, Tensor]:
-    """DoraEmbeddingLayer.forward."""
+    """Runs DoraEmbeddingLayer.forward."""
     module, out = str(weight.spec.parameter).removesuffix(".weight"), weight.shape[1]
-    # nothing is differentiated through it, but its graph lives as long as its name, and holds what autocast cast
+    # Nothing is differentiated through the product. But its graph lives as long as its name, and holds autocast's
+    # casts.
     with b.no_grad():
         lower_a, lower_b = b.lower(lora_a, lora_b)
         lora_weight = F.transpose(b, b.op("mm", lower_a, lower_b), 0, 1)
@@ -89,7 +90,7 @@ def dora_embedding(
 
 
 def embedding_adapter(p: Parameter, lora: Lora) -> list[Parameter]:
-    """The two adapters of an embedding with weight p."""
+    """Returns the two adapters of an embedding with weight p, and with DoRA its magnitudes."""
     module, (vocabulary, hidden) = p.name.removesuffix(".weight"), p.shape
     shapes = (("A", (lora.rank, vocabulary)), ("B", (hidden, lora.rank)))
     rows = [

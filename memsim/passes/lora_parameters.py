@@ -1,8 +1,8 @@
 """LoRA on parameters that belong to no Linear: the routers and stacked experts of mixtures (peft/tuners/lora/layer.py,
 ParamWrapper).
 
-While the wrapped module runs, its parameter is parametrized: read once, it is W + scaling · B·A, of W's size.
-Registering that tries it out first, so two such tensors are made a forward pass.
+While the wrapped module runs, its parameter is parametrized: when it is read, it is W + scaling · B·A, of W's size. Its
+registration tries this out first, so a forward pass makes two such tensors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from memsim.passes.targets import Sites, full_name, is_pattern
 if TYPE_CHECKING:
     from memsim.passes.lora_settings import Lora
 
-# peft/utils/transformers_weight_conversion.py: names of linear modules before transformers 5 → parameters that hold
+# peft/utils/transformers_weight_conversion.py: names of linear modules before transformers 5 → the parameters that hold
 # them since.
 MIXTRAL = {"gate": "gate.weight", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
 QWEN = {"gate": "gate.weight", "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"}
@@ -40,11 +40,11 @@ FUSED = "gate_up_proj"
 
 
 def converted(lora: Lora, model_type: str) -> Lora:
-    """The settings as PEFT rewrites them for this family (_convert_peft_config_moe). Raises InputError for half of a
-    fused pair.
+    """Returns the settings as PEFT rewrites them for this family (_convert_peft_config_moe). Raises InputError for half
+    of a fused pair.
 
-    A parameter of two fused projections has twice the rank, and twice the alpha. Names that are mapped are modules no
-    more, wherever they are.
+    A parameter of two fused projections has twice the rank, and twice the alpha. Names that are mapped no longer stand
+    for modules, wherever they are.
     """
     mapping = CONVERTED.get(model_type)
     if lora.target_parameters and lora.dropout:
@@ -96,13 +96,13 @@ def converted(lora: Lora, model_type: str) -> Lora:
     return replace(lora, parameters=tuple(sorted(ranks.items())))
 
 
-# ends of the paths of parameters that their modules read once
+# Ends of the paths of parameters that their modules read once.
 ADAPTABLE = ("gate_up_proj", "down_proj", "router.weight", "gate.weight")
 
 
 def with_parameters(model: Model, lora: Lora, model_type: str, of_layers: Sequence[Sites]) -> tuple[Sites, ...]:
-    """The Sites of the layers with those parameters beside them that target_parameters names. Raises InputError and
-    Unsupported.
+    """Returns the Sites of the layers, with the parameters beside them that target_parameters names. Raises InputError
+    and Unsupported.
     """
     rows = [
         (layer, p.name, full_name(model_type, layer, p.name))
@@ -138,18 +138,18 @@ def with_parameters(model: Model, lora: Lora, model_type: str, of_layers: Sequen
 
 
 def is_end(target: str, name: str) -> bool:
-    """Whether a target is for the parameter with this full name."""
+    """True if a target is for the parameter with this full name."""
     return name == target or name.endswith(f".{target}")
 
 
 def adapts_parameters(lora: Lora) -> bool:
-    """Whether a parameter has an adapter of its own."""
+    """True if a parameter has an adapter of its own."""
     return bool(lora.parameters or (lora.sites and lora.sites.parameters))
 
 
 def spelled_out(lora: Lora, model: Model, model_type: str) -> Lora:
-    """The settings with a pattern resolved to last names, as PEFT does for a family that it converts
-    (_resolve_string_target_modules): what it matches in one layer is then targeted in all of them.
+    """Returns the settings with a pattern resolved to last names, as PEFT does for a family that it converts
+    (_resolve_string_target_modules). A module that it matches in one layer is then targeted in all of them.
     """
     mapping = CONVERTED.get(model_type)
     if mapping is None or not is_pattern(lora.targets):
@@ -158,7 +158,7 @@ def spelled_out(lora: Lora, model: Model, model_type: str) -> Lora:
     modules = {name.rsplit(".", depth)[0] for name in parameters for depth in range(1, name.count(".") + 1)}
     pattern = re.compile(str(lora.targets))
     names = {name.rpartition(".")[2] for name in (*modules, *parameters) if pattern.fullmatch(name)}
-    for old, new in mapping.items():  # half of a pair that is one parameter now: looked for where that is
+    for old, new in mapping.items():  # a module that is now half of a parameter: looked for where that is
         containers = (name.rpartition(".")[0] for name in parameters if name.endswith(f".{new}"))
         if any(pattern.fullmatch(f"{container}.{old}") for container in containers):
             names.add(old)
@@ -167,14 +167,14 @@ def spelled_out(lora: Lora, model: Model, model_type: str) -> Lora:
 
 
 def rank_of(lora: Lora, name: str) -> int:
-    """The rank of the adapter on the parameter with this path; 0 where it has none."""
+    """Rank of the adapter on the parameter with this path; 0 where it has none."""
     if lora.sites and name in lora.sites.parameters:
         return lora.rank
     return next((rank for suffix, rank in lora.parameters if name.endswith(f".{suffix}")), 0)
 
 
 def adapter_parameters(lora: Lora, p: Parameter) -> list[Parameter]:
-    """Of the adapter on a parameter [E, out, in] or [out, in]; they are made after the adapters of modules."""
+    """Returns the adapters on a parameter [E, out, in] or [out, in]. They are made after the adapters of modules."""
     rank = rank_of(lora, p.name)
     if not rank:
         return []
@@ -194,14 +194,14 @@ def adapter_parameters(lora: Lora, p: Parameter) -> list[Parameter]:
 
 
 def sizes(shape: Sequence[int], in_first: bool) -> tuple[int, int, int]:
-    """Experts, and the features that one puts out and takes."""
+    """Returns the number of experts, and of an expert's output and input features."""
     if len(shape) == 2:
         return 1, shape[0], shape[1]
     return (shape[0], shape[2], shape[1]) if in_first else (shape[0], shape[1], shape[2])
 
 
 def folding(lora: Lora) -> Callable[[Builder, str, Tensor], Folded | None]:
-    """What wraps a parameter of this name while its module runs."""
+    """Returns the function that wraps a parameter while its module runs."""
 
     def fold(b: Builder, name: str, weight: Tensor) -> Folded | None:
         rank = rank_of(lora, name)
@@ -224,24 +224,25 @@ def folding(lora: Lora) -> Callable[[Builder, str, Tensor], Folded | None]:
 
 
 class Delta(Folded):
-    """_LoraParameterProxy, for a single matrix: the whole update is kept beside it."""
+    """_LoraParameterProxy, for a single matrix. The whole update is kept beside it."""
 
     def __init__(self, b: Builder, weight: Tensor, weight_a: Tensor, weight_b: Tensor) -> None:
         self.b, self.weight = b, weight
         self.held = [self.delta(weight_a, weight_b)]
 
     def delta(self, weight_a: Tensor, weight_b: Tensor) -> Tensor:
-        """ParamWrapper.get_delta_weight of one expert."""
+        """Runs ParamWrapper.get_delta_weight of one expert."""
         b = self.b
         delta_weight = b.op("mul_scalar", b.op("mm", weight_b, weight_a))
         return F.to(b, delta_weight, self.weight.dtype)
 
     def read(self) -> Tensor:
+        """Returns the weight plus its update."""
         return self.b.op("add", self.weight, self.held[0])
 
 
 class Factors(Folded):
-    """_LoraFactorsProxy, for stacked experts [E, out, in], or [E, in, out] with `in_first`: the two factors are kept,
+    """_LoraFactorsProxy, for stacked experts [E, out, in], or [E, in, out] with `in_first`. The two factors are kept,
     and folded in by one baddbmm.
     """
 
@@ -263,6 +264,7 @@ class Factors(Folded):
         self.held = [lhs, rhs]
 
     def read(self) -> Tensor:
+        """Returns the weight with the factors folded in."""
         with self.b.no_autocast():
             return self.b.op("baddbmm", self.weight, self.held[0], self.held[1], alpha=self.scaling, packs=(1, 2))
 

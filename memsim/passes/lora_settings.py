@@ -1,4 +1,4 @@
-"""What a LoRA run says, and which modules it means."""
+"""The settings of a LoRA run, and the modules that they mean."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from memsim.passes.targets import HEADS, Sites
 
 @dataclass(frozen=True)
 class Lora:
-    """Adapter settings: rank, the targeted modules ("all-linear", names, or a pattern), dropout probability; what
+    """Adapter settings: rank, targeted modules ("all-linear", names, or a pattern), dropout probability, and those that
     passes/lora_parameters.py adds.
     """
 
@@ -26,12 +26,12 @@ class Lora:
     layers: tuple[int, ...] | None = None  # layers_to_transform
     saved: tuple[str, ...] = ()  # modules_to_save
     target_parameters: tuple[str, ...] = ()  # ends of full names of parameters
-    unnamed_output: bool = False  # what an embedding's adapter makes is not kept until the module is done
-    sites: Sites | None = None  # where it goes, where full names decided that (passes/targets.py)
+    unnamed_output: bool = False  # an embedding's adapter output is not kept until the module is done
+    sites: Sites | None = None  # the sites of adapters, where full names decided them (passes/targets.py)
 
 
 def matches(lora: Lora, module: str) -> bool:
-    """Whether PEFT puts an adapter on the linear module or embedding with this path (peft/tuners/tuners_utils.py,
+    """True if PEFT puts an adapter on the linear module or embedding with this path (peft/tuners/tuners_utils.py,
     check_target_module_exists).
     """
     if lora.sites is not None:

@@ -1,5 +1,5 @@
-"""How a Run's method changes its model: adapters, vectors, quantized weights, copies that train; and what of a method
-PEFT refuses.
+"""Changes a model by a Run's method: adapters, vectors, quantized weights, copies that train. Refuses what PEFT
+refuses.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Quantization = Nf4 | Int8 | Packed  # how frozen weights are stored
 
 
 def packing_of(method: Method) -> Quantization | None:
-    """How frozen weights are stored, None where they are not quantized."""
+    """Returns how frozen weights are stored, None where they are not quantized."""
     if method.kind not in QUANTIZED:
         return None
     if method.quantization in ("gptq", "awq"):
@@ -38,7 +38,7 @@ def packing_of(method: Method) -> Quantization | None:
 
 
 def lora_of(method: Method, model_type: str, stack: Software, saved: tuple[str, ...] = ()) -> Lora:
-    """The adapters' settings; `saved` are modules that PEFT trains as a whole without being asked to. Raises
+    """Returns the adapters' settings. `saved` are modules that PEFT trains as a whole without being asked to. Raises
     InputError.
     """
     return converted(
@@ -58,14 +58,14 @@ def lora_of(method: Method, model_type: str, stack: Software, saved: tuple[str, 
 
 
 def technique_of(lora: Lora, packing: Quantization | None, stack: Software) -> Technique:
-    """What stands between the model's code and its operators."""
+    """Returns the Technique that stands between the model's code and its operators."""
     return packing.technique(lora, stack) if packing else wrapped(lora)
 
 
 def adapted(
     build: Callable[[Technique], Model], lora: Lora, packing: Quantization | None, stack: Software, model_type: str
 ) -> Model:
-    """The model with adapters, and quantized. Raises InputError where a target matches nothing."""
+    """Returns the model with adapters, and quantized. Raises InputError where a target matches nothing."""
     if is_pattern(lora.targets):
         lora = spelled_out(lora, build(PLAIN), model_type)
     if not by_name(lora) and not lora.target_parameters:
@@ -118,7 +118,7 @@ def check_saved_packed(model: Model, packing: Quantization | None, all_sites: Se
 
 
 def is_packed(model: Model, module: str) -> bool:
-    """Whether the module is a linear one that quantization takes."""
+    """True if the module is a linear one that quantization takes."""
     rows = (p for kind in (model.before, *model.layers, model.after) for p in kind)
     return not is_kept(module) and any(p.module == "linear" and p.name == f"{module}.weight" for p in rows)
 
@@ -132,7 +132,7 @@ def check_embeddings(model: Model, model_type: str) -> None:
 def with_ia3(
     build: Callable[[Technique], Model], method: Method, packing: Nf4 | Int8 | None, stack: Software, model_type: str
 ) -> Model:
-    """The model with (IA)³'s vectors, and quantized. Raises InputError."""
+    """Returns the model with (IA)³'s vectors, and quantized. Raises InputError."""
     ia3: Ia3 = ia3_of(model_type, method.targets, method.feedforward, method.modules_to_save)
     outer, of_layers = sites(plain := build(replace(PLAIN, quantizes=packing is not None)), ia3, model_type)
     check_saved_packed(plain, packing, (outer, *of_layers))

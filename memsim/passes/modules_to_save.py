@@ -1,5 +1,5 @@
-"""Modules that train as a whole beside the adapters (peft/utils/other.py, ModulesToSaveWrapper): a copy trains and
-runs, the original stays, frozen.
+"""Modules that train as a whole beside the adapters (peft/utils/other.py, ModulesToSaveWrapper). A copy trains and
+runs; the original stays, frozen.
 
 A copy of a tied module has a weight of its own.
 """
@@ -18,18 +18,18 @@ from memsim.passes.targets import HEAD
 
 MARK = ".modules_to_save."
 EMBEDDING = ("embedding", "scaled_embedding")  # operators of embeddings
-# modules whose operator is replaced, as two may share a weight
+# Modules whose operator is replaced, as two may share a weight.
 BY_OPERATOR = (HEAD, "embed_tokens", "embed_in", "wte", "wpe")
 
 
 def copy_name(name: str) -> str:
-    """The name of the copy of a parameter."""
+    """Returns the name of the copy of a parameter."""
     module, _, leaf = name.rpartition(".")
     return f"{module}{MARK}{leaf}"
 
 
 def stands_for(saved: frozenset[str]) -> Callable[[str], str] | None:
-    """Which parameter a module's code gets for a name."""
+    """Returns the function from the name that a module's code asks for to the name of the parameter that it gets."""
     modules = saved.difference(BY_OPERATOR)
     return (lambda name: copy_name(name) if name.rpartition(".")[0] in modules else name) if modules else None
 
@@ -37,7 +37,9 @@ def stands_for(saved: frozenset[str]) -> Callable[[str], str] | None:
 def run_copy(
     b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object], saved: frozenset[str]
 ) -> tuple[Tensor, ...] | None:
-    """The operator of the head or of an embedding with the copy's weight; None where the module has no copy."""
+    """Runs the operator of the head or of an embedding with the copy's weight. Returns None where the module has no
+    copy.
+    """
     module = (
         str(attrs.get("module"))
         if kind == "linear"
@@ -58,7 +60,7 @@ def run_copy(
 
 
 def copies(parameters: Sequence[Parameter], module: str) -> list[Parameter]:
-    """The copies of a module's parameters and buffers: as deepcopy makes them, in their dtype."""
+    """Returns the copies of a module's parameters and buffers, as deepcopy makes them, in their dtype."""
     own = [p for p in parameters if p.name.rpartition(".")[0] == module and not p.adapter]
     return [
         replace(

@@ -1,9 +1,9 @@
 """LoRA on GPTQ and AWQ checkpoints (Frantar et al., 2022; Lin et al., 2023), under autocast: frozen weights of 4 bits
-with a scale a group.
+with a scale for each group.
 
-Approximate, and said so wherever a figure is shown: the kernels are read, not recorded (operators/packed4bit.py), and
-another kernel has other temporaries. What PEFT does around them is as it is (tuners/lora/gptq.py and awq.py;
-prepare_model_for_kbit_training casts nothing for GPTQ).
+Figures are approximate, and marked so wherever one is shown: the kernels are read, not recorded
+(operators/packed4bit.py), and another kernel has other temporaries. What PEFT does around them is exact
+(tuners/lora/gptq.py and awq.py; prepare_model_for_kbit_training casts nothing for GPTQ).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ KERNELS = {
 
 @dataclass(frozen=True)
 class Packed:
-    """kind: gptq or awq. group: input features that share a scale. casts: who casts what is not
-    quantized, as for Nf4.
+    """The settings of packed weights. kind: gptq or awq. group: input features that share a scale. casts: who casts the
+    parameters that are not quantized, as for Nf4.
     """
 
     kind: str
@@ -43,19 +43,19 @@ class Packed:
 
     @property
     def packed(self) -> str:
-        """How a weight is stored, as Parameter.quantized has it."""
+        """The way in which a weight is stored, as in Parameter.quantized."""
         return f"{self.kind}:{self.group}"
 
     @property
     def assumption(self) -> str:
-        """What makes figures approximate."""
+        """The warning that says why figures are approximate."""
         return (
             f"approximate: {self.kind.upper()} is simulated as {KERNELS[self.kind]}; its temporaries are read from "
             "the source, not held against recordings"
         )
 
     def technique(self, lora: Lora, stack: Software) -> Technique:
-        """Linear modules of packed weights, with adapters where they are targeted."""
+        """Returns a Technique whose linear modules have packed weights, with adapters where they are targeted."""
         base = linear_gptq if self.kind == "gptq" else linear_awq
         adapted = lora_gptq if self.kind == "gptq" else lora_awq
 
@@ -89,8 +89,8 @@ class Packed:
 
 @module_call
 def linear_gptq(b: Builder, group: int, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-    """TorchQuantLinear.forward: autograd sees a plain product, and keeps the dequantized weight. The bias is added in
-    place.
+    """Runs TorchQuantLinear.forward. Autograd sees a plain product, and keeps the dequantized weight. The bias is added
+    in place.
     """
     out_shape = (*x.shape[:-1], weights[0].shape[0])
     rows = F.reshape(b, x, x.spec.elements // x.shape[-1], x.shape[-1])
@@ -101,13 +101,13 @@ def linear_gptq(b: Builder, group: int, x: Tensor, weights: tuple[Tensor, ...]) 
 
 @module_call
 def linear_awq(b: Builder, group: int, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-    """WQLinear_GEMM.forward: in fp16."""
+    """Runs WQLinear_GEMM.forward, in fp16."""
     return F.to(b, b.op("linear_awq", F.to(b, x, "fp16"), *weights, autocast=b.autocast or COMPUTE), x.dtype)
 
 
 @module_call
 def lora_gptq(b: Builder, group: int, x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
-    """GPTQLoraLinear.forward of PEFT."""
+    """Runs GPTQLoraLinear.forward of PEFT."""
     result = linear_gptq(b, group, x, weights)
     result_dtype = result.dtype
     x = F.to(b, x, lora.dtype)
@@ -118,7 +118,7 @@ def lora_gptq(b: Builder, group: int, x: Tensor, weights: tuple[Tensor, ...], lo
 
 @module_call
 def lora_awq(b: Builder, group: int, x: Tensor, weights: tuple[Tensor, ...], lora: Lora) -> Tensor:
-    """AwqLoraLinear.forward of PEFT, under autocast."""
+    """Runs AwqLoraLinear.forward of PEFT, under autocast."""
     result = linear_awq(b, group, x, weights)
     with b.locals(result):
         output = b.op("mul_scalar", lora_branch(b, x, weights[0].shape[0], lora))

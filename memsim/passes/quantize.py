@@ -24,19 +24,20 @@ from memsim.stacks.software import Software
 COMPUTE = "bf16"  # bnb_4bit_compute_dtype
 CAST_BACK = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "wpe.weight")
 KEPT = (*HEADS, "classifier")  # modules_to_not_convert
-CREATED_AS_BASE = ("parameter adapter", "embedding adapter", COPY)  # adapters of what is never quantized
+CREATED_AS_BASE = ("parameter adapter", "embedding adapter", COPY)  # adapters of modules that are never quantized
 
 
-# a quantized linear module of attributes, x, weight and bias
+# Runs a quantized linear module, given attributes, x, weight and bias.
 Base = Callable[[Builder, Mapping[str, object], Tensor, tuple[Tensor, ...]], Tensor]
 
 
 @dataclass(frozen=True)
 class Nf4:
-    """double: the scales are quantized too. casts: who casts what is not quantized.
+    """The settings of NF4. double: the scales are quantized too. casts: who casts the parameters that are not
+    quantized.
 
-    peft: prepare_model_for_kbit_training, to fp32. trl: then peft_module_casting_to_bf16 of TRL, the head and the
-    embeddings back. none: nobody.
+    With peft, prepare_model_for_kbit_training casts them to fp32. With trl, peft_module_casting_to_bf16 of TRL then
+    casts the head and the embeddings back. With none, nothing casts them.
     """
 
     double: bool = True
@@ -44,15 +45,15 @@ class Nf4:
 
     @property
     def packed(self) -> str:
-        """How a weight is stored, as Parameter.quantized has it."""
+        """The way in which a weight is stored, as in Parameter.quantized."""
         return "nf4-double" if self.double else "nf4"
 
     def technique(self, lora: Lora, stack: Software) -> Technique:
-        """What stands for linear modules while the model's code runs."""
+        """Returns the Technique that replaces linear modules while the model's code runs."""
         return quantized(self, lora, stack)
 
     def base(self, stack: Software) -> Base:
-        """A linear module as it runs."""
+        """Returns the function that runs a linear module."""
 
         def run(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
             return linear4bit(b, self.attributes(attrs, stack), x, weights)
@@ -60,25 +61,25 @@ class Nf4:
         return run
 
     def attributes(self, attrs: Mapping[str, object], stack: Software) -> dict[str, object]:
-        """Those of the operator "linear4bit"."""
+        """Returns the attributes of the operator "linear4bit"."""
         return {**attrs, "double": self.double, "dtype": COMPUTE, "as_input": stack.bnb_computes_in_inputs_dtype}
 
 
 def is_kept(module: str) -> bool:
-    """Whether transformers leaves this linear module as it is (quantizers/base.py, get_modules_to_not_convert): heads,
+    """True if transformers leaves this linear module as it is (quantizers/base.py, get_modules_to_not_convert): heads,
     and T5's `wo`.
     """
     return module in KEPT or module.rpartition(".")[2] == "wo"
 
 
 def is_quantized(p: Parameter) -> bool:
-    """Whether replace_with_bnb_linear puts a Linear4bit in the place of the module that this is the weight of."""
+    """True if bitsandbytes replaces this weight's module by Linear4bit (replace_with_bnb_linear)."""
     module, _, kind = p.name.rpartition(".")
     return p.module == "linear" and kind == "weight" and not is_kept(module) and not p.adapter
 
 
 def quantized(nf4: Nf4, lora: Lora, stack: Software) -> Technique:
-    """Linear modules that are Linear4bit, with adapters where they are targeted."""
+    """Returns a Technique whose linear modules are Linear4bit, with adapters where they are targeted."""
 
     def rule(
         b: Builder, kind: str, inputs: tuple[Tensor, ...], attrs: Mapping[str, object]
@@ -94,12 +95,12 @@ def quantized(nf4: Nf4, lora: Lora, stack: Software) -> Technique:
 
 
 def packed_technique(rule: Rule, casts: str, lora: Lora) -> Technique:
-    """The rule, with the parameters beside what it stands for: in which dtype they are, and which train."""
+    """Returns a Technique of the rule, with the dtypes of other parameters, and those that train."""
     return stored_packed(technique(lora, rule), casts)
 
 
 def stored_packed(technique: Technique, casts: str) -> Technique:
-    """The technique, with the parameters that are not quantized in the dtype that they are cast to."""
+    """Returns the technique, with the parameters that are not quantized in the dtype that they are cast to."""
 
     def stored(name: str, dtype: str) -> str:
         return COMPUTE if name in CAST_BACK else dtype
@@ -108,15 +109,15 @@ def stored_packed(technique: Technique, casts: str) -> Technique:
 
 
 def with_quantized(model: Model, packed: str, casts: str) -> Model:
-    """The model, built with such a technique, with its parameters as they are loaded: `packed`, or as they were and
-    cast by prepare_model_for_kbit_training.
+    """Returns the model, built with such a technique, with its parameters as they are loaded: `packed`, or as they were
+    and cast by prepare_model_for_kbit_training.
     """
     moved = packed.startswith("nf4") and not model.settings.stack.qlora_adapters_in_fp32
 
     def change(p: Parameter) -> Parameter:
         base = re.sub(r"\.(lora|ia3)_.*", "", p.name)
         if p.module in CREATED_AS_BASE or (p.adapter and (base in BY_OPERATOR or is_kept(base))):
-            return p  # made in the dtype of its base, which is as it stays by then
+            return p  # made in the dtype of its base, which stays as it is then
         if p.adapter:
             # PEFT moves adapters to the compute dtype, where there is one, before it casts them
             return replace(p, created_dtype=COMPUTE if moved else "")
@@ -134,7 +135,7 @@ def with_quantized(model: Model, packed: str, casts: str) -> Model:
 
 @module_call
 def linear4bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-    """Linear4bit.forward of bitsandbytes: a bias is cast for good the first time."""
+    """Runs Linear4bit.forward of bitsandbytes. A bias is cast permanently the first time."""
     inp_dtype = x.dtype
     if not attrs["as_input"]:
         x = F.to(b, x, COMPUTE)
@@ -142,7 +143,7 @@ def linear4bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tupl
 
 
 def recast_bias(b: Builder, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Weight and bias of a quantized module as they are once it runs with x: the bias in its dtype."""
+    """Returns weight and bias of a quantized module as they are once it runs with x: the bias in x's dtype."""
     if len(weights) == 1 or weights[1].dtype == x.dtype:
         return weights
     return weights[0], b.run("recast", weights[1], dtype=x.dtype)[0]
@@ -152,7 +153,7 @@ def recast_bias(b: Builder, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[Ten
 def lora_linear4bit(
     b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...], lora: Lora
 ) -> Tensor:
-    """Linear4bit.forward of PEFT (tuners/lora/bnb.py), under autocast."""
+    """Runs Linear4bit.forward of PEFT (tuners/lora/bnb.py), under autocast."""
     result = linear4bit(b, attrs, x, weights)
     result = b.op("clone", result)
     if lora.dora:

@@ -1,8 +1,8 @@
-"""Where adapters go: the modules that a method names, as PEFT finds them by their full names
+"""The places of adapters: the modules that a method names, as PEFT finds them by their full names
 (peft/tuners/tuners_utils.py, check_target_module_exists).
 
 Lists of names mean the same in every layer and need none of this (passes/lora.py, matches). A pattern, a list of
-layers, whole names and modules_to_save are resolved here: each layer gets its own Sites, and layers with different
+layers, whole names and modules_to_save are resolved here. Each layer gets its own Sites, and layers with different
 Sites become different kinds of layers.
 """
 
@@ -40,13 +40,13 @@ LAYERS = {  # model_type → the list of layers, where it is not "layers"
     "bert": "encoder.layer",
     "t5": "block",
 }
-TOP = (HEAD, "cls", "classifier")  # what is beside the inner model
+TOP = (HEAD, "cls", "classifier")  # modules beside the inner model
 PLAIN_NAME = re.compile(r"[\w.]+")
 
 
 @dataclass(frozen=True)
 class Sites:
-    """Paths within their block: of modules with adapters, of those of which a copy trains, and of parameters with
+    """Paths within their block: of modules with adapters, of modules of which a copy trains, and of parameters with
     adapters of their own.
     """
 
@@ -59,7 +59,7 @@ class Sites:
 
 
 class Placing(Protocol):
-    """What of a method says where it goes."""
+    """The settings of a method that say where it goes."""
 
     @property
     def targets(self) -> str | Sequence[str]: ...
@@ -70,18 +70,18 @@ class Placing(Protocol):
 
 
 def is_pattern(targets: str | Sequence[str]) -> bool:
-    """Whether the targets are a regular expression for whole names."""
+    """True if the targets are a regular expression for whole names."""
     return isinstance(targets, str) and targets != "all-linear"
 
 
 def by_name(method: Placing) -> bool:
-    """Whether full names decide, so that layers may differ."""
+    """True if full names decide, so that layers may differ."""
     named = not isinstance(method.targets, str) and any("." in target for target in method.targets)
     return is_pattern(method.targets) or method.layers is not None or bool(method.saved) or named
 
 
 def full_name(model_type: str, layer: int, module: str, model: Model | None = None) -> str:
-    """The name of a module in transformers' model: "model.layers.3.mlp.up_proj", "lm_head",
+    """Returns the name of a module in transformers' model: "model.layers.3.mlp.up_proj", "lm_head",
     "encoder.block.3.layer.0.SelfAttention.q".
     """
     if model is not None and model.towers:
@@ -98,18 +98,18 @@ def full_name(model_type: str, layer: int, module: str, model: Model | None = No
 
 
 def modules_of(parameters: Iterable[Parameter], kinds: Sequence[str]) -> list[str]:
-    """Paths of the modules of these kinds, in order."""
+    """Returns the paths of the modules of these kinds, in order."""
     found = (p.name.removesuffix(".weight") for p in parameters if p.module in kinds and p.name.endswith(".weight"))
     return list(dict.fromkeys(found))
 
 
 def is_tied(model: Model) -> bool:
-    """Whether the head has no weight of its own."""
+    """True if the head has no weight of its own."""
     return model.head == HEAD and not any(p.name == f"{HEAD}.weight" for p in model.after)
 
 
 def places(model: Model, model_type: str, kinds: Sequence[str]) -> list[tuple[int, str, str]]:
-    """(layer or -1, path within its block, full name) of every module of these kinds, the tied head included."""
+    """Returns (layer or -1, path within its block, full name) of every module of these kinds, including a tied head."""
     rows = [(-1, module) for module in modules_of(model.before, kinds)]
     for layer, kind in enumerate(model.pattern):
         rows += [(layer, module) for module in modules_of(model.layers[kind], kinds)]
@@ -120,8 +120,8 @@ def places(model: Model, model_type: str, kinds: Sequence[str]) -> list[tuple[in
 
 
 def sites(model: Model, method: Placing, model_type: str) -> tuple[Sites, tuple[Sites, ...]]:
-    """Of everything outside the layers, and of each layer. Raises InputError for what matches nothing, or what PEFT
-    does not take.
+    """Returns the Sites outside the layers, and those of each layer. Raises InputError for a name that matches nothing,
+    or that PEFT does not take.
     """
     adapted = places(model, model_type, LINEAR if method.targets == "all-linear" else (*LINEAR, "embedding"))
     chosen = {
@@ -149,7 +149,7 @@ def sites(model: Model, method: Placing, model_type: str) -> tuple[Sites, tuple[
 
 
 def is_target(method: Placing, layer: int, name: str) -> bool:
-    """Whether the module with this full name is targeted."""
+    """True if the module with this full name is targeted."""
     if method.targets == "all-linear":
         return name not in HEADS
     if isinstance(method.targets, str):
@@ -161,17 +161,17 @@ def is_target(method: Placing, layer: int, name: str) -> bool:
 
 
 def is_saved_for_adapters(method: Placing, name: str) -> bool:
-    """Whether adapters leave the module alone, as it or one around it is in modules_to_save."""
+    """True if adapters leave the module alone, because it or one around it is in modules_to_save."""
     return any(re.match(rf"(^|.*\.){saved}($|\..*)", name) for saved in method.saved)
 
 
 def show_targets(targets: str | Sequence[str]) -> str:
-    """As an error names them."""
+    """Returns the targets as an error names them."""
     return repr(targets) if isinstance(targets, str) else f"[{', '.join(targets)}]"
 
 
 def check_targets(model: Model, method: Placing, model_type: str, adapted: Sequence[tuple[int, str, str]]) -> None:
-    """Raises InputError for a target that matches nothing, or matches a module that takes no adapter."""
+    """Raises InputError for a target that matches nothing, or a module that takes no adapter."""
     if method.layers is not None and (outside := [layer for layer in method.layers if layer >= len(model.pattern)]):
         raise InputError(
             f"method.layers: there is no layer {outside[0]}; the model's are 0 to {len(model.pattern) - 1}"
@@ -202,7 +202,7 @@ def check_targets(model: Model, method: Placing, model_type: str, adapted: Seque
 
 
 def containers(model: Model, model_type: str) -> list[str]:
-    """Full names of modules that take no adapter: those with others inside, norms, activations."""
+    """Returns full names of modules that take no adapter: those with others inside, norms, activations."""
     every = [name for _, _, name in places(model, model_type, WHOLE)]
     found = {".".join(name.split(".")[:depth]) for name in every for depth in range(1, name.count(".") + 1)}
     found |= {f"{name}.{activation}" for name in found if name.endswith(".mlp") for activation in ("act_fn", "act")}
@@ -211,8 +211,8 @@ def containers(model: Model, model_type: str) -> list[str]:
 
 
 def check_saved(model: Model, method: Placing, model_type: str) -> None:
-    """Raises InputError for a name in modules_to_save that no module ends with, and Unsupported for one of more than a
-    weight and a bias.
+    """Raises InputError for a name in modules_to_save that no module ends with, and Unsupported for a module that has
+    more than a weight and a bias.
     """
     whole = [name for _, _, name in places(model, model_type, WHOLE)]
     for saved in method.saved:
@@ -233,8 +233,8 @@ def check_saved(model: Model, method: Placing, model_type: str) -> None:
 
 
 def split(model: Model, of_layers: Sequence[Sites], build: Callable[[Sites], Model]) -> tuple[Model, tuple[Sites, ...]]:
-    """The model with a kind of layer for each kind and Sites that there are, and the Sites of each; `build` makes it
-    with the same in all layers.
+    """Returns the model with a kind of layer for each pair of kind and Sites, and the Sites of each. `build` makes the
+    model with the same Sites in all layers.
     """
     kinds: dict[tuple[int, Sites], int] = {}
     pattern = tuple(kinds.setdefault((kind, of), len(kinds)) for kind, of in zip(model.pattern, of_layers, strict=True))

@@ -9,15 +9,15 @@ from memsim.timeline.curves import Curves
 
 
 class Timeline(Curves):
-    """What a training job does to GPU memory, event by event: curves, peaks, what was alive, the report."""
+    """What a training job does to GPU memory, event by event: curves, peaks, storages alive at an event, the report."""
 
     @classmethod
     def of(cls, curves: Curves) -> Timeline:
-        """The Timeline of these curves."""
+        """Returns the Timeline of these curves."""
         return cls(curves.tape, curves.answer, curves.about, curves.unlimited)
 
     def headline(self) -> str:
-        """The answer in one or two sentences."""
+        """Returns the answer in one or two sentences."""
         return headline(self)
 
     def write_html(self, path: str | Path) -> None:

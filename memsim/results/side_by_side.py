@@ -10,7 +10,9 @@ from memsim.timeline.curves import Curves
 
 
 class Comparison(Cases):
-    """Runs side by side: which fit, what each costs in memory and in time, as sentences, as data, as a page."""
+    """Runs side by side: which of them fit, and what each costs in memory and in time. As sentences, as data, as a
+    page.
+    """
 
     def write_html(self, path: str | Path) -> None:
         """Writes the page, one file that works offline. Raises InputError where the path cannot be written."""
@@ -29,7 +31,7 @@ class Comparison(Cases):
 def side_by_side(
     timelines: Sequence[Curves], labels: Sequence[str] | None = None, title: str = "", command: str = ""
 ) -> Comparison:
-    """Timelines side by side. Labels are the runs' names where none are given."""
+    """Puts Timelines side by side. Labels are the runs' names where none are given."""
     names = (
         list(labels)
         if labels is not None
@@ -40,7 +42,7 @@ def side_by_side(
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, with a number where one occurs again."""
+    """Returns the names, with a number where one occurs again."""
     seen: dict[str, int] = {}
     found = []
     for name in names:

@@ -10,7 +10,7 @@ SUFFIXES = (".html", ".pickle", ".json")
 
 
 def write(timeline: Timeline, path: Path, suffix: str) -> None:
-    """Writes the Timeline as the suffix says: a snapshot, counters, or else the report."""
+    """Writes the Timeline as the suffix says: a snapshot, counters, or in any other case the report."""
     if suffix == ".pickle":
         from memsim.traces.write_snapshot import write_snapshot
 

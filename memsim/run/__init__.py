@@ -12,7 +12,7 @@ _HOMES = {"Run": "job", "Batch": "keys", "EfficiencyKeys": "keys", "Method": "ke
 
 
 def __getattr__(name: str) -> object:
-    """Imports these when they are first asked for: pydantic is slow to import, and not everyone makes a Run."""
+    """Imports these names when they are first asked for: pydantic is slow to import, and not everyone makes a Run."""
     if name not in _HOMES:
         raise AttributeError(f"module 'memsim.run' has no attribute {name!r}")
     from importlib import import_module

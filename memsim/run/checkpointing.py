@@ -1,5 +1,5 @@
-"""What the key `checkpointing` of a Run may be: a name, or a mapping with one key. What each does is
-passes/checkpoint.py.
+"""The values that the key `checkpointing` of a Run may have: a name, or a mapping with one key. passes/checkpoint.py
+says what each does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from memsim.units import read_bytes
 
 NAMES = ("none", "full", "reentrant", "sqrt", "selective", "megatron", "offload")
-OF_A_LAYER = ("none", "full", "reentrant", "selective", "megatron", "offload")  # what a plan may give to some layers
+OF_A_LAYER = ("none", "full", "reentrant", "selective", "megatron", "offload")  # those that a plan may give to layers
 MAPPINGS = {
     "every": "k",
     "first": "k",
@@ -23,8 +23,8 @@ Strategy = str | dict[str, object]
 
 
 def read_strategy(value: object) -> Strategy:
-    """The value of the key, checked as far as that goes without a model. Raises ValueError, with what
-    would be valid.
+    """Checks the value of the key, as far as that is possible without a model, and returns it. Raises ValueError that
+    says what would be valid.
     """
     if isinstance(value, str) and value in NAMES:
         return value
@@ -75,12 +75,14 @@ def _plan(value: object) -> list[object]:
 
 
 def in_words(strategy: Strategy) -> str:
-    """As it is written in a Run."""
+    """Writes the strategy as it stands in a Run."""
     return strategy if isinstance(strategy, str) else _show(strategy)
 
 
 def names_of(strategy: Strategy) -> tuple[str, ...]:
-    """The name of the strategy, or the key of its mapping; of a plan those of its layers too."""
+    """Returns the name of the strategy, or the key of its mapping. For a plan, the names of its layers' strategies
+    follow.
+    """
     if isinstance(strategy, str):
         return (strategy,)
     ((key, inner),) = strategy.items()
@@ -89,7 +91,7 @@ def names_of(strategy: Strategy) -> tuple[str, ...]:
 
 
 def _show(value: object) -> str:
-    """YAML in flow style, on one line."""
+    """Writes the value as YAML in flow style, on one line."""
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {_show(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, (list, tuple)):

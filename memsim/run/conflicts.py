@@ -1,4 +1,4 @@
-"""What contradicts itself in a Run, whatever its model: refused before anything is built."""
+"""Refuses Runs that contradict themselves, whatever their model, before anything is built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 ADAPTERS = ("lora", "qlora")
 VECTORS = ("ia3", "qia3")
 QUANTIZED = ("qlora", "qia3")
-KEYS: dict[str, tuple[str, ...]] = {  # key of a method → kinds that it goes with, beside its default
+KEYS: dict[str, tuple[str, ...]] = {  # key of a method → kinds that accept it with a value other than its default
     "dora": ADAPTERS,
     "rslora": ADAPTERS,
     "bias": ADAPTERS,
@@ -93,7 +93,7 @@ def check_grad_scaler(run: Run) -> None:
 
 
 def check_in_backward(run: Run) -> None:
-    """Raises Unsupported for what needs every gradient, or the sum of several, before the optimizer steps."""
+    """Raises Unsupported for a Run that needs every gradient, or the sum of several, before the optimizer steps."""
     if run.batch.accumulation > 1:
         raise Unsupported(
             "optimizer_in_backward: it steps as soon as a gradient is there, before others could be added; "

@@ -1,4 +1,4 @@
-"""What is wrong with a Run, in one line: the key, what was found, what would be valid, and the nearest of it."""
+"""Says in one line what is wrong with a Run: the key, the value found, the valid ones, and the nearest of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
-    """The dotted key and the reason of the most telling error: an unknown key first, for it explains a missing one."""
+    """Returns the dotted key and the reason of the most telling error. An unknown key comes first, for it explains a
+    missing one.
+    """
     errors = error.errors(include_url=False)
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     loc = tuple(str(part) for part in first["loc"])
@@ -39,7 +41,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
 
 
 def keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> list[str]:
-    """The valid keys below a path of keys."""
+    """Returns the valid keys below a path of keys."""
     for name in path:
         field = model.model_fields.get(name)
         inner: Any = field.annotation if field else None
@@ -64,7 +66,9 @@ def _unknown_key(loc: tuple[str, ...], model: type[BaseModel]) -> str:
 
 
 def _is_key(part: str, model: type[BaseModel]) -> bool:
-    """Locations name the branches of unions too; only keys mean something to a reader."""
+    """True if the part of a location is a key. Locations also name the branches of unions, which mean nothing to a
+    reader.
+    """
     return part in model.model_fields or any(part in keys(model, (outer,)) for outer in model.model_fields)
 
 

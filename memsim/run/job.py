@@ -27,7 +27,7 @@ LARGEST_BATCH = 2**28  # tokens; beyond it byte counts would no longer fit 64 bi
 
 
 class Run(Part):
-    """A training job. `Run(model="qwen2.5-7b", method={"kind": "lora"})`, or `Run.load`; both raise InputError."""
+    """A training job: `Run(model="qwen2.5-7b", method={"kind": "lora"})`, or `Run.load`. Both raise InputError."""
 
     # a name, a path to a config.json, or its fields
     model: Annotated[str | dict[str, Any], BeforeValidator(values.model)]
@@ -37,24 +37,24 @@ class Run(Part):
     precision: Literal["bf16", "amp-bf16", "amp-fp16", "fp32", "tf32", "fp16"] = "bf16"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     checkpointing: Annotated[str | dict[str, Any], BeforeValidator(read_strategy)] = "none"  # (passes/checkpoint.py)
-    # of tokens to experts, where there are any (models/common/moe.py)
+    # how tokens go to experts, where there are any (models/common/moe.py)
     routing: Annotated[str | dict[str, float], BeforeValidator(values.routing)] = "balanced"
     optimizer: Annotated[str, BeforeValidator(optimizer_name)] = "adamw"  # memsim/run/optimizer_names.py
-    # an optimizer for each parameter, stepped once its gradient is there
+    # each parameter has an optimizer of its own, which steps once the gradient is there
     optimizer_in_backward: Annotated[bool, BeforeValidator(values.flag)] = False
     # torch.amp.GradScaler, with amp-fp16 (schedule/grad_scaler.py)
     grad_scaler: Annotated[bool, BeforeValidator(values.flag)] = False
     clip_grad_norm: Annotated[float, values.number(lambda norm: norm > 0, "a positive number or null")] | None = None
     fsdp: Annotated[int, values.whole(1, 2**16)] = 1
     allocator: Annotated[str, BeforeValidator(values.text)] = ""
-    # the driver's (allocator/compiled/linux_addresses.py): they decide ties in PyTorch up to 2.12
+    # Addresses of the driver (allocator/compiled/linux_addresses.py). They decide ties in PyTorch up to 2.12.
     addresses: Literal["ascending", "linux"] = "ascending"
-    # a catalogue name: sets the next two where they are not given
+    # a catalogue name, which sets the next two where they are not given
     device: Annotated[str | None, BeforeValidator(values.device)] = None
     device_memory_gib: Annotated[float, BeforeValidator(values.memory)] = 80.0
     sm: Annotated[int, values.whole(30, 200)] = 80  # compute capability times ten
     steps: Annotated[int, values.whole(1, 10_000)] = 3
-    efficiency: EfficiencyKeys = EfficiencyKeys()  # of the time estimate
+    efficiency: EfficiencyKeys = EfficiencyKeys()  # for the time estimate
     stack: Annotated[str, BeforeValidator(values.stack)] = (
         "golden"  # the versions of the framework (memsim/stacks/known.py)
     )
@@ -69,8 +69,8 @@ class Run(Part):
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, object] | Run, *, set: Sequence[str] = ()) -> Run:
-        """A Run from a YAML file, a name (an example run, or a model for a run with defaults), a mapping, or another
-        Run.
+        """Loads a Run from a YAML file, a name (an example run, or a model for a run with defaults), a mapping, or
+        another Run.
 
         `set` changes keys: "batch.sequence=4096". A model's path is relative to the YAML file. Raises InputError.
         """
@@ -91,27 +91,29 @@ class Run(Part):
 
     @property
     def config(self) -> Mapping[str, object]:
-        """The model's Hugging Face config fields."""
+        """The fields of the model's Hugging Face config."""
         return self._resolved.config
 
     @property
     def model_name(self) -> str:
-        """The model in a word: its catalogue name, or what its config calls it."""
+        """A short name of the model: its catalogue name, or what its config calls it."""
         return self._resolved.name
 
     @property
     def name(self) -> str:
-        """The run in a word: its file's or its example's name, or its model and method."""
+        """A short name of the run: that of its file or example, or its model and method."""
         return self._name or f"{self.model_name}-{self.method.kind}"
 
     @property
     def argument(self) -> str:
-        """What names this Run on a command line, its --set included; empty where it came from no file or name."""
+        """The arguments that name this Run on a command line, including its --set. Empty where it came from no file or
+        name.
+        """
         return self._argument
 
     @property
     def place(self) -> str:
-        """Where this Run came from, as errors name it: its file, "NAME (example)", "keyword arguments"."""
+        """The place that this Run came from, as errors name it: its file, "NAME (example)", "keyword arguments"."""
         return self._place
 
     @property
@@ -120,8 +122,8 @@ class Run(Part):
         return int(self.device_memory_gib * GIB)
 
     def plain(self) -> dict[str, object]:
-        """Every key as plain data. A model that was read from a file is written out, so that the Run
-        stands for itself.
+        """Returns every key as plain data. A model that was read from a file is written out, so that the Run stands for
+        itself.
         """
         data = self.model_dump(mode="json")
         data["model"] = dict(self.config) if self._resolved.from_file else data["model"]
@@ -131,7 +133,7 @@ class Run(Part):
         return data
 
     def to_yaml(self) -> str:
-        """The Run as a YAML file with every key, except those that follow from `device`."""
+        """Writes the Run as a YAML file with every key, except those that follow from `device`."""
         data = self.plain()
         given = keys_of_device(self.device)
         return yamlfile.dump({key: value for key, value in data.items() if key not in given or given[key] != value})
@@ -144,7 +146,7 @@ class Run(Part):
 
 
 def _fill(run: Run, data: Mapping[str, Any], where: str, folder: Path, changed: tuple[str, ...]) -> None:
-    """Validates `data` into `run`. `changed` are the keys that came from --set, and are named so in errors."""
+    """Validates `data` into `run`. `changed` are the keys that came from --set; errors name them so."""
 
     def fail(key: str, reason: str) -> InputError:
         place = (
@@ -167,7 +169,7 @@ def _fill(run: Run, data: Mapping[str, Any], where: str, folder: Path, changed: 
 
 
 def _printable(line: str) -> str:
-    """`line` with what would break it, or would command a terminal, written as Python writes it: keys and values come
-    from anyone's file.
+    """Returns `line` with the characters that would break it, or would command a terminal, written as Python escapes.
+    Keys and values come from anyone's file.
     """
     return line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)

@@ -1,4 +1,4 @@
-"""What `model:` refers to: a catalogue name, a Hugging Face config.json, or its fields written out."""
+"""Finds the model that `model:` refers to: a catalogue name, a Hugging Face config.json, or its fields written out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from memsim import catalog
 from memsim.errors import InputError, nearest, show
 from memsim.run import yamlfile
 
-# Fields that are sizes: positive whole numbers wherever they are given.
+# Fields that are sizes, and so positive whole numbers wherever they are given.
 SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -48,14 +48,14 @@ ALIASES = {"n_embd": "hidden_size", "n_head": "num_attention_heads"}
 class Resolved:
     """A model's config fields and where they came from."""
 
-    name: str  # for people
+    name: str  # a name for people
     config: Mapping[str, object]
     from_file: bool = False
 
 
 def resolve(model: str | Mapping[str, object], folder: Path) -> Resolved:
-    """The config that `model` means; a path is relative to `folder`, or to the current folder. Raises InputError that
-    begins with the key.
+    """Returns the config that `model` means. A path is relative to `folder`, or to the current folder. Raises
+    InputError that begins with the key.
     """
     if isinstance(model, Mapping):
         _check_spelling(model)
@@ -87,7 +87,7 @@ def resolve(model: str | Mapping[str, object], folder: Path) -> Resolved:
 
 
 def _find(model: str, folder: Path) -> Path | None:
-    """The config.json that a path means, itself or in the folder that it names."""
+    """Returns the config.json that a path means: the path itself, or the file in the folder that it names."""
     for base in (folder, Path()):
         try:
             path = base / Path(model).expanduser()
@@ -100,7 +100,7 @@ def _find(model: str, folder: Path) -> Path | None:
 
 
 def _check(config: Mapping[str, object], where: str) -> str:
-    """Checks what holds for every family; returns a name for people. `where` begins the error."""
+    """Checks what holds for every family, and returns a name for people. `where` begins the error."""
     kind = config.get("model_type")
     dot = "." if where == "model" else ": "
     if not isinstance(kind, str) or not kind:
@@ -115,7 +115,7 @@ def _check(config: Mapping[str, object], where: str) -> str:
         raise InputError(f"{where}{dot}num_key_value_heads: {kv} is more than the {heads} of num_attention_heads")
     if heads and kv and heads % kv:
         raise InputError(f"{where}{dot}num_key_value_heads: {kv} does not divide the {heads} of num_attention_heads")
-    # latent attention names its heads' parts
+    # latent attention gives the sizes of its heads in other keys
     if heads and hidden and hidden % heads and "head_dim" not in fields and not config.get("kv_lora_rank"):
         raise InputError(
             f"{where}{dot}num_attention_heads: {heads} does not divide the {hidden} of hidden_size; give head_dim or "
@@ -126,7 +126,9 @@ def _check(config: Mapping[str, object], where: str) -> str:
 
 
 def _check_spelling(config: Mapping[str, object]) -> None:
-    """Refuses a hand-written field that is all but a size's name: under a default it would be ignored in silence."""
+    """Refuses a hand-written field that nearly spells the name of a size. Under a default it would be ignored in
+    silence.
+    """
     for key in config:
         if key in SIZES:
             continue

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from memsim.errors import nearest, show
 from memsim.stacks.software import Software
 
-# name → what it is, with defaults but for what is said; one parameter group
+# Name → the optimizer, which has one parameter group, and defaults except where said.
 OPTIMIZERS: Mapping[str, str] = {
     "adamw": "torch.optim.AdamW (foreach)",
     "adamw-fused": "torch.optim.AdamW, fused=True",
@@ -69,7 +69,7 @@ ALIASES: Mapping[str, str] = {
 
 
 def optimizer_name(value: object) -> str:
-    """A Run's name for an optimizer. Raises ValueError, with the nearest names."""
+    """Returns a Run's name for an optimizer. Raises ValueError with the nearest names."""
     if isinstance(value, str):
         value = ALIASES.get(value, value)
         if value in OPTIMIZERS:
@@ -80,7 +80,9 @@ def optimizer_name(value: object) -> str:
 
 
 def held_by(stack: Software) -> dict[str, tuple[str, ...]]:
-    """Key of a Run → its values that are held against recordings of the stack; of other keys all are."""
+    """Maps a key of a Run to its values that are held against recordings of the stack. Of keys not in it, all values
+    are.
+    """
     if not stack.no_optimizers:
         return dict(stack.held)
     return {**stack.held, "optimizer": tuple(name for name in OPTIMIZERS if name not in stack.no_optimizers)}

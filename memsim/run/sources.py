@@ -1,4 +1,4 @@
-"""Where a Run comes from: a file, a name of the catalogue, and what --set changes of it."""
+"""The sources of a Run: a file or a name of the catalogue, and the changes that --set makes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from memsim.units import GIB
 
 
 def keys_of_device(name: object) -> dict[str, object]:
-    """The keys that a device of the catalogue sets."""
+    """Returns the keys that a device of the catalogue sets."""
     device = catalog.devices().get(name) if isinstance(name, str) else None
     if device is None:
         return {}
@@ -21,8 +21,8 @@ def keys_of_device(name: object) -> dict[str, object]:
 
 
 def read(source: str | Path) -> tuple[dict[str, object], str, str, Path]:
-    """The mapping behind a path or a name; the Run's name; what to call it in errors; the folder that paths in it are
-    relative to.
+    """Reads the mapping behind a path or a name. Returns it, the Run's name, its name in errors, and the folder that
+    paths in it are relative to.
     """
     text = str(source)
     examples, path = catalog.examples(), Path(text)
@@ -46,7 +46,7 @@ def read(source: str | Path) -> tuple[dict[str, object], str, str, Path]:
 
 
 def change(text: str) -> tuple[str, object]:
-    """KEY=VALUE, the value read as YAML."""
+    """Reads KEY=VALUE, the value as YAML. Raises InputError for any other form."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip() or not all(key.strip().split(".")):
         raise InputError(f"--set {text!r}: write KEY=VALUE, such as batch.sequence=4096")
@@ -54,9 +54,9 @@ def change(text: str) -> tuple[str, object]:
 
 
 def changed_by(data: Mapping[str, object], changes: Sequence[tuple[str, object]]) -> dict[str, object]:
-    """A copy of `data` with the changes made, nested mappings made where they are missing."""
+    """Returns a copy of `data` with the changes made. Nested mappings are made where they are missing."""
     result = dict(data)
-    # a device that is asked for decides, whatever the file says of another
+    # A device that is asked for decides, whatever the file says of another.
     if any(key == "device" and value is not None for key, value in changes):
         result = {key: value for key, value in result.items() if key not in ("device_memory_gib", "sm")}
     for key, value in changes:

@@ -1,4 +1,4 @@
-"""How each kind of value of a Run is read and checked; each raises ValueError in words that fit after the key."""
+"""Reads and checks each kind of value of a Run. Each reader raises ValueError in words that fit after the key."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from memsim.errors import nearest, show
 from memsim.stacks.known import STACKS
 from memsim.units import GIB, as_float, read_bytes
 
-PATTERN = "*+?|()[]{}^$\\"  # what tells a pattern from names
-ROUTINGS = ("balanced", "worst", "zeros")  # of tokens to experts
+PATTERN = "*+?|()[]{}^$\\"  # characters that tell a pattern from names
+ROUTINGS = ("balanced", "worst", "zeros")  # ways in which tokens go to experts
 
 
 def whole(least: int, most: int) -> BeforeValidator:
+    """Returns a validator of whole numbers from `least` to `most`."""
+
     def check(value: object) -> object:
         number = int(value) if isinstance(value, float) and value.is_integer() else value
         if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
@@ -28,6 +30,8 @@ def whole(least: int, most: int) -> BeforeValidator:
 
 
 def number(test: Callable[[float], bool], words: str) -> BeforeValidator:
+    """Returns a validator of finite numbers that pass `test`. `words` say in the error what would be valid."""
+
     def check(value: object) -> object:
         number = as_float(value)
         if number is None or not math.isfinite(number) or not test(number):
@@ -41,12 +45,14 @@ SHARE = number(lambda share: 0 < share <= 1, "a share from above 0 to 1")
 
 
 def flag(value: object) -> object:
+    """Returns the value if it is true or false."""
     if not isinstance(value, bool):
         raise ValueError(f"{show(value)} is not true or false")
     return value
 
 
 def targets(value: object) -> object:
+    """Returns "all-linear", None, a regular expression, or a tuple of module names."""
     if value == "all-linear" or value is None:
         return value
     if isinstance(value, str) and set(value) & set(PATTERN):
@@ -65,6 +71,7 @@ def targets(value: object) -> object:
 
 
 def modules(value: object) -> object:
+    """Returns a tuple of names, from a list or from text with commas; None stays None."""
     if value is None:
         return None
     names = value.split(",") if isinstance(value, str) else value
@@ -74,6 +81,7 @@ def modules(value: object) -> object:
 
 
 def layers(value: object) -> object:
+    """Returns a tuple of numbers of layers, from a list or a single number; None stays None."""
     if value is None:
         return value
     numbers = [value] if isinstance(value, int) else value
@@ -87,6 +95,7 @@ def layers(value: object) -> object:
 
 
 def patterns(value: object) -> object:
+    """Returns a tuple of patterns of names, from a list or a single pattern."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
         raise ValueError(f"{show(value)} is not a list of patterns of names such as ['layers.*.mlp.*', lm_head]")
@@ -94,11 +103,13 @@ def patterns(value: object) -> object:
 
 
 def memory(value: object) -> object:
+    """Returns a size as a number of GiB."""
     count = read_bytes(value)
     return float(value) if isinstance(value, (int, float)) else count / GIB  # a number of GiB stays as it was written
 
 
 def device(value: object) -> object:
+    """Returns the name of a device if the catalogue has it; None stays None."""
     known = catalog.devices()
     if value is not None and (not isinstance(value, str) or value not in known):
         raise ValueError(
@@ -108,12 +119,14 @@ def device(value: object) -> object:
 
 
 def stack(value: object) -> object:
+    """Returns the name of a stack if memsim knows it."""
     if not isinstance(value, str) or value not in STACKS:
         raise ValueError(f"{show(value)} is not a stack{nearest(str(value), STACKS)} (stacks: {', '.join(STACKS)})")
     return value
 
 
 def routing(value: object) -> object:
+    """Returns how tokens go to experts: a name of ROUTINGS, or {"imbalance": a number from 1 on}."""
     if isinstance(value, str) and value in ROUTINGS:
         return value
     if isinstance(value, Mapping) and set(value) == {"imbalance"}:
@@ -125,12 +138,14 @@ def routing(value: object) -> object:
 
 
 def text(value: object) -> object:
+    """Returns text; None becomes empty text."""
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{show(value)} is not text")
     return value or ""
 
 
 def model(value: object) -> object:
+    """Returns a model reference if it is text that is not empty, or a mapping of config fields."""
     if not isinstance(value, Mapping) and not (isinstance(value, str) and value):
         raise ValueError(
             f"{show(value)} is not a model; give a name, the path of a Hugging Face config.json, or its fields"

@@ -1,4 +1,4 @@
-"""YAML in and out, as people mean it.
+"""Reads and writes YAML as people mean it.
 
 YAML 1.1, which PyYAML reads, takes `on` for true, `1:30` for ninety and `1e-3` for text. Here YAML 1.2 decides, and a
 key given twice is an error.
@@ -38,6 +38,7 @@ class _Core(_Loader):  # type: ignore[misc]
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (PyYAML's own attribute)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        """Builds a mapping. Raises ConstructorError for a key that is given twice or is not hashable."""
         seen: set[object] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
@@ -49,12 +50,13 @@ class _Core(_Loader):  # type: ignore[misc]
         return result
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Reads a whole number, decimal or hexadecimal; a leading zero does not make it octal."""
         text = str(node.value)
         return int(text, 16 if text.startswith("0x") else 10)
 
 
 class _CoreDumper(_Dumper):  # type: ignore[misc]
-    """PyYAML's safe dumper, quoting what the core schema would read as something else."""
+    """PyYAML's safe dumper, which quotes text that the core schema would read as something else."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
@@ -66,7 +68,7 @@ _Core.add_constructor("tag:yaml.org,2002:int", _Core.construct_yaml_int)
 
 
 def parse(text: str, source: str) -> object:
-    """The YAML document in `text`. Raises InputError, which names `source` and the line."""
+    """Reads the YAML document in `text`. Raises InputError that names `source` and the line."""
     try:
         loader = _Core(text)
         try:
@@ -81,7 +83,7 @@ def parse(text: str, source: str) -> object:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        # PyYAML's own limit, which releases from 6.0.4 on have
+        # the limit that PyYAML itself has from 6.0.4 on
         if isinstance(error, RecursionError) or "nesting depth" in str(error):
             raise InputError(f"{source}: {TOO_DEEP}") from None
         raise InputError(f"{source}: not valid YAML{_where(error)}") from None
@@ -94,7 +96,9 @@ def _where(error: Exception) -> str:
 
 
 def _check_depth(node: yaml.Node, source: str) -> None:
-    """Refuses documents nested deeper than any Run, and aliases, which can make a small file unfold into a huge one."""
+    """Raises InputError for documents nested deeper than any Run, and for aliases, which can make a small file unfold
+    into a huge one.
+    """
     seen: set[int] = set()
     level = [node]
     for _ in range(NESTING):
@@ -115,7 +119,7 @@ def _check_depth(node: yaml.Node, source: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a small file. Raises InputError."""
+    """Returns the text of a small file. Raises InputError."""
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a folder, not a file")
@@ -132,12 +136,12 @@ def read_text(path: Path) -> str:
 
 
 def read_mapping(path: Path) -> dict[str, object]:
-    """The mapping in a YAML (or JSON) file. Raises InputError."""
+    """Returns the mapping in a YAML (or JSON) file. Raises InputError."""
     return mapping(parse(read_text(path), str(path)), str(path))
 
 
 def mapping(value: object, source: str) -> dict[str, object]:
-    """`value` if it is a mapping with words for keys. Raises InputError."""
+    """Returns `value` if it is a mapping with words for keys. Raises InputError otherwise."""
     if not isinstance(value, Mapping):
         kind = {type(None): "empty", list: "a list", str: "text"}.get(type(value), f"a {type(value).__name__}")
         raise InputError(f"{source}: is {kind}, not a mapping; write keys and values such as `model: qwen2.5-7b`")
@@ -148,7 +152,7 @@ def mapping(value: object, source: str) -> dict[str, object]:
 
 
 def dump(data: Mapping[str, object]) -> str:
-    """YAML with the keys in their order."""
+    """Writes YAML with the keys in their order."""
     text: str = yaml.dump(
         data, Dumper=_CoreDumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120
     )
@@ -156,7 +160,7 @@ def dump(data: Mapping[str, object]) -> str:
 
 
 def inline(value: object) -> str:
-    """A value on one line, as a person would write it after KEY=."""
+    """Writes a value on one line, as a person would write it after KEY=."""
     text: str = yaml.dump(
         value, Dumper=_CoreDumper, sort_keys=False, default_flow_style=True, allow_unicode=True, width=10**6
     )

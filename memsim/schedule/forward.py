@@ -15,7 +15,7 @@ from memsim.schedule.autograd.regions import Frame, Instance, core_region, open_
 from memsim.schedule.loading import Loaded
 from memsim.tape import AUTOCAST_CACHE
 
-# of a layer, where the graph does not name them
+# names of a layer's inputs, where the graph does not give them
 LAYER_INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")
 
 
@@ -25,15 +25,15 @@ class Forward(Loaded):
 
     graphs: dict[tuple[int, bool, bool, bool], LayerGraph] = field(default_factory=dict)
     asked: bool = False  # autocast has asked whether the device has bfloat16
-    recasts: set[tuple[int, str]] = field(default_factory=set)  # parameters that their modules have cast for good
-    # tensors told to require a gradient, and what of each its accumulator holds
+    recasts: set[tuple[int, str]] = field(default_factory=set)  # parameters that their modules have cast permanently
+    # tensors marked as requiring a gradient, and for each the storages that its accumulator holds
     told: list[tuple[Leaf, list[int]]] = field(default_factory=list)
-    # of leaves by value: where autocast cast them, and the result
+    # value of a leaf → where autocast cast it, and the result
     kept_casts: dict[int, tuple[Instance, TensorSpec]] = field(default_factory=dict)
-    casts: list[Instance] = field(default_factory=list)  # of the layers in this forward pass
+    casts: list[Instance] = field(default_factory=list)  # the layers of this forward pass
 
     def tell(self, autograd: Autograd, instance: Instance, out: TensorSpec) -> None:
-        """A tensor was told to require a gradient: its AccumulateGrad, which the graph keeps, has a hold of it."""
+        """Marks a tensor as requiring a gradient. Its AccumulateGrad, which the graph keeps, holds it."""
         leaf = Leaf(instance.storages[out.storage], out)
         self.machine.retain(leaf.storage)
         value = instance.values[out.value]
@@ -41,7 +41,7 @@ class Forward(Loaded):
         self.told.append((leaf, autograd.holding.leaf(value) if autograd.holding else []))
 
     def recast_once(self, layer: int, instance: Instance, op: Operator) -> None:
-        """A module that casts its parameter for good when it first runs."""
+        """Casts a parameter permanently, as its module does when it first runs."""
         (spec,) = op.inputs
         assert spec.parameter is not None
         if (layer, spec.parameter) not in self.recasts:
@@ -50,8 +50,8 @@ class Forward(Loaded):
             instance.storages[spec.storage] = self.parameters[layer, spec.parameter][0]
 
     def begin_autocast(self) -> None:
-        """torch.autocast asks once whether the device has bfloat16; before sm 80, by making such a tensor (torch/cuda,
-        is_bf16_supported).
+        """Asks once whether the device has bfloat16, as torch.autocast does. Before sm 80 that makes such a tensor
+        (torch/cuda, is_bf16_supported).
         """
         if self.model.settings.technique.autocast == "bf16" and self.machine.platform.sm < 80 and not self.asked:
             self.asked = True
@@ -59,7 +59,7 @@ class Forward(Loaded):
             self.machine.scratch(2)
 
     def end_autocast(self, outer: Instance) -> None:
-        """The cache of weights in the lower precision is emptied."""
+        """Empties the cache of weights in the lower precision."""
         machine = self.machine
         for layer, instance in [*enumerate(self.casts), (NO_LAYER, outer)]:
             machine.layer = layer
@@ -70,8 +70,8 @@ class Forward(Loaded):
         self.casts.clear()
 
     def layer_graph(self, kind: int, requires_grad: bool, leaf: bool, grad: bool = True) -> LayerGraph:
-        """The graph of a kind of layer for hidden states that do or do not require a gradient, or are a leaf, whose
-        casts autocast keeps; or without autograd.
+        """Returns the graph of a kind of layer for hidden states that do or do not require a gradient. They may be a
+        leaf, whose casts autocast keeps. With `grad` false, the graph is that without autograd.
         """
         graph = self.model.layer_graphs[kind]
         hidden = graph.inputs["hidden_states"]
@@ -86,7 +86,7 @@ class Forward(Loaded):
         return self.graphs[key]
 
     def run_layers(self, autograd: Autograd, storages: list[int], values: list[int], op: Operator) -> None:
-        """The loop over the layers of a tower: `hidden_states = decoder_layer(hidden_states, …)`."""
+        """Runs the loop over the layers of a tower: `hidden_states = decoder_layer(hidden_states, …)`."""
         machine, model = self.machine, self.model
         span = model.spans()[int(op.attrs.get("tower", 0))]  # type: ignore[call-overload]
         by_layer = model.by_layer()
@@ -96,8 +96,8 @@ class Forward(Loaded):
         }
         hidden, requires_grad = given["hidden_states"], op.inputs[0].requires_grad
         frame: Frame | None = None
-        returned: list[int] = []  # what else the layer before returned, in a tuple with its hidden states
-        # nobody but the loop has a name for the hidden states
+        returned: list[int] = []  # other results that the layer before returned in a tuple with its hidden states
+        # Only the loop has a name for the hidden states.
         moved = op.inputs[0].storage in op.drops and not op.attrs.get("held")
         for layer in span:
             kind, (checkpoint, at) = model.pattern[layer], by_layer[layer]
@@ -128,7 +128,7 @@ class Forward(Loaded):
                 (instance.storages[out.storage], instance.values[out.value]),
                 out.requires_grad or reentrant,
             )
-            # nothing in it asks for its arguments
+            # No operator in the region asks for its arguments.
             if frame is not None and not frame.pending and at == checkpoint.layers - 1:
                 frame.close(machine)
             for name, spec in zip(graph.results[1:], graph.outputs[1:], strict=False):
@@ -147,7 +147,7 @@ class Forward(Loaded):
         frame: Frame | None,
         bound: dict[str, tuple[int, int]],
     ) -> Frame | None:
-        """The operators of one layer; the region that is open after them."""
+        """Runs the operators of one layer. Returns the region that is open after them."""
         graph = instance.graph
         made, kept = leaves_made(graph), casts_of_leaves(graph)
         for op in graph.operators:
@@ -164,8 +164,8 @@ class Forward(Loaded):
         return frame
 
     def is_cast(self, instance: Instance, op: Operator) -> bool:
-        """Whether autocast has cast this leaf, which several layers read, before, and keeps the result; else it does
-        now.
+        """True if autocast has already cast this leaf, which several layers read, and keeps the result. Otherwise it
+        casts the leaf now.
         """
         (out,) = op.outputs
         before = self.kept_casts.setdefault(instance.values[op.inputs[0].value], (instance, out))
@@ -187,8 +187,8 @@ def hand_on(
     given: dict[str, tuple[int, int]],
     returned: list[int],
 ) -> None:
-    """The results of the loop over layers: hidden states, what layers carry on by name, what the last one returned
-    beside them.
+    """Hands on the results of the loop over layers: hidden states, those that layers carry on by name, and those that
+    the last one returned beside them.
     """
     carried = [given[name] for name in op.attrs.get("carries", ())]  # type: ignore[attr-defined]
     for spec, (storage, value) in zip(op.outputs, (hidden, *carried), strict=not returned):

@@ -1,8 +1,8 @@
-"""torch.amp.GradScaler: the loss times a scale, gradients divided by it before they are used
+"""torch.amp.GradScaler: the loss is multiplied by a scale, and gradients are divided by it before they are used
 (torch/amp/grad_scaler.py).
 
-Everything it makes is one element. Gradients are unscaled in place, so their number does not matter. A step that finds
-an infinity is skipped; here none does, as in the recordings, whose values are zeros.
+Every tensor it makes has one element. Gradients are unscaled in place, so their number does not matter. A step that
+finds an infinity is skipped. Here none does, as in the recordings, whose values are zeros.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ FLOAT, DOUBLE = 4, 8  # bytes
 
 @dataclass(eq=False)
 class GradScaler:
-    """A scaler, which does nothing where it is not `enabled`."""
+    """A scaler. It does nothing where it is not `enabled`."""
 
     machine: Machine
     enabled: bool
-    made: bool = False  # the scale and the tracker of its growth, at the first use
-    found_inf: int | None = None  # storage; since gradients were unscaled, up to update()
+    made: bool = False  # the scale and the tracker of its growth are there, from the first use on
+    found_inf: int | None = None  # its storage, from the unscaling of gradients to update()
 
     def scale(self, loss: TensorSpec) -> int | None:
-        """scaler.scale(loss): the storage of the scaled loss, None where there is none."""
+        """Runs scaler.scale(loss). Returns the storage of the scaled loss, None where the scaler is off."""
         if not self.enabled:
             return None
         m = self.machine
@@ -44,7 +44,7 @@ class GradScaler:
         return scaled
 
     def unscale(self) -> None:
-        """scaler.unscale_(optimizer): the scale's reciprocal in fp64, and whether an infinity was found."""
+        """Runs scaler.unscale_(optimizer): the scale's reciprocal in fp64, and the check for infinities."""
         if not self.enabled:
             return
         m = self.machine
@@ -58,8 +58,8 @@ class GradScaler:
         self._unscale_grads(inverse)
 
     def _unscale_grads(self, inverse: int) -> None:
-        """_unscale_grads_, and its caller's end: kernels get copies of the reciprocal and of the check, whose copy
-        stays.
+        """Runs _unscale_grads_, and the end of its caller. Kernels get copies of the reciprocal and of the check; the
+        copy of the check stays.
         """
         m = self.machine
         master = m.alloc(FLOAT, SCRATCH)
@@ -69,8 +69,8 @@ class GradScaler:
 
     @contextmanager
     def step(self, fused: bool) -> Iterator[None]:
-        """scaler.step(optimizer), the optimizer's own step inside, and scaler.update(). A fused optimizer gets the
-        scale and the check.
+        """Runs scaler.step(optimizer), with the optimizer's own step inside, and scaler.update(). A fused optimizer
+        gets the scale and the check.
         """
         if not self.enabled:
             yield

@@ -1,4 +1,4 @@
-"""Loading: the model moves to the device a parameter at a time, and adapters follow when it is wrapped."""
+"""Loads a model: it moves to the device a parameter at a time, and adapters follow when it is wrapped."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from memsim.schedule.magnitudes import placed
 from memsim.schedule.plan import Plan
 from memsim.tape import Category
 
-# the turn at which PEFT makes adapters: of modules, of parameters, then copies of modules
+# The turn in which PEFT makes adapters: of modules, of parameters, then copies of modules.
 CREATED = {"parameter adapter": 1, "copy": 2}
 
 
 @dataclass(eq=False)
 class Loaded:
-    """A model on the device: the storages of its parameters, what trains, and the optimizer's state."""
+    """A model on the device: the storages of its parameters, those that train, and the optimizer's state."""
 
     model: Model
     plan: Plan
     machine: Machine
-    whole: Model  # with all its layers, where `model` has a few of them
+    whole: Model  # the model with all its layers, where `model` has a few of them
     # (layer, name) → (storage, autograd value)
     parameters: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
     leaves: dict[int, Leaf] = field(default_factory=dict)  # by autograd value
-    # trainable, as model.parameters() gives them
+    # trainable parameters, in the order of model.parameters()
     order: list[tuple[int, Parameter, Leaf]] = field(default_factory=list)
     state: dict[int, list[int]] = field(default_factory=dict)  # optimizer state by parameter storage
     states: dict[int, dict[int, list[int]]] = field(default_factory=dict)  # the same, of each parameter's own optimizer
     row_of: dict[Leaf, tuple[int, Parameter, Leaf]] = field(default_factory=dict)
-    quantized: bool = False  # a weight was, so the map for scales is there
+    quantized: bool = False  # a weight was quantized, so the map for scales is there
 
     def load(self) -> None:
-        """Moves the model to the device a parameter at a time, in module order; adapters follow when the model is
+        """Moves the model to the device a parameter at a time, in module order. Adapters follow when the model is
         wrapped.
         """
         machine = self.machine
@@ -82,7 +82,7 @@ class Loaded:
         machine.layer = NO_LAYER
 
     def watch(self, rows: list[tuple[int, Parameter]]) -> None:
-        """What trains gets a leaf each, and an optimizer."""
+        """Gives each parameter that trains a leaf, and an optimizer."""
         for layer, p in rows:
             if p.trainable and not p.buffer:
                 storage, value = self.parameters[layer, p.name]
@@ -98,8 +98,8 @@ class Loaded:
             self.plan.optimizer.created(self.machine, self.order, self.state)
 
     def copy_again(self, rows: list[tuple[int, Parameter]]) -> None:
-        """Modules that train as a whole are copied from the original once more, and the first copies go, a module after
-        the other.
+        """Copies modules that train as a whole from the original once more. The first copies are released, one module
+        after the other.
         """
         for _, module in groupby(rows, key=lambda row: (row[0], row[1].name.rpartition(".")[0])):
             of_module = list(module)
@@ -131,13 +131,13 @@ class Loaded:
             self.quantized = True
         else:
             storage = machine.alloc(p.elements * ITEMSIZE[dtype], int(category))
-            # deepcopy of a tensor that is no parameter also makes an empty one of an element
+            # deepcopy of a tensor that is not a parameter also makes an empty tensor with one element
             if p.module == COPY and p.buffer:
                 machine.scratch(ITEMSIZE[dtype])
         self.parameters[layer, p.name] = storage, -1 - storage
 
     def place_magnitude(self, layer: int, p: Parameter, named: Mapping[tuple[int, str], Parameter]) -> None:
-        """Allocates the magnitudes of a DoRA module, as PEFT finds the first ones."""
+        """Allocates the magnitudes of a DoRA module, as PEFT computes the first ones."""
         machine = self.machine
         machine.layer = layer
         machine.at(p.name)
@@ -145,7 +145,7 @@ class Loaded:
         self.parameters[layer, p.name] = storage, -1 - storage
 
     def recast(self, layer: int, name: str, nbytes: int) -> None:
-        """parameter.data = parameter.data.to(dtype)."""
+        """Runs parameter.data = parameter.data.to(dtype)."""
         machine = self.machine
         machine.layer = layer
         machine.at(name)

@@ -1,6 +1,8 @@
-"""How PEFT finds a DoRA module's first magnitudes when it wraps a model (peft/tuners/lora/dora.py,
-DoraLinearLayer.update_layer): the norms of the rows of base + adapters, found in the dtype of the adapters, outside of
-autocast and with a graph that dies with the function.
+"""A DoRA module's first magnitudes, as PEFT computes them when it wraps a model (peft/tuners/lora/dora.py,
+DoraLinearLayer.update_layer).
+
+They are the norms of the rows of base + adapters. They are computed in the dtype of the adapters, outside of autocast,
+and with a graph that dies with the function.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ from memsim.operators.linear8bit import dequantize_rows
 from memsim.tape import Category
 
 SCRATCH = int(Category.SCRATCH)
-COMPUTE = "bf16"  # bnb_4bit_compute_dtype, in which the weights were
+COMPUTE = "bf16"  # bnb_4bit_compute_dtype, the dtype that the weights had
 
 
 def placed(m: Machine, model: Model, layer: int, p: Parameter, named: Mapping[tuple[int, str], Parameter]) -> int:
-    """The storage of the magnitudes p, as PEFT finds the first ones. named: the parameters by layer and name."""
+    """Allocates the magnitudes p, as PEFT computes the first ones, and returns their storage. named: the parameters by
+    layer and name.
+    """
     module = p.name.removesuffix(f".{MAGNITUDE_NAME}")
-    # a tied head has the embedding's
+    # a tied head has the embedding's weight
     weight = named.get((layer, f"{module}.weight")) or replace(model.before[0], module="linear")
     adapter = next(
         named[layer, name]
@@ -37,13 +41,13 @@ def placed(m: Machine, model: Model, layer: int, p: Parameter, named: Mapping[tu
 
 
 def first_magnitude(m: Machine, weight: Parameter, bias: Parameter | None, rank: int, dtype: str) -> int:
-    """The storage of the magnitudes of a module of this weight [out, in], or [in, out] where it is stored the other way
-    round. `dtype`: of the adapters.
+    """Computes the magnitudes of a module of this weight [out, in], or [in, out] where it is stored the other way
+    round. Returns their storage. `dtype` is that of the adapters.
     """
     transposed = weight.module in ("conv1d", "embedding")
     out, inputs = weight.shape[::-1] if transposed else weight.shape
     n = out * inputs
-    # adapters in fp32
+    # adapters are computed in fp32
     halves = [m.alloc(4 * rank * inputs, SCRATCH), m.alloc(4 * out * rank, SCRATCH)] if dtype == "fp16" else []
     copy = copied(m, weight, bias) if weight.quantized.startswith("nf4") else []
     base, base_dtype = dequantized(m, weight, dtype)
@@ -64,7 +68,9 @@ def first_magnitude(m: Machine, weight: Parameter, bias: Parameter | None, rank:
 
 
 def dequantized(m: Machine, weight: Parameter, dtype: str) -> tuple[list[int], str]:
-    """dequantize_module_weight: the storage of a weight that is quantized, none for one that is not, and its dtype."""
+    """Runs dequantize_module_weight. Returns the storage of the weight's values, none for one that is not quantized,
+    and their dtype.
+    """
     if weight.quantized == "int8":
         return [dequantize_rows(m, weight.elements, SCRATCH)], "fp32"
     if not weight.quantized:
@@ -77,13 +83,14 @@ def dequantized(m: Machine, weight: Parameter, dtype: str) -> tuple[list[int], s
 
 
 def copied(m: Machine, weight: Parameter, bias: Parameter | None) -> list[int]:
-    """deepcopy(base_layer) of a Linear4bit: each tensor's storage is cloned, and an empty tensor of an element made and
-    let go of; a bias is cloned.
+    """Runs deepcopy(base_layer) of a Linear4bit. The storage of each tensor is cloned, and an empty tensor of one
+    element is made and released. A bias is cloned.
     """
     blocks = -(-weight.elements // BLOCK)
     packed = (weight.elements + 1) // 2
     double = weight.quantized == "nf4-double"
-    # (bytes, of an element): the scales, the 16 values; the scales' mean, their own scales and map; the packed weights
+    # (bytes, bytes of an element): the scales, the 16 values; the scales' mean, their own scales and map; the packed
+    # weights
     tensors = [(blocks, 1) if double else (4 * blocks, 4), (16 * 4, 4)]
     tensors += [(4, 4), (4 * -(-blocks // 256), 4), (256 * 4, 4)] if double else []
     made = []

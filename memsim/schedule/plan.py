@@ -1,4 +1,4 @@
-"""What of a Run decides the schedule."""
+"""The settings of a Run that decide the schedule."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from memsim.schedule.optimizers.torch_optim import Optimizer
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a Run decides the schedule."""
+    """The settings of a Run that decide the schedule."""
 
     steps: int
     accumulation: int
     clip_grad_norm: float | None
     optimizer: Optimizer
-    rates: Rates | None = None  # what estimates the time
-    in_backward: bool = False  # an optimizer for each parameter, which steps once its gradient is there
+    rates: Rates | None = None  # rates from which the time is estimated
+    in_backward: bool = False  # each parameter has an optimizer, which steps once the gradient is there
     grad_scaler: bool = False

@@ -16,9 +16,9 @@ from memsim.tape import Tape
 
 
 def record(model: Model, plan: Plan, platform: Platform, *, whole: bool = False) -> Tape:
-    """The Tape of a training job: its load and `plan.steps` steps.
+    """Returns the Tape of a training job: its load and `plan.steps` steps.
 
-    With `whole`, every layer and step is executed instead of repeated; the result is the same.
+    With `whole`, every layer and step is executed instead of repeated. The result is the same.
     """
     kept, repeats = repeats_of(*alike_layers(model)) if not whole else ([], ())
     executed = model.only(kept) if repeats else model
@@ -47,16 +47,18 @@ def record(model: Model, plan: Plan, platform: Platform, *, whole: bool = False)
 
 
 def alike_layers(model: Model) -> tuple[list[Hashable], list[bool]]:
-    """What tells each layer's requests from another's, and whether it is the first of what is checkpointed as one."""
-    # Where kinds differ only in what they read, the first to read each thing must be among the layers that are not
-    # repeated: there it is let go of.
+    """Returns for each layer a key that tells its requests from another's, and whether it is the first of those
+    checkpointed as one.
+    """
+    # Where kinds differ only in what they read, the first to read each input must be among the layers that are not
+    # repeated, for that layer releases it.
     same = model.alike and set(model.pattern[:2]) == set(model.pattern)
     rows: list[Hashable] = []
     begins: list[bool] = []
     for kind, (checkpoint, at) in zip(model.pattern, model.by_layer(), strict=True):
         rows.append((0 if same else kind, checkpoint, at))
         begins.append(at == 0)
-    # layers at a tower's ends have other neighbours; in the last two, sums of gradients for all layers begin
+    # Layers at a tower's ends have other neighbours. In the last two, sums of gradients for all layers begin.
     if model.towers:
         ends = [
             (number, min(i - span.start, 1), min(span.stop - i, 3))

@@ -1,9 +1,10 @@
-"""From a few executed layers and steps to the whole Tape: layers that repeat and the last step are repeated as arrays.
+"""Makes the whole Tape from a few executed layers and steps: repeated layers and the last step are copied as arrays.
 
-Where layers repeat, singly or in periods of several, three repetitions are executed: the one in the middle has ordinary
+Where layers repeat, singly or in periods of several, three repetitions are executed. The one in the middle has ordinary
 neighbours on both sides, so its events stand for all but the first and the last. A storage is known by the repetition
-that allocated it and its rank among that one's storages, which is how an event of one finds its neighbour's storage in
-every copy. Where what is executed does not repeat (`Irregular`), all layers are executed instead.
+that allocated it and its rank among the storages of that repetition. So an event of one repetition finds its
+neighbour's storage in every copy. Where the executed layers do not repeat (`Irregular`), all layers are executed
+instead.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from memsim.machine.storages import NO_LAYER, Machine
 from memsim.schedule.timing import Columns, work_of
 from memsim.tape import Action, Category, Tape
 
-LEAST = 4  # repetitions that are worth it
+LEAST = 4  # fewest repetitions that are worth it
 Ints = NDArray[np.int64]
 
 
@@ -29,7 +30,7 @@ class Irregular(Exception):
 
 @dataclass(frozen=True)
 class Repeat:
-    """Layers of an executed model that stand for several: those from `start` on, so many, repeated so many times."""
+    """A run of executed layers that stands for several: `period` layers from `start` on, repeated `copies` times."""
 
     start: int
     period: int
@@ -37,10 +38,10 @@ class Repeat:
 
 
 def repeats_of(layers: Sequence[Hashable], begins: Sequence[bool]) -> tuple[list[int], tuple[Repeat, ...]]:
-    """Which layers to execute, and which of those repeat; layers that are equal are alike. The first layer and the last
-    are never repeated.
+    """Returns the layers to execute, and those of them that repeat. Layers that are equal are alike. The first layer
+    and the last are never repeated.
 
-    begins: whether a layer is the first of what is checkpointed as one, which is never divided.
+    begins: true for a layer that is the first of those checkpointed as one, which are never divided.
     """
     n = len(layers)
     first = next((i for i in range(1, n) if begins[i]), n)
@@ -61,7 +62,7 @@ def repeats_of(layers: Sequence[Hashable], begins: Sequence[bool]) -> tuple[list
 
 
 def _period(layers: Sequence[Hashable], begins: Sequence[bool], at: int, end: int) -> tuple[int, int]:
-    """The shortest period that repeats often enough from a layer on, and how often."""
+    """Returns the shortest period that repeats often enough from a layer on, and the number of its repetitions."""
     if begins[at]:
         for period in range(1, (end - at) // LEAST + 1):
             stop = at + period
@@ -75,7 +76,7 @@ def _period(layers: Sequence[Hashable], begins: Sequence[bool], at: int, end: in
 
 @dataclass(frozen=True)
 class Events:
-    """A machine's events as arrays: n events, s storages."""
+    """The events of a machine as arrays: n events, s storages."""
 
     action: Ints  # [n]
     storage: Ints  # [n]
@@ -91,7 +92,7 @@ class Events:
 
 
 def events_of(machine: Machine, rates: Rates | None = None) -> Events:
-    """The machine's lists as arrays, with times where there are rates."""
+    """Returns the machine's lists as arrays, with times where there are rates."""
     n = len(machine.actions)
     names: dict[str, int] = {}
     at, phases, layers, operators = zip(*machine.marks, strict=True) if machine.marks else ((), (), (), ())
@@ -116,11 +117,13 @@ def events_of(machine: Machine, rates: Rates | None = None) -> Events:
     )
 
 
-FAR, BEFORE, MIDDLE, AFTER, BEYOND = range(5)  # where a layer is, as seen from the repeated ones
+FAR, BEFORE, MIDDLE, AFTER, BEYOND = range(5)  # place of a layer, as seen from the repeated ones
 
 
 def tile_layers(events: Events, repeats: Sequence[Repeat]) -> Events:
-    """The events of the whole model, from those of one that executes each repetition three times. Raises Irregular."""
+    """Returns the events of the whole model, from those of one that executes each repetition three times. Raises
+    Irregular.
+    """
     for repeat in reversed(repeats):
         events = _tile(events, repeat)
     return events
@@ -128,18 +131,20 @@ def tile_layers(events: Events, repeats: Sequence[Repeat]) -> Events:
 
 @dataclass(frozen=True)
 class _Tiling:
-    """What of three executed repetitions makes all the copies; n events, s storages, r storages a repetition."""
+    """The tables from which three executed repetitions become all the copies: n events, s storages, r storages in a
+    repetition.
+    """
 
     repeat: Repeat
     own: Ints  # [n] the place of each event's layer
-    of: Ints  # [n] that of the layer which made the event's storage; NO_LAYER where it is outside of all
-    neighbours: NDArray[np.bool_]  # [n] whether that is one of the three repetitions
-    rank: Ints  # [s] among the storages of its repetition
-    table: Ints  # [copies + 2, r] the storage of each rank: of the repetition before, of each copy, of the one after
+    of: Ints  # [n] place of the layer that made the event's storage; NO_LAYER where it is outside of all
+    neighbours: NDArray[np.bool_]  # [n] true if that place is one of the three repetitions
+    rank: Ints  # [s] rank among the storages of its repetition
+    table: Ints  # [copies + 2, r] storage of each rank: in the repetition before, in each copy, in the one after
 
     @property
     def middle(self) -> Ints:
-        """[r] storages of the repetition that is copied."""
+        """[r] Storages of the repetition that is copied."""
         middle: Ints = self.table[1]
         return middle
 
@@ -170,17 +175,19 @@ def _tile(events: Events, repeat: Repeat) -> Events:
 
 
 def _layers(events: Events) -> int:
-    """The number of layers that were executed."""
+    """Returns the number of layers that were executed."""
     return int(max(events.owner.max(initial=0), events.layer.max(initial=0))) + 1
 
 
 def _tiling(events: Events, repeat: Repeat) -> _Tiling:
-    """Raises Irregular where the repetitions are not alike, or where the middle one reaches beyond its neighbours."""
+    """Computes the tables. Raises Irregular where the repetitions are not alike, or where the middle one reaches beyond
+    its neighbours.
+    """
     start, period, copies = repeat.start, repeat.period, repeat.copies
     place = np.full(_layers(events) + 1, FAR)
     place[start - period : start], place[start : start + period] = BEFORE, MIDDLE
     place[start + period : start + 2 * period], place[start + 2 * period :] = AFTER, BEYOND
-    place[-1] = NO_LAYER  # which -1 finds
+    place[-1] = NO_LAYER  # place of events whose layer is -1
     owner, s = place[events.owner], len(events.bytes)
     rank = np.zeros(s, np.int64)
     before, middle, after = (np.flatnonzero(owner == at) for at in (BEFORE, MIDDLE, AFTER))
@@ -202,7 +209,7 @@ def _tiling(events: Events, repeat: Repeat) -> _Tiling:
 
 
 def _copied(events: Events, t: _Tiling, real_layer: Ints) -> tuple[Ints, Ints, Ints]:
-    """For each event of the whole model: the executed event, its storage, its layer."""
+    """Returns for each event of the whole model the executed event, its storage and its layer."""
     storage, copies = events.storage, t.repeat.copies
     fixed = storage.copy()
     to_last = (t.own == AFTER) & (t.of == MIDDLE)
@@ -229,7 +236,7 @@ def _copied(events: Events, t: _Tiling, real_layer: Ints) -> tuple[Ints, Ints, I
 
 
 def repeat_last_step(events: Events, steps: int) -> Events:
-    """So many steps, from two executed ones: every later step is the second again, with storages of its own."""
+    """Makes `steps` steps from two executed ones. Every later step is the second again, with storages of its own."""
     if steps <= 2:
         return events
     numbers = [int(name.split("/")[0]) if "/" in name else -1 for name in events.phases]
@@ -274,7 +281,7 @@ def repeat_last_step(events: Events, steps: int) -> Events:
 
 
 def tape_of(events: Events) -> Tape:
-    """The Tape of these events, on the default stream."""
+    """Returns the Tape of these events, on the default stream."""
     n = len(events.action)
     return Tape(
         action=events.action.astype(np.uint8),

@@ -1,7 +1,7 @@
-"""When events happen, by estimate: what is executed before each event, in seconds (cost/roofline.py).
+"""Estimates when events happen: the work that is executed before each event, in seconds (cost/roofline.py).
 
-Work counts before the next event, whatever layer that is of: as work is done alike in every layer, a layer's sum stays
-right.
+Work counts before the next event, whatever layer that event is of. Every layer does its work alike, so a layer's sum
+stays right.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Columns = NDArray[np.float64]
 
 
 def work_of(machine: Machine, rates: Rates | None) -> Columns:
-    """[n, 3] of a machine's events; zeros without rates."""
+    """Returns the work [n, 3] of a machine's n events, zeros without rates."""
     columns = np.zeros((len(machine.actions) + 1, 3))
     if rates is None:
         return columns[:-1]
@@ -49,7 +49,7 @@ def work_of(machine: Machine, rates: Rates | None) -> Columns:
         columns[:, AGAIN] = np.bincount(at, took_each * again, n)
         columns[:, FLOPS] = np.bincount(at, np.array(flops) * ~again, n)
     if len(columns) > 1:
-        columns[-2] += columns[-1]  # what is done after the last event
+        columns[-2] += columns[-1]  # work that is done after the last event
     return columns[:-1]
 
 
@@ -64,7 +64,7 @@ def _estimate(op: Operator, backward: bool, rates: Rates) -> tuple[float, float]
 
 
 def optimizer_seconds(name: str, clips: bool, parameters: Iterable[tuple[int, Parameter]], rates: Rates) -> float:
-    """Of a step of the optimizer, over trainable parameters and their layers."""
+    """Seconds of one optimizer step over trainable parameters, given with their layers."""
     moved, tensors, flops = 0.0, 0, 0.0
     for layer, p in parameters:
         matrix = name == "muon" and muon.is_matrix(layer, p)
@@ -82,7 +82,7 @@ def optimizer_seconds(name: str, clips: bool, parameters: Iterable[tuple[int, Pa
 def with_optimizer(
     work: Columns | None, phase: NDArray[np.int32], phases: tuple[str, ...], seconds: float, during: str = "optimizer"
 ) -> Columns | None:
-    """The work, with the optimizer's time spread evenly over the events of each phase of this kind."""
+    """Returns the work, with the optimizer's time spread evenly over the events of each phase of this kind."""
     if work is None:
         return None
     of_kind = np.array([name.endswith(f"/{during}") for name in phases], bool)

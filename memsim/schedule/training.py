@@ -1,7 +1,7 @@
 """Training steps: load, then forward, backward and optimizer, for a model small enough to execute operator by operator
 in Python.
 
-`record` executes a few layers only; `tile` repeats the middle one (schedule/tile.py), so that an 80-layer model costs
+`record` executes a few layers only. `tile` repeats the middle one (schedule/tile.py), so that an 80-layer model costs
 what five layers cost.
 """
 
@@ -23,10 +23,10 @@ from memsim.tape import Category
 
 @dataclass(eq=False)
 class Training(Forward):
-    """A training process: what is loaded, and what its steps have accumulated."""
+    """A training process: a loaded model, and what its steps have accumulated."""
 
-    ran: bool = False  # the model has, so what it makes when it first runs is there
-    # the order in which the graph lets go of those tensors: before the loss itself goes, and after
+    ran: bool = False  # the model has run, so tensors that it makes when it first runs are there
+    # the order in which the graph releases those tensors: before the loss itself goes, and after
     ending: tuple[list[int], list[int]] | None = None
     scaler: GradScaler = field(init=False)
 
@@ -34,7 +34,7 @@ class Training(Forward):
         self.scaler = GradScaler(self.machine, self.plan.grad_scaler)
 
     def step(self, number: int) -> None:
-        """One training step."""
+        """Runs one training step."""
         machine = self.machine
         for _ in range(self.plan.accumulation):
             machine.enter(f"{number}/forward")
@@ -53,9 +53,9 @@ class Training(Forward):
         self.plan.optimizer.zero_grad(machine, self.order)
 
     def step_one(self, leaf: Leaf) -> None:
-        """The hook of a parameter's own optimizer: step(), zero_grad()."""
+        """Runs the hook of a parameter's own optimizer: step(), zero_grad()."""
         row = self.row_of.get(leaf)
-        if row is None:  # the embedded tokens, which a checkpoint told to require a gradient
+        if row is None:  # the embedded tokens, which a checkpoint marked as requiring a gradient
             return
         machine, optimizer = self.machine, self.plan.optimizer
         layer = machine.layer
@@ -65,7 +65,7 @@ class Training(Forward):
         machine.at("AccumulateGrad")
 
     def micro_batch(self, number: int) -> None:
-        """The batch, forward with labels, backward, and what the training loop lets go of."""
+        """Runs one micro-batch: the batch, forward with labels, backward, and the releases of the training loop."""
         machine = self.machine
         machine.layer = NO_LAYER
         machine.at("tokens")
@@ -76,10 +76,10 @@ class Training(Forward):
         self.end(autograd, instance, list(given.values()))
 
     def forward(self, given: dict[str, int]) -> tuple[Autograd, Instance]:
-        """The model's forward with labels, from the storages of the batch by name."""
+        """Runs the model's forward with labels. `given` are the storages of the batch by name."""
         machine = self.machine
         self.begin_autocast()
-        # whose graphs are not in this one
+        # the graphs of reentrant checkpoints are not part of this one
         reentrant = bool(self.model.checkpoints) and all(c.how == "reentrant" for c in self.model.checkpoints)
         holding = Nodes(tensors=False) if not reentrant and any(map(holds_tensors, self.model.layer_graphs)) else None
         autograd = Autograd(
@@ -112,7 +112,7 @@ class Training(Forward):
         return autograd, instance
 
     def backward(self, autograd: Autograd, instance: Instance) -> None:
-        """loss.backward(), of the scaled loss where there is a scaler."""
+        """Runs loss.backward(), of the scaled loss where there is a scaler."""
         machine = self.machine
         loss = self.model.outer.outputs[0]
         machine.at("loss.backward")
@@ -127,7 +127,7 @@ class Training(Forward):
         machine.release(one.storage, *(() if scaled is None else (scaled,)))
 
     def end(self, autograd: Autograd, instance: Instance, batch: list[int]) -> None:
-        """The training loop lets go of the loss, with it of the graph, and of the batch's storages, tokens first."""
+        """Releases what the training loop held: the loss, the graph with it, and the batch's storages, tokens first."""
         machine = self.machine
         loss = self.model.outer.outputs[0]
         machine.at("del loss, tokens")
@@ -147,7 +147,7 @@ class Training(Forward):
 
 
 def category_of(op: Operator, head: bool) -> Category:
-    """What the results of an operator outside the layers are; `head` after the layers."""
+    """Returns the category of the results of an operator outside the layers. `head` is true after the layers."""
     if op.attrs.get("no_grad") or op.kind == "create":
         return Category.INPUTS
     return Category.LOGITS_AND_LOSS if head else Category.ACTIVATIONS

@@ -1,4 +1,4 @@
-"""The same requests under several settings, side by side."""
+"""Compares the same requests under several settings, side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memsim.units import MIB, bytes_of
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one setting does to a trace; sizes in bytes."""
+    """What one setting does to a trace. Sizes are in bytes."""
 
     source: str
     allocator: str
@@ -28,19 +28,19 @@ class Outcome:
     smallest_device: int | None
 
     def to_json(self) -> dict[str, object]:
-        """As plain data."""
+        """Returns the outcome as plain data."""
         return asdict(self)
 
 
 def outcome(
     trace: Trace, allocator: str | None, device_memory: int | str | None, torch: str | None, search: bool
 ) -> Outcome:
-    """What the setting (None: the trace's own) does. Raises InputError."""
+    """Returns what the setting (None: the trace's own) does. Raises InputError."""
     memory = bytes_of(device_memory)
     answer = replay(trace, allocator, memory, torch).answer
     text = trace.settings if allocator is None else allocator
     done = answer.processed
-    first = min(trace.prefix, max(done - 1, 0))  # what rebuilds the recording's first state is none of its own
+    first = min(trace.prefix, max(done - 1, 0))  # events that rebuild the recording's first state do not count
     peak = first + int(answer.reserved[first:done].argmax()) if done else 0
     failed = answer.out_of_memory
     return Outcome(
@@ -57,7 +57,9 @@ def outcome(
 
 
 def least_memory(trace: Trace, allocator: str, torch: str | None = None) -> int:
-    """The least bytes of device memory, to 1 MiB, with which no request of the trace fails under the setting."""
+    """Least bytes of device memory, to 1 MiB, with which no request of the trace fails under the setting. Raises
+    InputError.
+    """
     if trace.answer is not None:
         raise InputError(f"{trace.source}: {ONLY_TOTALS}; the smallest device cannot be found by replaying it")
     version = torch or trace.torch
@@ -70,6 +72,6 @@ def least_memory(trace: Trace, allocator: str, torch: str | None = None) -> int:
     def survives(memory: int) -> bool:
         return allocate(trace.tape, settings, memory, prefix=trace.prefix).out_of_memory is None
 
-    while high < UNLIMITED // 2 and not survives(max(high, MIB)):  # a memory fraction leaves part of the device unused
+    while high < UNLIMITED // 2 and not survives(max(high, MIB)):  # a memory fraction leaves part of it unused
         low, high = high, 2 * max(high, MIB)
     return smallest(survives, max(low, 0), max(high, MIB))

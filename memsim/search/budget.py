@@ -1,10 +1,10 @@
-"""The checkpointing with the least recomputation whose peak fits a budget: `checkpointing: {budget: 24GiB}`.
+"""Finds the checkpointing with the least recomputation whose peak fits a budget: `checkpointing: {budget: 24GiB}`.
 
-Layers of a kind are alike, so a plan is how many layers of each kind keep which operators' results (choices.py). A
-mixed-integer program (HiGHS, through scipy) finds the cheapest plan that could fit: while the loss is computed,
-everything that all layers keep is alive at once, so the requested bytes there are a base and a sum over layers, and
-reserved memory is no less. That is a bound no plan can beat. Each plan is then simulated; where fragmentation or
-another moment of the step needs more, the sum is allowed less, until one fits.
+Layers of a kind are alike. So a plan says how many layers of each kind keep the results of which operators
+(choices.py). A mixed-integer program (HiGHS, through scipy) finds the cheapest plan that could fit. While the loss is
+computed, all that layers keep is alive at once, so the requested bytes there are a base and a sum over layers, and
+reserved memory is no less. That is a bound no plan can beat. Each plan is then simulated. Where fragmentation or
+another moment of the step needs more, a smaller sum is allowed, until a plan fits.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from memsim.simulation.support import check_towers
 from memsim.timeline.names import CATEGORY_NAMES
 from memsim.units import MIB, duration, gib, read_bytes
 
-SIMULATIONS = 14  # of plans, at most, on the way to one that fits; as many again to better it
+SIMULATIONS = 14  # most simulations of plans on the way to one that fits; the same number again to improve it
 
 
 @dataclass(frozen=True)
 class Found:
-    """A strategy that fits."""
+    """A strategy that fits the budget."""
 
     strategy: Strategy
     timeline: Timeline
-    seconds: float  # of recomputation in a micro-batch
-    bound: float  # seconds that no plan of layers recomputes less than
-    tried: int  # strategies simulated
+    seconds: float  # seconds of recomputation in a micro-batch
+    bound: float  # seconds; no plan of layers recomputes less
+    tried: int  # number of strategies simulated
 
     @property
     def line(self) -> str:
-        """In words."""
+        """The strategy and its cost, in words."""
         least = (
             "which no plan of layers that fits undercuts"
             if self.seconds <= self.bound * (1 + 1e-6)
@@ -59,7 +59,7 @@ class Found:
 
 
 class Search:
-    """One search: the Run without its budget, what layers may keep, and the plans simulated so far."""
+    """One search: the Run without its budget, the choices of its layers, and the plans simulated so far."""
 
     def __init__(self, run: Run, budget: int) -> None:
         self.run, self.budget = run, budget
@@ -68,17 +68,17 @@ class Search:
         self.choices: list[list[Choice]] = choices(self.model, self.rates)
         self.counts = Counter(self.model.pattern)
         self.simulated: dict[str, Timeline] = {}
-        self.prices: dict[tuple[int, Checkpoint], Choice] = {}  # of a layer, by kind
+        self.prices: dict[tuple[int, Checkpoint], Choice] = {}  # costs of a layer, by kind
 
     def timeline(self, strategy: Strategy) -> Timeline:
-        """The Run with a strategy."""
+        """Simulates the Run with a strategy, once."""
         key = in_words(strategy)
         if key not in self.simulated:
             self.simulated[key] = simulate(with_strategy(self.run, strategy))
         return self.simulated[key]
 
     def fits(self, strategy: Strategy) -> bool:
-        """Whether its simulated peak does, without the allocator having to give back its cache, which stalls every
+        """True if its simulated peak fits, without the allocator returning its cache to the driver, which stalls every
         step.
         """
         timeline = self.timeline(strategy)
@@ -89,14 +89,14 @@ class Search:
         )
 
     def base(self) -> int:
-        """Bytes requested while the loss is computed, without what layers keep; from the strategy "full"."""
+        """Bytes requested while the loss is computed, without those that layers keep; from the strategy "full"."""
         full = [next(c for c in reversed(rows) if c.strategy == "full") for rows in self.choices]
         kept = sum(full[kind].kept * count for kind, count in self.counts.items())
         return requested_around_loss(self.timeline("full")) - kept - self.arguments()
 
     def arguments(self) -> int:
-        """Bytes of what checkpoints hold as their arguments alone, such as position ids: without them it is not there
-        while the loss is computed.
+        """Bytes of tensors that checkpoints hold only as their arguments, such as position ids. Without checkpoints
+        they do not live while the loss is computed.
         """
         held = {
             name: graph.storage_bytes[spec.storage]
@@ -109,8 +109,8 @@ class Search:
         return sum(held.values())
 
     def solve(self, allowed: float) -> tuple[list[list[int]], float] | None:
-        """The cheapest numbers of layers, by kind and choice, that keep no more bytes than that, and the seconds that
-        HiGHS proves to be the least.
+        """Returns the cheapest numbers of layers, by kind and choice, that keep at most `allowed` bytes, and the
+        seconds that HiGHS proves to be the least. None where no numbers do.
         """
         from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -136,8 +136,8 @@ class Search:
         return [[next(numbers) for _ in rows] for rows in self.choices], max(0.0, float(answer.mip_dual_bound) * scale)
 
     def plan(self, numbers: list[list[int]]) -> Strategy:
-        """What recomputes most comes first: by the time that backward gets there, the layers after it have let go of
-        what they kept.
+        """Returns the plan of these numbers of layers. The layers that recompute most come first: when backward reaches
+        them, the layers after them have released what they kept.
         """
         queues = [
             [c.strategy for c, n in reversed(list(zip(rows, counts, strict=True))) for _ in range(n)]
@@ -157,7 +157,7 @@ class Search:
         return {"plan": rows}
 
     def of_layers(self, strategy: Strategy) -> list[Choice]:
-        """What each layer holds and recomputes, in a strategy that divides no layers from each other."""
+        """Returns the choice of each layer in a strategy: what it holds and recomputes, each layer priced by itself."""
         rows = zip(self.model.pattern, checkpointed(self.model, strategy).by_layer(), strict=True)
         keys = [(kind, checkpoint) for kind, (checkpoint, _) in rows]
         for kind, checkpoint in set(keys) - self.prices.keys():
@@ -165,22 +165,22 @@ class Search:
         return [self.prices[key] for key in keys]
 
     def seconds(self, strategy: Strategy) -> float:
-        """What it recomputes in a micro-batch, by the same prices."""
+        """Seconds of recomputation in a micro-batch, by the same prices."""
         return sum(c.seconds for c in self.of_layers(strategy))
 
     def could_fit(self, strategy: Strategy) -> bool:
-        """Whether what must be alive at once while the loss is computed leaves that open."""
+        """True if the memory that must be alive at once while the loss is computed leaves room."""
         return self.base() + sum(c.kept for c in self.of_layers(strategy)) <= self.budget
 
 
 def with_strategy(run: Run, strategy: Strategy) -> Run:
-    """The Run with another strategy."""
+    """Returns the Run with another strategy."""
     return Run.load({**run.plain(), "checkpointing": strategy})
 
 
 def requested_around_loss(timeline: Timeline) -> int:
-    """The most bytes requested at once while everything that layers keep is alive: after the last layer's forward,
-    before the first backward of one.
+    """Largest number of bytes requested at once while all that layers keep is alive: after the forward of the last
+    layer, before the first backward of a layer.
     """
     tape, requested = timeline.tape, timeline.whole.requested
     most = 0
@@ -197,8 +197,8 @@ def requested_around_loss(timeline: Timeline) -> int:
 
 
 def find(run: Run) -> Found:
-    """The strategy with the least recomputation that fits the Run's budget. Raises InputError, and Unreachable where
-    none does.
+    """Returns the strategy with the least recomputation that fits the Run's budget. Raises InputError, and Unreachable
+    where none does.
     """
     assert isinstance(run.checkpointing, dict)
     budget = read_bytes(run.checkpointing["budget"])
@@ -217,7 +217,7 @@ def find(run: Run) -> Found:
 
 
 def _by_plans(search: Search) -> tuple[Strategy | None, float]:
-    """The cheapest plan of layers that is found to fit, and what no plan can undercut."""
+    """Returns the cheapest plan of layers that is found to fit, and the seconds that no plan can undercut."""
     base = search.base()
     allowed, failed = float(search.budget - base), float(search.budget - base)
     bound: float | None = None
@@ -235,7 +235,7 @@ def _by_plans(search: Search) -> tuple[Strategy | None, float]:
         failed = allowed
         over = max(search.timeline(strategy).peak_reserved - search.budget, 1)
         allowed = _kept(search, numbers) - over
-    low, high = allowed, failed  # fits, does not
+    low, high = allowed, failed  # the first fits, the second does not
     for _ in range(SIMULATIONS if best is not None else 0):
         middle = (low + high) / 2
         solved = search.solve(middle)
@@ -247,7 +247,7 @@ def _by_plans(search: Search) -> tuple[Strategy | None, float]:
             best = min(best, strategy, key=search.seconds) if best is not None else strategy
         else:
             high = middle
-    if bound is None:  # no plan of layers can fit: the least that any recomputes is all
+    if bound is None:  # No plan of layers can fit, so the bound is that of all that can be recomputed.
         bound = sum(max(c.seconds for c in search.choices[kind]) * count for kind, count in search.counts.items())
     return best, bound
 
@@ -261,7 +261,7 @@ def _kept(search: Search, numbers: list[list[int]]) -> int:
 
 
 def _by_fixed(search: Search, best: Strategy | None) -> Strategy | None:
-    """The best, or a fixed strategy that recomputes less and fits all the same."""
+    """Returns the best strategy, or a fixed one that recomputes less and also fits."""
     n = len(search.model.pattern)
     fixed: list[Strategy] = ["selective", "megatron", "full"]
     fixed += [{"every": k} for k in range(2, min(n, 5))]
@@ -273,7 +273,7 @@ def _by_fixed(search: Search, best: Strategy | None) -> Strategy | None:
         ):
             best = strategy
     while best is not None:
-        # the first k layers: one fewer as long as that fits
+        # checkpoints the first k layers: one fewer as long as that fits
         cheaper: Strategy = {
             "first": max(
                 [k for k in range(1, n) if search.seconds({"first": k}) < search.seconds(best) * (1 - 1e-9)], default=0
@@ -286,7 +286,9 @@ def _by_fixed(search: Search, best: Strategy | None) -> Strategy | None:
 
 
 def _by_segments(search: Search) -> Strategy | None:
-    """Segments, where checkpointing every layer does not fit: those that keep fewer inputs than there are layers."""
+    """Returns a number of segments, where checkpointing every layer does not fit: segments keep fewer inputs than there
+    are layers.
+    """
     n = len(search.model.pattern)
     root = round(math.sqrt(n))
     for count in dict.fromkeys(c for c in (2 * root, root, max(root // 2, 1)) if 1 <= c < n):
@@ -297,7 +299,7 @@ def _by_segments(search: Search) -> Strategy | None:
 
 
 def _least(search: Search) -> str:
-    """Why nothing fits, in a line."""
+    """Returns one line that says why nothing fits."""
     key, timeline = min(search.simulated.items(), key=lambda row: row[1].peak_reserved)
     held = sorted(
         ((CATEGORY_NAMES[category], count) for category, count in timeline.at_peak().by_category.items()),
@@ -313,8 +315,8 @@ def _least(search: Search) -> str:
 def simulate_within(
     run: Run, other_order: bool = False, strict: bool = False, measured_step: float | None = None
 ) -> Timeline:
-    """`simulate` for a Run with a budget: the Timeline of the strategy that is found. Raises InputError, and
-    Unreachable.
+    """Does as `simulate` for a Run with a budget: returns the Timeline of the strategy that is found. Raises
+    InputError, and Unreachable.
     """
     check_towers(run)
     found = find(run)

@@ -1,5 +1,5 @@
-"""What a layer may be asked to keep for backward, with what each choice holds and what it costs: the Pareto front over
-all sets of operators.
+"""The choices of what a layer keeps for backward, with their memory and cost: the Pareto front over all sets of
+operators.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from memsim.passes.checkpoint import SAVED, operators_of
 from memsim.run.checkpointing import Strategy
 from memsim.schedule.autograd.regions import results_kept
 
-# The residual stream, which an addition makes, may be what the next layer keeps as well; then what two layers hold
+# The residual stream, which an addition makes, may be kept by the next layer as well. Then the bytes of two layers
 # would not add up.
 SHARED = ("add", "dropout")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A strategy for one layer: bytes (requested) that it holds from forward to backward, and seconds of
-    recomputation.
+    """A strategy for one layer: bytes (requested) that it holds from forward to backward, and seconds
+    of recomputation.
     """
 
     strategy: Strategy
@@ -33,13 +33,15 @@ class Choice:
 
 
 def recomputation(operators: Iterable[Operator], rates: Rates) -> float:
-    """Seconds that it takes to execute operators again: the one place that prices them."""
+    """Seconds that a second execution of operators takes. This is the one place that prices them."""
     works = (KINDS[op.kind].work(op.inputs, op.outputs, op.attrs) for op in operators)
     return sum(rates.seconds(work) for work in works if work is not None)
 
 
 def choices(model: Model, rates: Rates) -> list[list[Choice]]:
-    """For each kind of layer those that no other beats in both bytes and seconds, from the least recomputation on."""
+    """Returns for each kind of layer the choices that no other beats in both bytes and seconds, from the least
+    recomputation on.
+    """
     names = [name for name in operators_of(model) if name not in SHARED]
     found = []
     for graph in model.layer_graphs:
@@ -56,7 +58,7 @@ def choices(model: Model, rates: Rates) -> list[list[Choice]]:
 
 
 def choice(graph: LayerGraph, strategy: Strategy, checkpoint: Checkpoint, rates: Rates) -> Choice:
-    """What a layer with this graph holds and recomputes."""
+    """Returns what a layer with this graph holds and recomputes."""
     own = {spec.storage for spec in graph.parameters.values()} | {
         spec.storage for name, spec in graph.inputs.items() if name != "hidden_states"
     }
@@ -73,15 +75,15 @@ def choice(graph: LayerGraph, strategy: Strategy, checkpoint: Checkpoint, rates:
     else:
         again = [op for op in _until_last_saved(graph.operators) if op.kind not in checkpoint.saves]
         kept = {hidden} | {s for op in graph.operators if op.kind in checkpoint.saves for s in results_kept(op)}
-    # What autocast keeps of weights is there while the loss is computed, whatever the layer keeps.
+    # Autocast's casts of weights live while the loss is computed, whatever the layer keeps.
     return Choice(
         strategy, sum(graph.storage_bytes[s] for s in kept - own - set(graph.cached)), recomputation(again, rates)
     )
 
 
 def _until_last_saved(operators: Sequence[Operator]) -> list[Operator]:
-    """Where torch.utils.checkpoint stops early: at the last saved tensor, which an operator's operands are before it
-    runs.
+    """Returns the operators that run before torch.utils.checkpoint stops early: at the last saved tensor. An operator's
+    operands are there before it runs.
     """
     last = max((i for i, op in enumerate(operators) if op.saved), default=-1)
     if last < 0:  # nothing trains
@@ -91,8 +93,8 @@ def _until_last_saved(operators: Sequence[Operator]) -> list[Operator]:
 
 
 def front(rows: Sequence[Choice]) -> list[Choice]:
-    """The Pareto front: the fewest bytes of all that recompute as little. Among equals the earlier, which is the
-    simpler.
+    """Returns the Pareto front: of all choices that recompute as little, the one with the fewest bytes. Among equals it
+    is the earlier, which is the simpler.
     """
     kept: list[Choice] = []
     for row in sorted(rows, key=lambda row: (row.seconds, row.kept)):

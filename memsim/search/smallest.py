@@ -1,4 +1,4 @@
-"""The least memory with which something survives, by bisection."""
+"""Finds the least memory with which something survives, by bisection."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from memsim.units import MIB
 
 
 def smallest(survives: Callable[[int], bool], low: int, high: int, step: int = MIB) -> int:
-    """The least multiple of `step` bytes above `low` at which `survives` turns true; `low` is known to fail, `high` to
-    survive.
+    """Returns the least multiple of `step` bytes above `low` at which `survives` turns true. `low` is known to fail,
+    `high` to survive.
 
-    Survival need not be monotonic in memory (garbage collection, expandable segments): the result survives, and `step`
+    Survival need not be monotonic in memory (garbage collection, expandable segments). The result survives, and `step`
     less does not.
     """
     fails, lives = low // step, -(-high // step)

@@ -1,4 +1,4 @@
-"""What a simulated Timeline is of, for its reader."""
+"""Says what a simulated Timeline is of, for its reader."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ PACKINGS = {"nf4": "NF4", "int8": "LLM.int8()", "gptq": "GPTQ", "awq": "AWQ"}  #
 
 
 def tokens_of(model: Model) -> int:
-    """Tokens of one example: a sequence's, an image's, those of encoder and decoder."""
+    """Number of tokens of one example: those of a sequence, of an image, or of encoder and decoder."""
     return model.settings.sequence + (model.settings.targets if model.towers else 0)
 
 
 def tower_words(model: Model) -> str:
-    """Which layers are whose: "encoder 0 to 11, decoder 12 to 23"."""
+    """Says which layers belong to which tower: "encoder 0 to 11, decoder 12 to 23"."""
     return ", ".join(
         f"{tower.name} {span.start} to {span.stop - 1}" for tower, span in zip(model.towers, model.spans(), strict=True)
     )
 
 
 def batch_words(run: Run, model: Model) -> str:
-    """The batch in words."""
+    """Returns the batch in words."""
     settings = model.settings
     tokens = f"{settings.sequence} + {settings.targets}" if model.towers else f"{settings.sequence}"
     return f"{run.batch.size} × {tokens} tokens" + (
@@ -44,7 +44,7 @@ def batch_words(run: Run, model: Model) -> str:
 
 
 def about(run: Run, model: Model, strict: bool = False) -> About:
-    """What the Timeline is of, for its reader; what is not exact in it, too."""
+    """Returns what the Timeline is of, for its reader, including what is not exact in it."""
     from memsim.catalog import devices
 
     packing = packing_of(run.method)

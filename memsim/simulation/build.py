@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model:
-    """The Run's model after every pass. Raises InputError, and Unsupported for what memsim cannot simulate yet."""
+    """Returns the Run's model after every pass. Raises InputError, and Unsupported for what memsim
+    cannot simulate yet.
+    """
     check_supported(run)
     packing = packing_of(run.method)
     settings = settings_of(run, packing, other_order)
@@ -43,9 +45,11 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
 
 
 def settings_of(run: Run, packing: Quantization | None, other_order: bool) -> Settings:
-    """What the model's code asks for while it executes, with what every technique has in common."""
+    """Returns the settings that the model's code asks for while it executes, with everything that all
+    techniques share.
+    """
     loaded = WEIGHTS.get(run.precision, run.precision)
-    # what is not quantized is cast to fp32, and runs under autocast
+    # parameters that are not quantized are cast to fp32, and run under autocast
     precision = "amp-bf16" if packing else run.precision
     technique = replace(
         PLAIN, autocast=AUTOCAST.get(precision), inputs_require_grad=tells_inputs(run, packing is not None)
@@ -69,13 +73,13 @@ def settings_of(run: Run, packing: Quantization | None, other_order: bool) -> Se
 
 
 def tells_inputs(run: Run, quantized: bool) -> bool:
-    """True if the embeddings' output is told to require a gradient, as checkpoints need where nothing before them
+    """True if the embeddings' output is marked as requiring a gradient, as checkpoints need where nothing before them
     trains (transformers' gradient_checkpointing_enable, PEFT's prepare_model_for_kbit_training).
     """
     software, method = STACKS[run.stack], run.method
     if not enables_input_grads(run.checkpointing):
         return False
-    # transformers' switch tells inputs of tokens only, PEFT's preparation reentrant ones
+    # transformers' switch marks only inputs that are tokens, PEFT's preparation those of reentrant checkpoints
     if not takes_tokens(run.config) and method.kind not in ("lora", "ia3"):
         if method.kind == "full" or run.checkpointing != "reentrant":
             return False
@@ -85,7 +89,7 @@ def tells_inputs(run: Run, quantized: bool) -> bool:
 
 
 def with_method(run: Run, packing: Quantization | None, built: Callable[[Technique], Model]) -> Model:
-    """The model with its adapters or vectors, and quantized, as the Run's method says."""
+    """Returns the model with its adapters or vectors, and quantized, as the Run's method says."""
     method, software, model_type = run.method, STACKS[run.stack], str(run.config.get("model_type"))
     if method.kind in ADAPTERS:
         lora = lora_of(method, model_type, software, saved_by_task(run.config))
@@ -96,7 +100,7 @@ def with_method(run: Run, packing: Quantization | None, built: Callable[[Techniq
 
 
 def partly_frozen(run: Run, model: Model, built: Callable[[Technique], Model]) -> Model:
-    """The model of which only some parameters train. Raises InputError."""
+    """Returns the model with only some parameters that train. Raises InputError."""
     if run.method.kind != "full":
         raise InputError(
             f"train: goes with method.kind full; with {run.method.kind} the adapters train, and nothing else"

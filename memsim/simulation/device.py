@@ -1,4 +1,4 @@
-"""The device of a Run: what its libraries ask for, and how fast it is."""
+"""The device of a Run: the memory that its libraries ask for, and its rates."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def rates_of(run: Run) -> Rates:
-    """What the time estimate goes by: the Run's device, or of the catalogue's the one that is nearest in compute
-    capability and memory.
+    """Returns the rates of the time estimate. They are those of the Run's device, or of the device in the catalogue
+    that is nearest in compute capability and memory.
     """
     from memsim.catalog import devices
 
@@ -34,8 +34,8 @@ def rates_of(run: Run) -> Rates:
 
 
 def platform_of(run: Run) -> Platform:
-    """The stack on the Run's device, with its own multiprocessors where it is of the catalogue and `sm` is not
-    overridden.
+    """Returns the stack on the Run's device. The device has its own number of multiprocessors if it is of the catalogue
+    and `sm` is not overridden.
     """
     from memsim.catalog import devices
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def tape_of_run(run: Run, model: Model | None = None) -> Tape:
-    """Every allocator request of the Run: its load and its steps."""
+    """Returns every allocator request of the Run: its load and its steps."""
     model = model or model_of(run)
     plan = Plan(
         run.steps,
@@ -48,13 +48,14 @@ def tape_of_run(run: Run, model: Model | None = None) -> Tape:
 
 
 def simulate(run: Run, other_order: bool = False, strict: bool = False, measured_step: float | None = None) -> Timeline:
-    """What the Run's training steps do to GPU memory, event by event.
+    """Returns what the Run's training steps do to GPU memory, event by event.
 
     other_order: the other way round, where the framework goes through a Python set of names, whose order differs from
     process to process (Gemma 3).
-    strict: a model_type that memsim does not know is refused; else it is taken for a Llama where its fields are
+    strict: a model_type that memsim does not know is refused. Otherwise it is taken for a Llama where its fields are
     Llama's, with a warning.
-    measured_step: seconds that a step takes in truth, which calibrates the efficiencies of the time estimate.
+    measured_step: measured seconds of a step, which calibrate the efficiencies of the time estimate.
+
     Raises InputError, and Unsupported for what memsim cannot simulate yet.
     """
     for warning in warnings_of(run, strict):
@@ -70,8 +71,8 @@ def simulate(run: Run, other_order: bool = False, strict: bool = False, measured
 
 
 def calibrated(timeline: Timeline, seconds: float) -> Timeline:
-    """The Timeline with every efficiency times the one factor that makes its last step take so many seconds. Raises
-    InputError where no device is so fast.
+    """Returns the Timeline with every efficiency times the one factor that makes its last step take `seconds` seconds.
+    Raises InputError where the device cannot be that fast.
     """
     time, rates, work = timeline.step_time, timeline.about.rates, timeline.tape.work
     assert time is not None and rates is not None and work is not None
@@ -88,8 +89,8 @@ def calibrated(timeline: Timeline, seconds: float) -> Timeline:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Without the cyclic garbage collector: a simulation makes many small objects and no cycles, and the collector
-    would look at them all.
+    """Runs its block without the cyclic garbage collector. A simulation makes many small objects and no cycles, and the
+    collector would look at them all.
     """
     enabled = gc.isenabled()
     gc.disable()

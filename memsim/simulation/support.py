@@ -1,4 +1,4 @@
-"""What memsim or a stack does not model of a Run: refused with one line, or said."""
+"""Names the keys of a Run that memsim or a stack does not model. They are refused with one line, or give a warning."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from memsim.stacks.software import Software
 if TYPE_CHECKING:
     from memsim.run.job import Run
 
-PYTHON = "3.11"  # that trains, whose order of release lifetimes follow; any from 3.11 on simulates (docs/lifetimes.md)
+PYTHON = "3.11"  # trains: lifetimes follow its order of release; any from 3.11 on simulates (docs/lifetimes.md)
 
 
 def check_towers(run: Run) -> None:
-    """Raises Unsupported for what is not modelled of an encoder with a decoder, InputError for what needs one."""
+    """Raises Unsupported for what is not modelled of an encoder with a decoder, InputError for keys that need one."""
     kind = run.config.get("model_type")
     if not decodes_beside(run.config):
         if run.batch.target is not None:
@@ -60,7 +60,7 @@ def check_towers(run: Run) -> None:
 
 
 def check_supported(run: Run) -> None:
-    """Raises Unsupported for a Run that is valid but not modelled yet, naming the key."""
+    """Raises Unsupported, naming the key, for a Run that is valid but not modelled yet."""
     from memsim.catalog import devices
 
     for key, value, known in (("precision", run.precision, PRECISIONS), ("optimizer", run.optimizer, OPTIMIZERS)):
@@ -90,7 +90,9 @@ def check_supported(run: Run) -> None:
 
 
 def check_checkpoints(run: Run, model: Model, packing: Quantization | None) -> None:
-    """Raises Unsupported, or InputError where PyTorch fails, for a strategy that this model does not run with."""
+    """Raises Unsupported for a strategy that is not modelled with this model, or InputError for one that fails in
+    PyTorch.
+    """
     hows = {c.how for c in model.checkpoints}
     if run.method.kind in ADAPTERS and run.method.target_parameters and "offload" in hows:
         raise Unsupported(
@@ -112,7 +114,9 @@ def check_checkpoints(run: Run, model: Model, packing: Quantization | None) -> N
 
 
 def check_reentrant(run: Run, model: Model, packing: Quantization | None) -> None:
-    """Raises Unsupported, or InputError where it trains nothing, for reentrant checkpoints."""
+    """Raises Unsupported for reentrant checkpoints that are not modelled, or InputError for those that
+    train nothing.
+    """
     model_type = run.config.get("model_type")
     if isinstance(packing, Int8) and len({c.how for c in model.checkpoints}) > 1:
         raise Unsupported(
@@ -130,7 +134,7 @@ def check_reentrant(run: Run, model: Model, packing: Quantization | None) -> Non
             f"checkpointing: reentrant with frozen embeddings trains no layer with stack {run.stack}, which leaves "
             "their output as it is; full does"
         )
-    # its products read a leaf, whose cast is cached
+    # the products of its 4-bit modules read a leaf, whose cast is cached
     if packing and model.settings.stack.bnb_computes_in_inputs_dtype and model_type == "olmo2":
         raise Unsupported(
             f"checkpointing: reentrant with method qlora of olmo2 and stack {run.stack} is not supported yet; full is"
@@ -170,7 +174,7 @@ def check_stack(run: Run, stack: Software) -> None:
 
 
 def asked_of(run: Run) -> dict[str, tuple[str, ...]]:
-    """What the Run asks for, in words, of each key that a stack may hold some values of."""
+    """Returns in words what the Run asks for, for each key of which a stack may hold only some values."""
     method = run.method
     plain = type(method)()
     return {
@@ -190,14 +194,14 @@ def asked_of(run: Run) -> dict[str, tuple[str, ...]]:
 
 
 def warnings_of(run: Run, strict: bool = False) -> list[str]:
-    """What is taken for granted in the figures."""
+    """Returns warnings of what the figures take for granted."""
     packing = packing_of(run.method)
     llama = [assumed(run)] if not strict and is_assumed(run.config) else []
     return [*llama, *([packing.assumption] if isinstance(packing, Packed) else [])]
 
 
 def assumed(run: Run) -> str:
-    """The warning for a model that is taken for a Llama."""
+    """Returns the warning for a model that is taken for a Llama."""
     return (
         f"model_type {run.config.get('model_type')!r} is not known: simulated as Llama, whose fields it has; what "
         "else it does is not in the figures"

@@ -1,4 +1,4 @@
-"""Software stacks: versions of the framework, and in what they differ. Imports nothing of memsim."""
+"""Software stacks: versions of the framework, and their differences. Imports nothing of memsim."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The software stacks that a Run may name: the versions of a framework, and everything in which they differ from the
-golden ones.
+"""The software stacks that a Run may name: the versions of a framework, and all its differences from the golden ones.
 
 This is the only place that knows versions. Models, operators and the schedule ask for a difference by its name.
 """
@@ -114,8 +113,8 @@ SAME = ("torch", "transformers", "peft")  # the packages by which a recording's 
 
 
 def stack_of_versions(versions: Mapping[str, str]) -> Software | None:
-    """The stack with these versions of whichever of SAME are named, build tags such as +cu130 aside; None where there
-    is none.
+    """Returns the stack with these versions of whichever of SAME are named, without build tags such as +cu130; None
+    where there is none.
     """
     named = {name: str(versions[name]).partition("+")[0] for name in SAME if name in versions}
     return next(

@@ -1,11 +1,11 @@
-"""What a software stack is: versions of the framework, and in what it may differ from the golden one."""
+"""The record of a software stack: versions of the framework, and its possible differences from the golden one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# difference → what it is about, what a stack with it does, what one without it does
+# Difference → its subject, what a stack with it does, what one without it does.
 MEANING: Mapping[str, tuple[str, str, str]] = {
     "keeps_cublas_workspaces": (
         "cuBLAS workspace",
@@ -114,7 +114,9 @@ MEANING: Mapping[str, tuple[str, str, str]] = {
 
 @dataclass(frozen=True)
 class Software:
-    """A stack: versions, and differences. The golden one has no difference; MEANING says in words what each is."""
+    """A stack: versions, and differences. The golden one has no difference. MEANING says in words what each difference
+    is.
+    """
 
     name: str
     torch: str
@@ -123,15 +125,15 @@ class Software:
     bitsandbytes: str
     # key of a Run → values held against recordings; other keys: all that memsim has
     held: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    no_optimizers: tuple[str, ...] = ()  # names of those that it is not held to; it is to all others
+    no_optimizers: tuple[str, ...] = ()  # names of those that it is not held to; it is held to all others
     # value of a key → why it is not held, where the stack itself lacks it
     lacks: Mapping[str, str] = field(default_factory=dict)
-    python: str = "3.11"  # that trains: its order of release is in every lifetime (docs/lifetimes.md)
-    # compute capability times ten; torch's wheels hold no code for older and newer devices, or it is not modelled
+    python: str = "3.11"  # Python that trains; its order of release is in every lifetime (docs/lifetimes.md)
+    # Compute capability times ten. torch's wheels hold no code for older and newer devices, or it is not modelled.
     least_sm: int = 75
     most_sm: int | None = None
 
-    # differences, by what they change: torch's operators, transformers' code around the layers, checkpoints, families
+    # Differences, by what they change: torch's operators, transformers' code around the layers, checkpoints, families.
     keeps_cublas_workspaces: bool = False
     keeps_cublaslt_workspaces: bool = False
     large_cublas_workspace_on_hopper_only: bool = False
@@ -172,12 +174,12 @@ class Software:
     bnb_always_dequantizes: bool = False
 
     def runs_on(self, sm: int) -> bool:
-        """Whether it is modelled on devices of this compute capability, times ten."""
+        """True if it is modelled on devices of this compute capability, times ten."""
         return sm >= self.least_sm and (self.most_sm is None or sm <= self.most_sm)
 
     @property
     def devices(self) -> str:
-        """The compute capabilities that it is modelled on, in words."""
+        """Compute capabilities that it is modelled on, in words."""
         return f"{self.least_sm} and later" if self.most_sm is None else f"{self.least_sm} to {self.most_sm}"
 
     @property

@@ -1,4 +1,6 @@
-"""The Timeline: what a Tape and an allocator's answer say, event by event: curves, peaks, lifetimes, the block map."""
+"""The Timeline: what a Tape and an allocator's answer say, event by event, as curves, peaks,
+lifetimes, the block map.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a Timeline is of: a run or a recording, its device, its settings."""
+"""The subject of a Timeline: a run or a recording, its device, its settings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from memsim.cost.roofline import Rates
 
 @dataclass(frozen=True)
 class About:
-    """What a Timeline is of. Everything may be unknown, as for a recording that names nothing."""
+    """The subject of a Timeline. Everything may be unknown, as for a recording that names nothing."""
 
-    name: str = ""  # of the run or the file: "qwen2.5-72b-lora"
-    # what a reader needs first, in order: ("model", "qwen2.5-72b"), ("method", "LoRA rank 16") …
+    name: str = ""  # name of the run or the file: "qwen2.5-72b-lora"
+    # facts that a reader needs first, in order: ("model", "qwen2.5-72b"), ("method", "LoRA rank 16") …
     facts: tuple[tuple[str, str], ...] = ()
     run: Mapping[str, object] | None = None  # the Run as plain data
     yaml: str = ""  # the Run as its file
-    command: str = ""  # what repeats this Timeline
+    command: str = ""  # command line that repeats this Timeline
     device: str = ""  # "A100-80GB"
     device_memory: int | None = None  # bytes
     allocator: str = ""  # settings, as PYTORCH_ALLOC_CONF has them
@@ -25,11 +25,11 @@ class About:
     trainable_parameters: int | None = None
     layers: int | None = None
     loaded_event: int | None = None  # the last event of building the model; by default of the phase "load"
-    first_event: int = 0  # of what the Timeline is about: events before it rebuild the state in which a recording began
+    first_event: int = 0  # of the Timeline's subject: events before it rebuild the state in which a recording began
     devices: tuple[tuple[str, int], ...] = ()  # names and bytes of the devices that the headline may suggest
-    versions: Mapping[str, str] = field(default_factory=dict)  # of the stack that is simulated or was recorded
-    tokens: int = 0  # in a step
-    rates: Rates | None = None  # what times are estimated by
-    note: str = ""  # what was found for it, in a line
+    versions: Mapping[str, str] = field(default_factory=dict)  # versions of the stack that is simulated or was recorded
+    tokens: int = 0  # number of tokens in a step
+    rates: Rates | None = None  # rates by which times are estimated
+    note: str = ""  # one line of what was found for it
     paged_state: int = 0  # bytes of optimizer state in managed memory of the host, which are in no figure of the device
-    dtype: str = "bf16"  # of matrix products, whose rate the utilization is measured against
+    dtype: str = "bf16"  # dtype of matrix products, against whose rate the utilization is measured

@@ -1,5 +1,5 @@
-"""The block map: segments, and the blocks inside them, as they lay after one event; and what of the reserved memory
-could not be used then.
+"""The block map: segments, and the blocks inside them, as they lay after one event. Also the reserved memory that could
+not be used then.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class BlockMap:
 
     @property
     def free(self) -> NDArray[np.bool_]:
-        """[b] whether the block is free."""
+        """[b] True for a free block."""
         return self.storage < 0
 
 
@@ -44,8 +44,8 @@ class Fragmentation:
     event: int
     reserved: int
     allocated: int
-    cached_segments: int  # bytes of segments without any block in use: empty_cache() would give them back
-    # bytes of free blocks beside blocks in use: they can serve smaller requests, but cannot be given back
+    cached_segments: int  # bytes of segments without any block in use, which empty_cache() would return
+    # Bytes of free blocks beside blocks in use. They can serve smaller requests, but cannot be returned to the driver.
     free_in_used_segments: int
     waiting: int  # bytes of blocks that were freed but wait for another stream
     largest_free: int  # bytes of the largest free block: a larger request needs a new segment
@@ -55,7 +55,7 @@ class Fragmentation:
 
 
 def block_map(answer: Answer, lives: Lifetimes, event: int) -> BlockMap:
-    """The block map just after `event` (0 … processed-1)."""
+    """Returns the block map just after `event` (0 … processed-1)."""
     seg_address, seg_bytes = _segments(answer, event)
     active = lives.active(event)
     active = active[lives.block[active] > 0]
@@ -88,7 +88,7 @@ def block_map(answer: Answer, lives: Lifetimes, event: int) -> BlockMap:
 
 
 def _segments(answer: Answer, event: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Addresses and bytes of what is held from the driver just after `event`, by address."""
+    """Returns addresses and bytes of the memory held from the driver just after `event`, by address."""
     seen = answer.driver_event <= event
     action, address, size = answer.driver_action[seen], answer.driver_address[seen], answer.driver_bytes[seen]
     # Ordinary segments are freed whole, so the last call at an address decides; neighbours are never one segment.
@@ -96,8 +96,8 @@ def _segments(answer: Answer, event: int) -> tuple[NDArray[np.int64], NDArray[np
     _, last = np.unique(address[whole][::-1], return_index=True)
     last = whole[::-1][last]
     last = last[action[last] == DriverAction.SEGMENT_ALLOC]
-    # Expandable memory is mapped and unmapped in any pieces: the mapped runs are where +1 for maps and -1 for unmaps
-    # add up to one.
+    # Expandable memory is mapped and unmapped in pieces of any size. The mapped runs are where +1 for maps and -1 for
+    # unmaps add up to one.
     pages = np.flatnonzero((action == DriverAction.SEGMENT_MAP) | (action == DriverAction.SEGMENT_UNMAP))
     sign = np.where(action[pages] == DriverAction.SEGMENT_MAP, 1, -1)
     points, inverse = np.unique(np.concatenate([address[pages], address[pages] + size[pages]]), return_inverse=True)
@@ -113,7 +113,7 @@ def _segments(answer: Answer, event: int) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def fragmentation(answer: Answer, blocks: BlockMap, event: int) -> Fragmentation:
-    """How the reserved memory that `blocks` shows at `event` fails to be allocated."""
+    """Returns how the reserved memory that `blocks` shows at `event` fails to be allocated."""
     free = blocks.bytes[blocks.free]
     used_segment = np.zeros(len(blocks.segment_bytes), np.bool_)
     homes = blocks.segment[~blocks.free]

@@ -1,5 +1,5 @@
-"""Several Runs side by side: which fit, what each costs in memory and in time, and which of them nobody
-would choose.
+"""Several Runs side by side: those that fit, their costs in memory and in time, and those that are worse than another
+in both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-WORTHWHILE = 0.99  # of the time: what saves less is not worth a sentence
+WORTHWHILE = 0.99  # share of the time: a smaller saving is not worth a sentence
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,47 +30,47 @@ class Case:
 
     @property
     def fits(self) -> bool:
-        """Whether the device completes its steps."""
+        """True if the device completes its steps."""
         return not self.timeline.out_of_memory
 
     @property
     def known(self) -> bool:
-        """Whether its peak is known: of a recording that ran out of memory it is not."""
+        """True if its peak is known, which it is not for a recording that ran out of memory."""
         return self.fits or self.timeline.unlimited is not None
 
     @property
     def memory(self) -> int:
-        """The peak of reserved, in bytes."""
+        """Peak of reserved memory, in bytes."""
         return self.timeline.peak_reserved
 
     @property
     def seconds(self) -> float | None:
-        """Of a step, by estimate."""
+        """Estimated seconds of a step; None where nothing is known of time."""
         return None if self.timeline.step_time is None else self.timeline.step_time.total
 
     @property
     def pace(self) -> float:
-        """Seconds a token, by estimate; of runs whose steps see different numbers of tokens, only this compares. 0
+        """Estimated seconds for each token, which alone compares runs whose steps see different numbers of tokens. 0
         where nothing is known of time.
         """
         return (self.seconds or 0.0) / max(self.timeline.about.tokens, 1)
 
     @property
     def speed(self) -> str:
-        """In words: "2.89 s a step, 2,839 tokens/s"; empty where nothing is known of time."""
+        """The speed in words: "2.89 s a step, 2,839 tokens/s". Empty where nothing is known of time."""
         time = self.timeline.step_time
         return "" if time is None else f"{duration(time.total)} a step, {time.tokens_per_second:,.0f} tokens/s"
 
     @cached_property
     def breakdown(self) -> dict[str, int]:
-        """Bytes at the peak of allocated by category, with what blocks hold beyond what was asked of them."""
+        """Bytes at the peak of allocated by category, with the bytes that blocks hold beyond those requested."""
         peak = self.timeline.at_peak(largest=0)
         return {CATEGORY_NAMES[kind]: count for kind, count in peak.by_category.items() if count} | (
             {UNSPLIT: peak.unsplit} if peak.unsplit else {}
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The label, the run, and the numbers of the table: bytes and seconds."""
+        """Returns the label, the run, and the numbers of the table, in bytes and seconds."""
         timeline, time = self.timeline, self.timeline.step_time
         return {
             "label": self.label,
@@ -91,12 +91,12 @@ class Cases:
 
     cases: tuple[Case, ...]
     title: str = ""
-    command: str = ""  # what repeats it
+    command: str = ""  # command line that repeats it
 
     @cached_property
     def front(self) -> tuple[Case, ...]:
-        """The Pareto front of memory and time, least memory first: of these, what takes less of one takes more of the
-        other.
+        """The Pareto front of memory and time, least memory first. In it, a case that takes less of one takes more of
+        the other.
         """
         ranked = sorted((case for case in self.cases if case.known), key=lambda case: (case.memory, case.pace))
         best, kept = float("inf"), []
@@ -108,23 +108,23 @@ class Cases:
 
     @cached_property
     def cheapest(self) -> Case | None:
-        """Of those that fit, the one that takes the least time a token, and of equals the one with the least memory;
+        """The case, of those that fit, with the least time for each token, and of equals the one with the least memory.
         None where nothing fits.
         """
         return min((case for case in self.cases if case.fits), key=lambda case: (case.pace, case.memory), default=None)
 
     @cached_property
     def smallest(self) -> Case | None:
-        """The one with the least memory, and of equals the quickest."""
+        """The case with the least memory, and of equals the quickest. None where no peak is known."""
         return min((case for case in self.cases if case.known), key=lambda case: (case.memory, case.pace), default=None)
 
     @cached_property
     def same_tokens(self) -> bool:
-        """Whether a step of each sees as many tokens, so that steps compare."""
+        """True if a step of each sees the same number of tokens, so that steps compare."""
         return len({case.timeline.about.tokens for case in self.cases}) == 1
 
     def verdict(self) -> tuple[str, ...]:
-        """What follows, in sentences."""
+        """Returns the conclusions, in sentences."""
         best, least = self.cheapest, self.smallest
         if best is None:
             return (f"None of the {len(self.cases)} fits.", *self._least(least))
@@ -161,7 +161,7 @@ class Cases:
         return (f"{_quoted(least.label)} needs least: {gib(least.memory)}{more}.",)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """Returns everything as plain data."""
         return {
             "cases": [case.to_json() | {"pareto": case in self.front} for case in self.cases],
             "cheapest": None if self.cheapest is None else self.cheapest.label,
@@ -169,7 +169,7 @@ class Cases:
         }
 
     def rows(self) -> list[dict[str, object]]:
-        """A row a case: bytes, seconds and ratios."""
+        """Returns a row for each case: bytes, seconds and ratios."""
         found = []
         for case in self.cases:
             time = case.timeline.step_time
@@ -190,7 +190,7 @@ class Cases:
         return found
 
     def to_csv(self) -> str:
-        """The rows as CSV with a header."""
+        """Returns the rows as CSV with a header."""
         rows, text = self.rows(), io.StringIO()
         writer = csv.DictWriter(
             text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
@@ -200,7 +200,7 @@ class Cases:
         return text.getvalue()
 
     def to_frame(self) -> pandas.DataFrame:
-        """The rows as a pandas frame. Raises ImportError where pandas is not installed."""
+        """Returns the rows as a pandas frame. Raises ImportError where pandas is not installed."""
         import pandas
 
         return pandas.DataFrame(self.rows()).set_index("run")

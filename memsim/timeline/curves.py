@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
     from memsim.allocator.bound import Bounds
 
-MOST_PAIRS = 100_000_000  # of storages alive together, for which a packing is looked for: about a second
+MOST_PAIRS = 100_000_000  # most pairs of storages alive together for which a packing is looked for: about a second
 
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """A Tape, the answer to it, and what follows from the two; memsim.Timeline can also print, draw and write it.
+    """A Tape, the answer to it, and what follows from the two. memsim.Timeline can also print, draw and write it.
 
     Counters are bytes after each event.
 
-    `unlimited` is the answer of the same allocator without a memory limit: where `answer` ends at out of memory, it
-    says what would have been needed.
+    `unlimited` is the answer of the same allocator without a memory limit. Where `answer` ends at out of memory, it
+    says how much would have been needed.
     """
 
     tape: Tape
@@ -45,7 +45,7 @@ class Curves:
 
     @cached_property
     def whole(self) -> Answer:
-        """The answer that goes furthest: what curves, peaks and the report show."""
+        """The answer that goes furthest, which curves, peaks and the report show."""
         return self.answer if self.unlimited is None else self.unlimited
 
     @cached_property
@@ -69,22 +69,22 @@ class Curves:
 
     @property
     def out_of_memory(self) -> bool:
-        """Whether the device ran out of memory."""
+        """True if the device ran out of memory."""
         return self.answer.out_of_memory is not None
 
     @property
     def peak_reserved(self) -> int:
-        """The largest reserved bytes."""
+        """Largest number of reserved bytes."""
         return self._peak(self.whole.reserved)
 
     @property
     def peak_allocated(self) -> int:
-        """The largest allocated bytes."""
+        """Largest number of allocated bytes."""
         return self._peak(self.whole.allocated)
 
     @property
     def peak_requested(self) -> int:
-        """The largest requested bytes."""
+        """Largest number of requested bytes."""
         return self._peak(self.whole.requested)
 
     @cached_property
@@ -100,18 +100,18 @@ class Curves:
 
     @cached_property
     def lifetimes(self) -> Lifetimes:
-        """When each storage lived."""
+        """The events between which each storage lived."""
         return lifetimes(self.tape, self.whole)
 
     @cached_property
     def curves(self) -> dict[Category, NDArray[np.int64]]:
-        """[n] bytes requested by category after each event; with `unsplit` they add up to allocated."""
+        """[n] Bytes requested by category after each event. With `unsplit` they add up to allocated."""
         return curves(self.tape, self.whole, self.lifetimes)
 
     @cached_property
     def unsplit(self) -> NDArray[np.int64]:
-        """[n] bytes that blocks hold beyond what was requested of them, from rounding and from remainders too small to
-        split off.
+        """[n] Bytes that blocks hold beyond those requested, from rounding and from remainders too
+        small to split off.
         """
         total = np.zeros(len(self.tape), np.int64)
         for curve in self.curves.values():
@@ -123,51 +123,51 @@ class Curves:
         return int(since.max()) if len(since) else 0
 
     def peak_event(self, metric: str = "allocated") -> int:
-        """The first event at which `metric` (requested, allocated, active or reserved) is largest."""
+        """Returns the first event at which `metric` (requested, allocated, active or reserved) is largest."""
         counter: NDArray[np.int64] = getattr(self.whole, metric)
         first = self.about.first_event
         return first + int(np.argmax(counter[first:])) if len(counter) > first else 0
 
     def at_peak(self, metric: str = "allocated", largest: int = 20) -> Moment:
-        """What was alive when `metric` was largest."""
+        """Returns the storages that were alive when `metric` was largest."""
         return self.alive_at(self.peak_event(metric), largest)
 
     def alive_at(self, event: int, largest: int = 20) -> Moment:
-        """What was alive just after `event`, with the `largest` storages by name."""
+        """Returns the storages that were alive just after `event`, the `largest` of them by name. Raises IndexError for
+        an event that was not answered.
+        """
         if not 0 <= event < self.whole.processed:
             raise IndexError(f"event {event} is not among the {self.whole.processed} events of this Timeline")
         return moment(self.tape, self.whole, self.lifetimes, event, largest)
 
     def block_map(self, event: int) -> BlockMap:
-        """Segments and blocks just after `event`."""
+        """Returns segments and blocks just after `event`."""
         return block_map(self.whole, self.lifetimes, event)
 
     def fragmentation(self, metric: str = "reserved") -> Fragmentation:
-        """How reserved memory fails to be allocated, when `metric` was largest."""
+        """Returns how reserved memory fails to be allocated, when `metric` was largest."""
         return self.fragmentation_at(self.peak_event(metric))
 
     def fragmentation_at(self, event: int) -> Fragmentation:
-        """How reserved memory fails to be allocated just after `event`."""
+        """Returns how reserved memory fails to be allocated just after `event`."""
         return fragmentation(self.whole, self.block_map(event), event)
 
     @cached_property
     def time(self) -> NDArray[np.float64] | None:
-        """[n] seconds from the first step's start at which each event is estimated to happen; None where nothing is
-        known of time.
-        """
+        """[n] Estimated seconds from the first step's start to each event; None where nothing is known of time."""
         return None if self.tape.work is None else np.cumsum(self.tape.work[:, SECONDS])
 
     @cached_property
     def step_time(self) -> StepTime | None:
-        """What the last step is estimated to take; None where nothing is known of time."""
+        """The estimated time of the last step; None where nothing is known of time."""
         if self.tape.work is None or self.about.rates is None:
             return None
         return step_time(self.tape, self.tape.work, self.about.tokens, self.about.rates.peak(self.about.dtype))
 
     @cached_property
     def bounds(self) -> Bounds | None:
-        """What the requests alone need, what a placement that knows all lifetimes needs, and what was reserved; None
-        where only totals are known.
+        """Memory that the requests alone need, that a placement which knows all lifetimes needs, and that was reserved.
+        None where only totals are known.
         """
         from memsim.allocator.bound import bounds
 
@@ -178,7 +178,7 @@ class Curves:
         )
 
     def to_json(self) -> dict[str, object]:
-        """The keys of a recorded run's result, in bytes."""
+        """Returns the keys of a recorded run's result, in bytes."""
         data: dict[str, object] = {} if self.about.run is None else {"run": dict(self.about.run)}
         return (
             data
@@ -198,8 +198,8 @@ class Curves:
         )
 
     def to_frame(self) -> pandas.DataFrame:
-        """A row an event: action, bytes, operator, layer, phase, category, the counters in bytes, and the estimated
-        time in seconds.
+        """Returns a row for each event: action, bytes, operator, layer, phase, category, the counters in bytes, and the
+        estimated time in seconds.
 
         Raises ImportError where pandas is not installed.
         """

@@ -1,5 +1,5 @@
-"""Storages of a Tape: one row each, with the events between which it is alive. Everything that asks "what was there
-then?" reads this.
+"""Storages of a Tape: one row each, with the events between which it is alive. Everything that asks which storages
+lived at an event reads this.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from memsim.tape import Action, Category, Tape
 
 @dataclass(frozen=True, eq=False)
 class Lifetimes:
-    """One row a storage (arrays of length s). Lifespans are half-open: alive from event `born` up to, not including,
-    event `died`.
+    """One row for each storage (arrays of length s). Lifespans are half-open: alive from event `born` up to, not
+    including, event `died`.
 
     `n`, the number of the Tape's events, stands for "never": `born == n` for an allocation that failed, `died == n` for
     one that is never freed.
@@ -24,7 +24,7 @@ class Lifetimes:
 
     born: NDArray[np.int64]  # [s] event of the ALLOC
     died: NDArray[np.int64]  # [s] event of the FREE
-    # [s] event at which the block went back to its pool: later than `died` where another stream was still using it
+    # [s] event at which the block returned to its pool: later than `died` where another stream was still using it
     released: NDArray[np.int64]
     bytes: NDArray[np.int64]  # [s] bytes requested
     block: NDArray[np.int64]  # [s] bytes of the block that serves it
@@ -35,16 +35,16 @@ class Lifetimes:
     layer: NDArray[np.int32]  # [s] decoder layer, -1 outside
 
     def alive(self, event: int) -> NDArray[np.int64]:
-        """Numbers of the storages that are allocated just after `event`."""
+        """Returns the numbers of the storages that are allocated just after `event`."""
         return np.flatnonzero((self.born <= event) & (event < self.died))
 
     def active(self, event: int) -> NDArray[np.int64]:
-        """Those and the ones whose free waits for another stream."""
+        """Returns the numbers of those storages, and of the ones whose free waits for another stream."""
         return np.flatnonzero((self.born <= event) & (event < self.released))
 
 
 def lifetimes(tape: Tape, answer: Answer) -> Lifetimes:
-    """The Lifetimes of the storages of `tape` as `answer` served them."""
+    """Returns the Lifetimes of the storages of `tape` as `answer` served them."""
     n, count, processed = len(tape), tape.storages, answer.processed
     action = tape.action[:processed]
     born = np.full(count, n, np.int64)
@@ -75,10 +75,10 @@ def lifetimes(tape: Tape, answer: Answer) -> Lifetimes:
 
 
 def _released(tape: Tape, answer: Answer, died: NDArray[np.int64]) -> NDArray[np.int64]:
-    """When each freed block went back to its pool. A free of a storage that other streams used waits for them, and is
-    noticed at the next ALLOC.
+    """Returns the event at which each freed block returned to its pool. A free of a storage that other streams used
+    waits for them, and is noticed at the next ALLOC.
 
-    A Tape with COMPLETE events says when a stream was done; without them streams are done at once. EMPTY_CACHE and a
+    A Tape with COMPLETE events says when a stream was done. Without them streams are done at once. EMPTY_CACHE and a
     retry wait for every stream.
     """
     marks = np.flatnonzero(tape.action[: answer.processed] == Action.RECORD_STREAM)
@@ -109,8 +109,8 @@ def _released(tape: Tape, answer: Answer, died: NDArray[np.int64]) -> NDArray[np
 
 
 def curves(tape: Tape, answer: Answer, lives: Lifetimes) -> dict[Category, NDArray[np.int64]]:
-    """Bytes requested and not yet freed, by category, after each event ([n] each); only the categories that occur, in
-    Category's order.
+    """Returns bytes requested and not yet freed, by category, after each event ([n] each). Only the categories that
+    occur are there, in Category's order.
     """
     signed = np.zeros(len(tape), np.int64)
     of_event = np.full(len(tape), 255, np.uint8)

@@ -13,12 +13,12 @@ from memsim.timeline.lifetimes import Lifetimes
 
 @dataclass(frozen=True)
 class Alive:
-    """Storages of one kind: same operator, category, phase and bytes, alive together. They may lie in
+    """Storages of one kind, alive together: same operator, category, phase and bytes. They may lie in
     several layers.
     """
 
     operator: str
-    phase: str  # in which they were allocated
+    phase: str  # the phase in which they were allocated
     category: Category
     layers: tuple[int, ...]  # decoder layers, ascending; -1 outside
     count: int
@@ -28,8 +28,8 @@ class Alive:
 
 @dataclass(frozen=True)
 class Moment:
-    """What was alive just after one event. `by_category` and `unsplit` add up to `allocated`; `by_layer` adds up to
-    `by_category`.
+    """The storages that were alive just after one event. `by_category` and `unsplit` add up to `allocated`; `by_layer`
+    adds up to `by_category`.
     """
 
     event: int
@@ -41,13 +41,13 @@ class Moment:
     active: int
     reserved: int
     by_category: dict[Category, int]  # bytes requested
-    unsplit: int  # bytes that blocks hold beyond what was requested of them
+    unsplit: int  # bytes that blocks hold beyond those requested
     by_layer: dict[int, dict[Category, int]]  # by decoder layer; -1 is outside: embedding, head, loss, optimizer
     largest: tuple[Alive, ...]  # largest total first
 
 
 def moment(tape: Tape, answer: Answer, lives: Lifetimes, event: int, largest: int = 20) -> Moment:
-    """The Moment just after `event`."""
+    """Returns the Moment just after `event`."""
     alive = lives.alive(event)
     size, category, layer = lives.bytes[alive], lives.category[alive], lives.layer[alive]
     by_layer: dict[int, dict[Category, int]] = {}

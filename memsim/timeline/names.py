@@ -16,10 +16,10 @@ CATEGORY_NAMES = {
     Category.INPUTS: "inputs",
     Category.UNATTRIBUTED: "unattributed",
 }
-UNSPLIT = "unsplit remainder"  # what blocks hold beyond the bytes requested of them
+UNSPLIT = "unsplit remainder"  # bytes that blocks hold beyond those requested
 
 
 def phase_words(phase: str) -> str:
-    """A phase's name as words: "load", "step 0 forward"."""
+    """Returns a phase's name as words: "load", "step 0 forward"."""
     step, _, kind = phase.partition("/")
     return f"step {step} {kind}" if kind else phase

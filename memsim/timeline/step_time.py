@@ -1,4 +1,4 @@
-"""What a step takes, by estimate."""
+"""The estimated time of a step."""
 
 from __future__ import annotations
 
@@ -7,39 +7,41 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepTime:
-    """What a training step is estimated to take, in seconds, and what comes of it."""
+    """The estimated time of a training step, in seconds, and the figures that follow from it."""
 
     forward: float
     backward: float  # without recomputation
     recomputation: float
     optimizer: float
-    tokens: int  # in a step
-    flops: float  # of the products that the step needs, forward and backward, without recomputation
-    peak: float  # of the device, in the dtype of the products
+    tokens: int  # number of tokens in a step
+    flops: float  # those of the products that the step needs, forward and backward, without recomputation
+    peak: float  # the device's rate in the dtype of the products, in FLOP a second
 
     @property
     def total(self) -> float:
+        """Seconds of the whole step."""
         return self.forward + self.backward + self.recomputation + self.optimizer
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens a second; 0 where the step takes no time."""
         return self.tokens / self.total if self.total else 0.0
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilization (Chowdhery et al. 2022, PaLM, appendix B): what the step needs of what the device
-        could do in its time.
+        """Model FLOPs utilization (Chowdhery et al. 2022, PaLM, appendix B): the FLOPs that the step needs, as a share
+        of those that the device could do in its time.
         """
         return self.flops / (self.total * self.peak) if self.total else 0.0
 
     @property
     def overhead(self) -> float:
-        """Recomputation against the step without it."""
+        """Time of recomputation, as a share of the step without it."""
         rest = self.total - self.recomputation
         return self.recomputation / rest if rest else 0.0
 
     def to_json(self) -> dict[str, float]:
-        """Seconds and ratios."""
+        """Returns seconds, rates and ratios."""
         return {
             "step": self.total,
             "forward": self.forward,

@@ -1,5 +1,5 @@
-"""Phases and training steps of a Timeline: the numbers that torch.cuda.max_memory_allocated() and memory_stats() give a
-script that asks at each step.
+"""Phases and training steps of a Timeline: the numbers that a script gets from torch.cuda.max_memory_allocated() and
+memory_stats() at each step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Span:
 
     @property
     def step(self) -> int | None:
-        """The number of the training step, None outside of steps."""
+        """Number of the training step, None outside of steps."""
         head, _, tail = self.phase.partition("/")
         return int(head) if tail and head.isdigit() else None
 
@@ -36,7 +36,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Step:
-    """One training step in bytes. Peaks are over the step, its starting level included, as if peak statistics were
+    """One training step in bytes. Peaks are over the step, including its starting level, as if peak statistics were
     reset at its start.
 
     `peak_after_forward` and `peak_after_backward` are the largest allocated so far when the (last) forward and backward
@@ -56,12 +56,14 @@ class Step:
     ooms: int
 
     def to_json(self) -> dict[str, int | None]:
-        """The keys of a recorded run's steps."""
+        """Returns the keys of a recorded run's steps."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def spans(tape: Tape) -> tuple[Span, ...]:
-    """The Tape cut where the phase changes; gradient accumulation makes a step's forward and backward alternate."""
+    """Returns the Tape cut where the phase changes. Gradient accumulation makes a step's forward and backward
+    alternate.
+    """
     if not len(tape):
         return ()
     starts = np.concatenate([[0], np.flatnonzero(np.diff(tape.phase)) + 1])
@@ -70,7 +72,7 @@ def spans(tape: Tape) -> tuple[Span, ...]:
 
 
 def steps(answer: Answer, cut: tuple[Span, ...]) -> tuple[Step, ...]:
-    """The steps that were completed: none from the first out of memory on."""
+    """Returns the steps that were completed, none from the first out of memory on."""
     limit = answer.processed if answer.out_of_memory is None else answer.out_of_memory.event
     numbers = list(dict.fromkeys(span.step for span in cut if span.step is not None))
     done: list[Step] = []
@@ -108,7 +110,7 @@ def _step(number: int, mine: list[Span], answer: Answer) -> Step:
 
 
 def step_time(tape: Tape, work: NDArray[np.float64], tokens: int, peak: float) -> StepTime | None:
-    """The time of the last step from `work` [n, 3]; None where there is no step. `peak` is the device's rate of
+    """Returns the time of the last step from `work` [n, 3]; None where there is no step. `peak` is the device's rate of
     products in FLOP a second.
     """
     cut = [span for span in spans(tape) if span.step is not None]

@@ -1,5 +1,5 @@
 """Chrome traces of the PyTorch profiler: `[memory]` events → a Trace with its answer. They give sizes and totals, but
-not what the allocator was asked.
+not the requests to the allocator.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ class Totals:
     source: str
     seconds: NDArray[np.float64]  # [n] as the profiler counts them
     address: Ints  # [n]
-    bytes: Ints  # [n] of the block; negative where it is freed
+    bytes: Ints  # [n] bytes of the block; negative where it is freed
     allocated: Ints  # [n] bytes
     reserved: Ints  # [n] bytes
 
 
 def load_chrome(path: str | Path) -> Totals:
-    """Reads a .json or .json.gz; the first GPU that has events. Raises InputError where it is not one or has none."""
+    """Reads a .json or .json.gz. Returns the totals of the first GPU that has events. Raises InputError where the file
+    is not a trace or has none.
+    """
     place = Path(path)
     try:
         data = place.read_bytes()
@@ -79,14 +81,14 @@ def _column(rows: list[dict[str, Any]], key: str) -> Ints:
 
 
 def storages_of(totals: Totals, first: int) -> tuple[Ints, list[int], list[int]]:
-    """The storage of each event [n], the bytes of each storage, and the storages that were there before the first
-    event, when `first` bytes were allocated.
+    """Returns the storage of each event [n], the bytes of each storage, and the storages that were there before the
+    first event, when `first` bytes were allocated.
     """
     n = len(totals.bytes)
     live: dict[int, int] = {}
     sizes: list[int] = []  # by storage
     owner = np.zeros(n, np.int64)
-    early: list[int] = []  # storages that were there before
+    early: list[int] = []  # storages that were there before the first event
     for event, (address, size) in enumerate(zip(totals.address.tolist(), totals.bytes.tolist(), strict=True)):
         if size >= 0 or address not in live:
             live[address] = len(sizes)
@@ -102,11 +104,11 @@ def storages_of(totals: Totals, first: int) -> tuple[Ints, list[int], list[int]]
 
 
 def trace_of_totals(totals: Totals) -> Trace:
-    """The Trace whose answer is the recorded totals. What lived before the first event is its first events, so far as a
-    free names it.
+    """Returns the Trace whose answer is the recorded totals. Memory live at the start becomes initial ALLOCs, one for
+    each block that is freed later.
 
-    Sizes are those of blocks. A free of a block that nobody allocated meanwhile lasts from the start; what is left of
-    the first total is one storage.
+    Sizes are those of blocks. A block that is freed without an ALLOC before was live at the start. The rest of the
+    first total becomes one storage.
     """
     n = len(totals.bytes)
     first = int(totals.allocated[0] - totals.bytes[0])
@@ -117,7 +119,7 @@ def trace_of_totals(totals: Totals) -> Trace:
     action = np.concatenate(
         [np.full(k, Action.ALLOC, np.uint8), np.where(totals.bytes >= 0, Action.ALLOC, Action.FREE).astype(np.uint8)]
     )
-    # An address may be anything but 0; the rest of what was there has none.
+    # An address may be anything but 0. The rest of the memory live at the start has none.
     address = np.concatenate([np.ones(k, np.int64), np.maximum(totals.address, 1)])
     grown = np.minimum(np.cumsum(of[start]), first) if k else start
     allocated = np.concatenate([grown, totals.allocated])
@@ -139,7 +141,7 @@ def trace_of_totals(totals: Totals) -> Trace:
 
 
 def answer_of_totals(address: Ints, block: Ints, allocated: Ints, reserved: Ints) -> Answer:
-    """An Answer that knows nothing but totals."""
+    """Returns an Answer that knows only totals."""
     n = len(address)
     nothing = np.zeros(0, np.int64)
     return Answer(

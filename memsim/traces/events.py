@@ -27,18 +27,18 @@ from memsim.traces.recorder import (
 from memsim.traces.trace import Trace
 
 Ints = NDArray[np.int64]
-BEFORE = ("before",)  # the phase of what rebuilds the first state
-PLACES = 4  # rows that one event may become
+BEFORE = ("before",)  # the phase of the events that rebuild the first state
+PLACES = 4  # number of rows that one event may become
 
 
 @dataclass(frozen=True, eq=False)
 class _Lives:
-    """The storages of a recording; m of them are there at its start."""
+    """The storages of a recording, including those live at its start."""
 
-    storage: Ints  # [n] of the block that an event allocates or frees, -1 for other events
+    storage: Ints  # [n] storage of the block that an event allocates or frees, -1 for other events
     immediate: Ints  # events that free a block at once
-    deferred: Ints  # events that ask for a block to be freed, which happens later …
-    completed: Ints  # … here; n where the recording ends before
+    deferred: Ints  # events that request a free which happens later …
+    completed: Ints  # … at these; n where the recording ends before
 
 
 def trace_of_events(
@@ -50,13 +50,13 @@ def trace_of_events(
     device_memory: int | None = None,
     torch: str | None = None,
 ) -> Trace:
-    """The Trace of recorded events, which begins with the requests that rebuild the `initial` segments.
+    """Returns the Trace of recorded events, which begins with the requests that rebuild the `initial` segments.
 
     A free that completes at once is a FREE. One that completes later waits for an event on another stream, which the
-    recording does not name: it is the RECORD_STREAM of a stream of its own, and the COMPLETE of that. A run of
-    segment_free that no failed allocation explains becomes an EMPTY_CACHE. Without a known device memory one stands for
-    every run: where the allocator released its cache to try again, the addresses are the same. Raises InputError for a
-    negative size, a free of what was never allocated, an address that is allocated twice.
+    recording does not name. It becomes the RECORD_STREAM of a stream of its own, and the COMPLETE of that stream. A run
+    of segment_free that no failed allocation explains becomes an EMPTY_CACHE. Without a known device memory one stands
+    for every run: where the allocator released its cache to try again, the addresses are the same. Raises InputError
+    for a negative size, a free of a block that was never allocated, or an address that is allocated twice.
     """
     negative = np.flatnonzero(events.bytes < 0)
     if len(negative):
@@ -82,8 +82,8 @@ def trace_of_events(
 
 
 def memory_of(events: Recording, reserved: int = 0) -> int | None:
-    """Bytes of the device, where an out of memory tells: what is free then, and what is reserved; `reserved` is that at
-    the start.
+    """Bytes of the device, where an out of memory gives them: the free and the reserved memory then. `reserved` is the
+    reserved memory at the start. None without an out of memory.
     """
     failed = np.flatnonzero(events.action == OOM)
     if not len(failed):
@@ -93,7 +93,7 @@ def memory_of(events: Recording, reserved: int = 0) -> int | None:
 
 
 def _growth(events: Recording) -> Ints:
-    """[n] bytes that each event adds to what is reserved."""
+    """[n] Bytes that each event adds to the reserved memory."""
     takes = (events.action == SEGMENT_ALLOC) | (events.action == SEGMENT_MAP)
     gives = (events.action == SEGMENT_FREE) | (events.action == SEGMENT_UNMAP)
     growth: Ints = events.bytes * (takes.astype(np.int64) - gives)
@@ -101,7 +101,7 @@ def _growth(events: Recording) -> Ints:
 
 
 def _lives(events: Recording, start: Rebuilt, source: str) -> _Lives:
-    """Which storage each event is about, and which frees come later than they are asked for."""
+    """Returns the storage of each event, and the frees that complete later than they are requested."""
     action, n = events.action, len(events)
     at = np.flatnonzero(action <= FREE_COMPLETED)
     places = np.concatenate([np.full(len(start.live), -1, np.int64), at])
@@ -141,7 +141,9 @@ def _lives(events: Recording, start: Rebuilt, source: str) -> _Lives:
 
 
 def _streams(lives: _Lives) -> Ints:
-    """A stream for each deferred free, which no other has while it waits; handles that PyTorch never gives."""
+    """Returns a stream for each deferred free, used by no other while it waits. The streams are handles that PyTorch
+    never gives.
+    """
     free: list[int] = []
     waiting: list[tuple[int, int]] = []  # completion, stream
     made = 0
@@ -159,8 +161,8 @@ def _streams(lives: _Lives) -> Ints:
 
 
 def _rows(events: Recording, lives: _Lives, start: Rebuilt, emptied: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    """(rows of action, storage, bytes, stream, phase; recorded addresses; whether they are recorded), those of `start`
-    first.
+    """Returns (rows of action, storage, bytes, stream, phase; addresses; true for each recorded address). The rows of
+    `start` come first.
     """
     n = len(events)
     born = np.flatnonzero((events.action == ALLOC) | (events.action == OOM))
@@ -208,7 +210,9 @@ def _rows(events: Recording, lives: _Lives, start: Rebuilt, emptied: Ints) -> tu
 
 
 def _emptied(events: Recording, start: Rebuilt, settings: str, device_memory: int | None) -> Ints:
-    """The first event of each run of releases that the allocator did not do by itself, to serve an allocation."""
+    """Returns the first event of each run of releases that the allocator did not make itself in order to serve an
+    allocation.
+    """
     action = events.action
     gives = (action == SEGMENT_FREE) | (action == SEGMENT_UNMAP)
     begins = np.flatnonzero(gives & ~np.concatenate([[False], gives[:-1]]))
@@ -229,10 +233,10 @@ def _emptied(events: Recording, start: Rebuilt, settings: str, device_memory: in
 
 
 def _given(events: Recording, start: Rebuilt) -> Ints:
-    """Addresses that the driver gave: of segments, and of the reservations for expandable memory, where the first page
-    of a pool that has none goes.
+    """Returns addresses that the driver gave: of segments, and of reservations for expandable memory. A reservation
+    begins with the first page of a pool that has none.
 
-    A reservation is given back with its last page.
+    A reservation is returned with its last page.
     """
     calls = np.flatnonzero(
         (events.action >= SEGMENT_ALLOC) & (events.action <= SEGMENT_UNMAP) & (events.action != SEGMENT_FREE)

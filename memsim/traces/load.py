@@ -1,4 +1,4 @@
-"""A file → Trace, by what the file is."""
+"""Reads a file as a Trace, by its kind."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def load_trace(path: str | Path, device_memory: int | str | None = None, watch: 
     """Reads a PyTorch snapshot (.pickle), a recording or an operation list (.npz), or a Chrome trace of the profiler
     (.json, .json.gz).
 
-    device_memory: bytes, or "24GiB", of the device that was recorded on, where the file does not say: it tells which
-    releases of memory the allocator had to make, and which the program asked for by empty_cache(). watch: what a
-    snapshot's file is read through. Raises InputError, one line naming the file.
+    device_memory: bytes, or "24GiB", of the device that was recorded on, where the file does not say. It separates the
+    releases of memory that the allocator had to make from those that the program requested by empty_cache(). watch:
+    wraps the file through which a snapshot is read. Raises InputError, one line naming the file.
     """
     place, memory = Path(path), bytes_of(device_memory)
     if place.suffix in (".pickle", ".pkl"):
@@ -103,7 +103,7 @@ def _operations(path: Path) -> Trace:
 def _recording(path: Path, told: int | None) -> Trace:
     recording = recorder.load(path)
     settings, memory = "", told or memory_of(recording)
-    beside = path.with_suffix(".json")  # the recorder's, which names the run
+    beside = path.with_suffix(".json")  # the recorder's file, which names the run
     if beside.is_file():
         try:
             run = json.loads(beside.read_text())["run"]

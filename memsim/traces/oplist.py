@@ -11,8 +11,8 @@ _ACTIONS = (Action.ALLOC, Action.FREE, Action.EMPTY_CACHE, Action.RECORD_STREAM)
 
 
 def tape_of_operations(operations: NDArray[np.int64]) -> Tape:
-    """The Tape of an operation list [n, 4]. An id may be allocated again once it is free: each allocation is a storage
-    of its own.
+    """Returns the Tape of an operation list [n, 4]. An id may be allocated again once it is free; each allocation is a
+    storage of its own.
     """
     kind, identity, size, stream = (np.ascontiguousarray(column) for column in operations.T)
     action = np.array(_ACTIONS, np.uint8)[kind]
@@ -28,8 +28,8 @@ def tape_of_operations(operations: NDArray[np.int64]) -> Tape:
     known = before >= 0
     owner = np.where(known, order[before], 0)
     storage[order] = np.where(known & (identity[owner] == identity[order]), storage[owner], -1)
-    # RECORD_STREAM and FREE of what was never allocated do nothing in the original: they are left out of the storages
-    # by -1.
+    # RECORD_STREAM and FREE of an id that was never allocated do nothing in the original. Here -1 leaves them out of
+    # the storages.
     requested = np.zeros(n, np.int64)
     requested[allocs] = size[allocs]
     sizes = requested[allocs]
@@ -50,8 +50,8 @@ def tape_of_operations(operations: NDArray[np.int64]) -> Tape:
 
 
 def operations_of_tape(tape: Tape) -> NDArray[np.int64]:
-    """The operation list [n, 4] of a Tape without COMPLETE events, its streams numbered in order from 0, the default
-    stream.
+    """Returns the operation list [n, 4] of a Tape without COMPLETE events. Its streams are numbered in order from 0,
+    the default stream.
     """
     kind = np.zeros(5, np.int64)
     kind[list(_ACTIONS)] = np.arange(len(_ACTIONS))

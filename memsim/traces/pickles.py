@@ -1,5 +1,5 @@
-"""Untrusted pickles: plain containers, strings, numbers, bytes, None and booleans load; anything that names a global
-does not.
+"""Reads untrusted pickles: plain containers, strings, numbers, bytes, None and booleans. Anything that names a global
+is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from memsim.errors import InputError
 
-Watch = Callable[[BinaryIO], BinaryIO]  # a file to the same file, such as one that shows how far it was read
+Watch = Callable[[BinaryIO], BinaryIO]  # takes a file and returns one, such as a file that shows how far it was read
 
 
 class _Plain(pickle.Unpickler):
@@ -30,8 +30,8 @@ class _Plain(pickle.Unpickler):
 
 
 def load_plain(path: Path, watch: Watch | None = None) -> object:
-    """The object in the file, which is read through `watch`. Raises InputError, one line, where the file is cut off,
-    foreign or more than plain data.
+    """Returns the object in the file, which is read through `watch`. Raises InputError, one line, where the file is cut
+    off, foreign, or more than plain data.
     """
     collects = gc.isenabled()
     gc.disable()  # millions of new containers, none of them garbage

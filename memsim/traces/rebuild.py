@@ -1,9 +1,9 @@
 """Requests that bring an empty allocator into the state in which a recording began: segments, live blocks, and free
 blocks between them.
 
-They are made for default settings (the Trace says how many they are, and `allocate` serves them so): each segment is
-filled from front to back, gaps and all, and then the gaps are freed. Gaps of expandable memory without pages behind
-them are given back on the way.
+They are made for default settings (the Trace says how many they are, and `allocate` serves them so). Each segment is
+filled from front to back, including its gaps, and then the gaps are freed. Gaps of expandable memory without pages
+behind them are returned to the driver on the way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from memsim.tape import Action
 
 SMALL, SMALL_SEGMENT, LARGE_SEGMENT, UNIT = 1 << 20, 2 << 20, 20 << 20, 512
-FARTHEST = 64 << 30  # bytes between pages of one reservation; what lies farther apart is not brought into its place
+FARTHEST = 64 << 30  # bytes between pages of one reservation; pages farther apart are not brought into place
 Row = tuple[int, int, int, int]  # action, storage, bytes, stream
 
 
@@ -24,7 +24,7 @@ class Live:
 
     address: int
     bytes: int  # requested
-    block: int  # at least
+    block: int  # bytes of the block; it may be larger
 
 
 @dataclass(frozen=True)
@@ -44,29 +44,29 @@ class Rebuilt:
     """The requests, and what is alive after them."""
 
     rows: list[Row] = field(default_factory=list)
-    live: dict[int, tuple[int, int]] = field(default_factory=dict)  # address: storage, bytes
+    live: dict[int, tuple[int, int]] = field(default_factory=dict)  # address → storage, bytes
     given: list[int] = field(default_factory=list)  # addresses that the driver gives, in order
-    # reservations: the pool of each, stream and whether it is the small one
+    # reservation → its pool: the stream, and true for the small pool
     expandable: dict[int, tuple[int, bool]] = field(default_factory=dict)
-    mapped: dict[int, int] = field(default_factory=dict)  # bytes behind each
+    mapped: dict[int, int] = field(default_factory=dict)  # reservation → bytes mapped in it
     reserved: int = 0  # bytes held from the driver
     storages: int = 0
 
     def alloc(self, size: int, stream: int) -> int:
-        """An ALLOC; its storage."""
+        """Adds an ALLOC and returns its storage."""
         self.rows.append((int(Action.ALLOC), self.storages, size, stream))
         self.storages += 1
         return self.storages - 1
 
     def free(self, storage: int, size: int) -> None:
-        """A FREE."""
+        """Adds a FREE."""
         self.rows.append((int(Action.FREE), storage, size, 0))
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Part of a segment: a block in use with what is too small behind it to be asked for by itself, or a gap, or pages
-    that are not there.
+    """Part of a segment: a gap, pages that are not there, or a block in use. With a block go the bytes behind it that
+    are too few to be requested by themselves.
     """
 
     bytes: int
@@ -75,12 +75,12 @@ class _Piece:
 
 
 def rebuild(segments: Iterable[Segment]) -> Rebuilt:
-    """The requests for these segments, whose order by address stands for that of their making."""
+    """Returns the requests for these segments. Their order by address stands for the order in which they were made."""
     made = Rebuilt()
     held: list[tuple[int, int]] = []  # storages of gaps, and bytes
     absent: list[tuple[int, int]] = []
     larger: list[tuple[int, Live, int, Segment]] = []  # storage of the place, block, bytes of the place
-    pools: dict[tuple[int, bool], int] = {}  # where the expandable memory of a pool ends so far
+    pools: dict[tuple[int, bool], int] = {}  # pool → end of its expandable memory so far
     for segment in sorted(segments, key=lambda segment: segment.address):
         pool = segment.stream, segment.small
         made.reserved += segment.bytes
@@ -106,9 +106,9 @@ def rebuild(segments: Iterable[Segment]) -> Rebuilt:
                 made.live[piece.live.address] = storage, asked
             else:
                 larger.append((storage, piece.live, piece.bytes, segment))
-    # nothing else so large is free, so the block goes where it was
+    # No other free place is as large, so the block returns to its own.
     for storage, live, size, segment in reversed(larger):
-        # bytes that stay with the block, or come free by themselves
+        # bytes that stay with the block, or become free by themselves
         spare = size - live.block if segment.small or segment.expandable else SMALL
         kept = live.bytes if size - _rounded(live.bytes) <= spare else live.block
         made.free(storage, size)
@@ -117,21 +117,21 @@ def rebuild(segments: Iterable[Segment]) -> Rebuilt:
         made.free(storage, size)
     if absent:
         made.rows.append((int(Action.EMPTY_CACHE), -1, 0, 0))
-    for storage, size in held:  # only now: a later segment's blocks would go into them
+    for storage, size in held:  # only now: blocks of a later segment would go into them
         made.free(storage, size)
     return made
 
 
 def _rounded(size: int) -> int:
-    """The block for a request under default settings."""
+    """Bytes of the block for a request under default settings."""
     return max(UNIT, -(-size // UNIT) * UNIT)
 
 
 def _pieces(segment: Segment) -> list[_Piece]:
-    """The segment from front to back.
+    """Returns the pieces of a segment from front to back.
 
     A gap of at most 1 MiB behind a live block of a large segment belongs to that block: the allocator does not split
-    off so little, except from expandable memory, where it is free, but cannot be asked for by itself.
+    off so little. In expandable memory it does, and the gap is free, but cannot be requested by itself.
     """
     pieces: list[_Piece] = []
     at, end = segment.address, segment.address + segment.bytes

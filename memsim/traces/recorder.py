@@ -32,7 +32,7 @@ ACTIONS = (
 ALLOC, FREE_REQUESTED, FREE_COMPLETED, SEGMENT_ALLOC, SEGMENT_FREE, SEGMENT_MAP, SEGMENT_UNMAP, SNAPSHOT, OOM = range(
     len(ACTIONS)
 )
-LARGEST = 2**30  # bytes of one array: a file that claims more is not a recording
+LARGEST = 2**30  # bytes of one array; a file that claims more is not a recording
 NUMBERS = {"action": np.uint8, "address": np.int64, "bytes": np.int64, "stream": np.int64, "phase": np.int32}
 
 
@@ -79,7 +79,7 @@ def load(path: str | Path) -> Recording:
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays by name, of the right number of dimensions and kind; nothing in the file is executed."""
+    """Returns the arrays by name, of the right number of dimensions and kind. Nothing in the file is executed."""
     found: dict[str, NDArray[Any]] = {}
     needed = ", ".join([*NUMBERS, "actions", "phases"])
     try:
@@ -123,13 +123,13 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     ) as error:
         words = (
             "" if "pickle" in str(error) else " ".join(str(error).split())[:160]
-        )  # numpy's advice to load pickles is none for a stranger's file
+        )  # numpy's advice to load pickles is not for a stranger's file
         raise InputError(f"{path}: is not a recording (.npz)" + (f": {words}" if words else "")) from error
     return found
 
 
 def ordinals(recording: Recording) -> NDArray[np.int64]:
-    """[n] the number, counted in alloc events, of the alloc that an event makes or frees; -1 for other events.
+    """[n] Number, counted in alloc events, of the alloc that an event makes or frees; -1 for other events.
 
     Raises InputError where an address is allocated twice or freed without having been allocated.
     """
@@ -161,16 +161,16 @@ def ordinals(recording: Recording) -> NDArray[np.int64]:
 
 
 def to_tape(recording: Recording) -> Tape:
-    """The requests of a recording: storages numbered in the order of their ALLOC, nothing attributed.
+    """Returns the requests of a recording, with storages numbered in the order of their ALLOC, and nothing attributed.
 
-    An `oom` is the ALLOC that failed, its bytes already rounded to 512. Raises InputError as `ordinals` does.
+    An `oom` is the ALLOC that failed, with its bytes already rounded to 512. Raises InputError as `ordinals` does.
     """
     kept = np.flatnonzero(
         (recording.action == ALLOC) | (recording.action == FREE_REQUESTED) | (recording.action == OOM)
     )
     action = recording.action[kept]
     born = action != FREE_REQUESTED
-    number = np.cumsum(born) - 1  # of storages, failed ones included
+    number = np.cumsum(born) - 1  # number of the storage, failed ones included
     of_ordinal = number[action == ALLOC]
     n = len(kept)
     return Tape(
@@ -188,5 +188,5 @@ def to_tape(recording: Recording) -> Tape:
 
 
 def _take(values: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
-    """values[index], 0 where the index is -1."""
+    """Returns values[index], 0 where the index is -1."""
     return np.where(index >= 0, np.append(values, 0)[index], 0)

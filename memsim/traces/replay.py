@@ -1,5 +1,5 @@
-"""Replays a Trace or a Tape: under its own settings, to compare with what was recorded, or under others, to see what
-they would do.
+"""Replays a Trace or a Tape: under its own settings, to compare with the recording, or under others, to see what they
+would do.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ ONLY_TOTALS = "a Chrome trace gives totals, not what the allocator was asked"
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a replay agrees with a recording."""
+    """How well a replay agrees with a recording. `agree` of the `compared` events do."""
 
     source: str
     agree: int
     compared: int
     torch: str  # the version whose rules agree best
-    first: int | None  # the first event that does not agree
+    first: int | None  # the first event that does not agree; None where all do
 
 
 def replay(
     tape: Tape | Trace, allocator: str | None = None, device_memory: int | str | None = None, torch: str | None = None
 ) -> Curves:
-    """The Timeline of the same requests under a setting string (default: the trace's) on a device (bytes or "24GiB";
-    default: the trace's, or unlimited).
+    """Returns the Timeline of the same requests under a setting string (default: the trace's) on a device (bytes or
+    "24GiB"; default: the trace's, or unlimited).
 
-    Raises InputError for what PyTorch refuses.
+    Raises InputError for settings that PyTorch refuses, and for new settings or a device with a trace of totals.
     """
     trace = tape if isinstance(tape, Trace) else None
     if trace is not None and trace.answer is not None:
@@ -76,8 +76,8 @@ def replay(
 
 
 def check(trace: Trace, torch: str | None = None) -> Agreement:
-    """Compares a replay under the trace's own settings with what it recorded; where no version is known, each order of
-    equal free blocks is tried.
+    """Compares a replay under the trace's own settings with its recording. Where no version is known, each order of
+    equal free blocks is tried. Raises InputError where nothing was recorded to compare with.
     """
     if trace.answer is not None:
         raise InputError(f"{trace.source}: {ONLY_TOTALS}; --check has nothing to compare with")

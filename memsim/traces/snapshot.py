@@ -1,4 +1,4 @@
-"""PyTorch's memory snapshots (`torch.cuda.memory._dump_snapshot`) → Trace; the state at their start is rebuilt
+"""PyTorch's memory snapshots (`torch.cuda.memory._dump_snapshot`) → Trace. The state at their start is rebuilt
 backwards from the final segments.
 """
 
@@ -40,8 +40,8 @@ Ints = NDArray[np.int64]
 
 
 def load_snapshot(path: Path, device_memory: int | None = None, watch: Watch | None = None) -> Trace:
-    """The events of the device that has most; device_memory is its bytes, where they are known. Raises InputError,
-    naming the file and the key.
+    """Returns the Trace of the device that has most events. device_memory is its bytes, where they are known. Raises
+    InputError, naming the file and the key.
     """
     data = load_plain(path, watch)
     try:
@@ -86,8 +86,8 @@ def load_snapshot(path: Path, device_memory: int | None = None, watch: Watch | N
 
 
 def _events(rows: Rows, path: Path) -> Recording:
-    """The rows as columns; an out of memory has the device's free bytes for an address, as the recorder writes it.
-    Raises InputError.
+    """Returns the rows as columns. An out of memory has the device's free bytes for an address, as the recorder writes
+    it. Raises InputError.
     """
     n = len(rows)
     unknown = {row["action"] for row in rows if not isinstance(row["action"], str) or row["action"] not in CODES}
@@ -106,7 +106,7 @@ def _events(rows: Rows, path: Path) -> Recording:
 
 
 def _initial(events: Recording, segments: Rows, settings: Settings) -> list[Segment]:
-    """The segments and live blocks before the first event: the events, run backwards from the end."""
+    """Returns the segments and live blocks before the first event: the events are run backwards from the end."""
     held = {
         int(s["address"]): (int(s["total_size"]), int(s["stream"]), s["segment_type"] == "small")
         for s in segments
@@ -147,10 +147,10 @@ def _initial(events: Recording, segments: Rows, settings: Settings) -> list[Segm
 
 
 def _whole_blocks(events: Recording, segments: list[Segment]) -> list[Segment]:
-    """The segments, their blocks with their whole size as far as the events tell it.
+    """Returns the segments, with their blocks at whole size as far as the events tell it.
 
-    A block of a large segment may be larger than its request, by up to 1 MiB that was too little to split off, and the
-    free of it does not say so. But whoever is first to get memory of the gap behind it, while it lives, gets the gap's
+    A block of a large segment may be larger than its request, by up to 1 MiB that was too little to split off, and its
+    free does not say so. But the first request that gets memory of the gap behind it, while it lives, gets the gap's
     first bytes.
     """
     allocs = np.flatnonzero(events.action == ALLOC)
@@ -179,9 +179,10 @@ def _whole_blocks(events: Recording, segments: list[Segment]) -> list[Segment]:
 
 
 def _mapped(events: Recording, segments: Rows) -> list[Segment]:
-    """The runs of mapped pages before the first event: those at the end, less what was mapped, and what was unmapped.
+    """Returns the runs of mapped pages before the first event: those at the end, without those that were mapped, and
+    with those that were unmapped.
 
-    Whose pages they are is that of the nearest mapping below, seen among the events or at the end.
+    Pages belong to the pool of the nearest mapping below, among the events or at the end.
     """
     changes = np.flatnonzero((events.action == SEGMENT_MAP) | (events.action == SEGMENT_UNMAP))
     if not len(changes) and not segments:

@@ -14,8 +14,8 @@ COUNTERS = ("requested", "allocated", "active", "reserved")
 
 
 def write_counters(timeline: Curves, path: str | Path) -> None:
-    """Writes the counters in bytes, an entry an event that changes one; an event of the tape is a microsecond, phases
-    are slices.
+    """Writes the counters in bytes, with an entry for each event that changes one. An event of the tape is a
+    microsecond; phases are slices.
 
     Raises InputError where the path cannot be written; then there is no file.
     """

@@ -25,7 +25,7 @@ DRIVER = {
     DriverAction.SEGMENT_MAP: "segment_map",
     DriverAction.SEGMENT_UNMAP: "segment_unmap",
 }
-SMALL = 1 << 20  # bytes: requests up to it live in segments of 2 MiB
+SMALL = 1 << 20  # bytes; requests up to this size live in segments of 2 MiB
 Frames = list[dict[str, Any]]
 
 
@@ -40,7 +40,7 @@ def write_snapshot(timeline: Curves, path: str | Path) -> None:
 
 
 def snapshot(timeline: Curves) -> dict[str, Any]:
-    """The snapshot as plain data; time_us counts the tape's events."""
+    """Returns the snapshot as plain data. time_us counts the tape's events."""
     frames, calls = _Frames(timeline), _SegmentsMade(timeline)
     return {
         "segments": _segments(timeline, frames, calls),
@@ -51,7 +51,7 @@ def snapshot(timeline: Curves) -> dict[str, Any]:
 
 
 def _settings(text: str, torch: str) -> dict[str, Any]:
-    """What PyTorch notes of its settings (torch/csrc/cuda/memory_snapshot.cpp)."""
+    """Returns the settings as PyTorch notes them (torch/csrc/cuda/memory_snapshot.cpp)."""
     settings = Settings.parse(text, torch)
     return {
         "PYTORCH_CUDA_ALLOC_CONF": text,
@@ -69,13 +69,14 @@ def _settings(text: str, torch: str) -> dict[str, Any]:
 
 
 class _Frames:
-    """The frames of an event; equal ones are one list, so that the file stays small."""
+    """The frames of events. Equal ones are one list, so that the file stays small."""
 
     def __init__(self, timeline: Curves) -> None:
         self.tape = timeline.tape
         self.made: dict[tuple[int, int, int], Frames] = {}
 
     def of(self, event: int) -> Frames:
+        """Returns the frames of an event of the tape."""
         tape = self.tape
         key = int(tape.operator[event]), int(tape.layer[event]), int(tape.phase[event])
         if key not in self.made:
@@ -144,7 +145,7 @@ def _row(action: str, address: int, size: int, stream: int, event: int, frames: 
 
 
 class _SegmentsMade:
-    """Which stream's memory each call of the driver is about: a release does not come from a request of that stream."""
+    """The stream whose memory each driver call is about. A release does not come from a request of that stream."""
 
     def __init__(self, timeline: Curves) -> None:
         answer, self.tape = timeline.answer, timeline.tape
@@ -162,11 +163,11 @@ class _SegmentsMade:
                 self.stream.append(self.stream[self.call_of(address)])
 
     def call_of(self, address: int) -> int:
-        """The latest call that made the segment, or mapped the pages, in which an address lies."""
+        """Returns the latest call that made the segment, or mapped the pages, in which an address lies."""
         return self.made[bisect_right(self.made, (address, 1 << 62)) - 1][1]
 
     def stream_of(self, lives: Lifetimes, storage: int) -> int:
-        """The stream on which a storage was allocated."""
+        """Returns the stream on which a storage was allocated."""
         return int(self.tape.stream[lives.born[storage]])
 
 

@@ -1,4 +1,4 @@
-"""The first event at which a simulation and a recording part, with what surrounds it on both sides."""
+"""Finds the first event at which a simulation and a recording diverge, with the events around it on both sides."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Alignment:
 
     @property
     def equal(self) -> bool:
-        """Whether every event is equal."""
+        """True if every event is equal."""
         return self.first is None
 
 
@@ -38,12 +38,12 @@ def align(timeline: Curves, recording: Recording, addresses: bool = False, last_
 
 
 def is_order_open(timeline: Curves) -> bool:
-    """Whether the simulation went through a Python set, whose order differs from process to process."""
+    """True if the simulation went through a Python set, whose order differs from process to process."""
     return any(name.startswith(SET_ORDER) for name in timeline.tape.operators)
 
 
 def summary(comparison: Alignment) -> str:
-    """The outcome in a sentence."""
+    """Returns the outcome in a sentence."""
     ours, theirs = comparison.simulated, comparison.recorded
     if comparison.first is None:
         return f"Equal: all {len(theirs):,} events."

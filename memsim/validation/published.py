@@ -1,6 +1,6 @@
-"""Figures that others measured on real GPUs and published, against simulations of the same jobs.
+"""Compares figures that others measured on real GPUs and published with simulations of the same jobs.
 
-A row says a configuration and a measurement; a row whose configuration or code memsim cannot determine is listed with
+A row states a configuration and a measurement. A row whose configuration or code memsim cannot determine is listed with
 the reason, never guessed.
 """
 
@@ -18,7 +18,7 @@ from memsim.errors import InputError, Unsupported
 from memsim.timeline.curves import Curves
 from memsim.validation.sources import SOURCES, Source
 
-METRICS = (  # how a metric begins or what it holds, and what it is of a Timeline
+METRICS = (  # words that a metric contains, and the value of a Timeline that it stands for
     ("max_memory_allocated", "peak_allocated"),
     ("peak memory allocated", "peak_allocated"),
     ("memory_allocated at end of train", "end_allocated"),
@@ -30,32 +30,32 @@ SMI = (
     "nvidia-smi counts the CUDA context and libraries beside what is reserved, and where those fill the device "
     "PyTorch gives its cache back sooner"
 )
-PARTS = {"nvidia-smi": SMI}  # of a metric: how it and memsim's part
+PARTS = {"nvidia-smi": SMI}  # words that a metric contains → how it and memsim's measure differ
 NEEDED = ("id", "framework", "parallelism", "hf_id_or_dims", "method", "metric", "value_gib_or_gb", "unit", "source")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A published row and what became of it."""
+    """A published row and its simulation, or the reason why it has none."""
 
     id: str
     source: str  # repository, without the files
     metric: str
     published: float | None  # bytes
     simulated: int | None  # bytes; None where it was not simulated
-    reason: str  # why not
-    differs: str = ""  # in what the code that was measured, or the measurement, and memsim's part
+    reason: str  # why it was not simulated
+    differs: str = ""  # how the measured code, or the measurement, and memsim's differ
 
     @property
     def error(self) -> float:
-        """Percent of the published figure; NaN where there is none."""
+        """Error in percent of the published figure; NaN where there is none."""
         if self.published is None or self.simulated is None:
             return float("nan")
         return 100 * (self.simulated - self.published) / self.published
 
 
 def load(path: Path) -> list[Mapping[str, Any]]:
-    """The rows of a JSON Lines file. Raises InputError, naming file, line and key."""
+    """Returns the rows of a JSON Lines file. Raises InputError, naming file, line and key."""
     rows: list[Mapping[str, Any]] = []
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -77,7 +77,7 @@ def load(path: Path) -> list[Mapping[str, Any]]:
 
 
 def source_of(row: Mapping[str, Any]) -> Source:
-    """Where the row comes from. Raises Unsupported with the reason why its job is no Run."""
+    """Returns the source of a row. Raises Unsupported with the reason why its job is not a Run."""
     parallelism = str(row["parallelism"])
     if not re.match(r"1 GPU\b", parallelism):
         raise Unsupported(
@@ -90,7 +90,7 @@ def source_of(row: Mapping[str, Any]) -> Source:
 
 
 def with_simulations(rows: list[Mapping[str, Any]], simulate: Callable[[Mapping[str, Any]], Curves]) -> list[Measured]:
-    """Every row with its simulation, or with the reason why it has none."""
+    """Returns every row with its simulation, or with the reason why it has none."""
     known: dict[str, Curves] = {}
     found = []
     for row in rows:
@@ -120,15 +120,15 @@ def with_simulations(rows: list[Mapping[str, Any]], simulate: Callable[[Mapping[
 
 
 def value_of(timeline: Curves, metric: str) -> int:
-    """What a metric of METRICS is of the Timeline, in bytes."""
+    """Returns the value of the Timeline for a metric of METRICS, in bytes."""
     if metric == "end_allocated":
         return timeline.steps_needed[-1].end_allocated
     return timeline.peak_allocated if metric == "peak_allocated" else timeline.peak_reserved
 
 
 def to_json(found: list[Measured]) -> dict[str, object]:
-    """Everything as plain data; sizes in bytes. The summary is of the rows whose code and measure are those that memsim
-    models.
+    """Returns everything as plain data, with sizes in bytes. The summary is of the rows whose code and measure are
+    those that memsim models.
     """
     errors = [abs(row.error) for row in found if row.simulated is not None and not row.differs]
     rows = [asdict(row) | {"error_percent": row.error if row.simulated is not None else None} for row in found]

@@ -1,4 +1,4 @@
-"""Simulated against recorded runs: the errors of the peaks, and whether every number of every step is equal."""
+"""Compares simulated with recorded runs: errors of the peaks, and every number of every step."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LAST_STEP = 1  # event sequences are compared to the end of the second step, fro
 
 @dataclass(frozen=True)
 class Peak:
-    """A peak, the largest over the steps that both sides finished, in bytes; None where no step was."""
+    """A peak, the largest over the steps that both sides finished, in bytes. None where no step was finished."""
 
     recorded: int | None
     simulated: int | None
 
     @property
     def exact(self) -> bool:
-        """Whether both are equal to the byte."""
+        """True if both are equal to the byte."""
         return self.recorded == self.simulated
 
     @property
@@ -44,7 +44,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class RanOut:
-    """Whether each side ran out of memory."""
+    """Says for each side if it ran out of memory."""
 
     recorded: bool
     simulated: bool | None  # None where the run is not supported
@@ -59,15 +59,15 @@ class Row:
     reason: str | None  # why it is not supported
     oom: RanOut
     peaks: Mapping[str, Peak] = field(default_factory=dict)  # by METRICS
-    steps_exact: bool | None = None  # every value of every step that both finished
+    steps_exact: bool | None = None  # every value of every step that both finished is equal
     difference: str | None = None  # the first value of a step that is not equal
     events_equal: bool | None = None  # None where they were not compared
     events_difference: str | None = None
     refused: bool = False  # not supported because the run itself is wrong, which is a failure
 
     def within(self, tolerance: float) -> bool:
-        """Whether both sides agree on out of memory, every peak is within so many percent, and events are equal where
-        they were compared.
+        """True if both sides agree on out of memory, every peak is within `tolerance` percent, and events are equal
+        where they were compared.
         """
         agree = self.oom.recorded == self.oom.simulated and self.events_equal is not False
         return (
@@ -77,7 +77,7 @@ class Row:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The row's keys, in bytes."""
+        """Returns the row's keys, in bytes."""
         data: dict[str, Any] = {
             "name": self.name,
             "supported": self.supported,
@@ -94,7 +94,7 @@ class Row:
 
 
 def files(folder: Path, pattern: str = "*") -> list[Path]:
-    """The recorded runs of a folder whose names match. Raises InputError where there is none."""
+    """Returns the recorded runs of a folder whose names match. Raises InputError where there is none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: is not a folder; give one with recorded runs (*.json)")
     found = sorted((path for path in folder.glob("*.json") if fnmatch(path.stem, pattern)), key=lambda path: path.stem)
@@ -104,7 +104,7 @@ def files(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def recorded(path: Path) -> dict[str, Any]:
-    """A recorded run's result. Raises InputError where the file is not one."""
+    """Returns a recorded run's result. Raises InputError where the file is not one."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -120,8 +120,8 @@ def recorded(path: Path) -> dict[str, Any]:
 
 
 def settings_beside(trace: Path) -> list[str]:
-    """Keys of the Run that the result beside a recording (.json beside .npz) decides, as --set takes them; none where
-    there is no such file.
+    """Returns keys of the Run that the result beside a recording (.json beside .npz) decides, as --set takes them.
+    Empty where there is no such file.
     """
     beside = trace.with_suffix(".json")
     device = recorded(beside).get("device") if beside.exists() else None
@@ -133,8 +133,8 @@ def settings_beside(trace: Path) -> list[str]:
 
 
 def run_of(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The Run that was recorded, with the model's config inline and the stack of its versions: a recording says what it
-    was made of, whatever the catalogue says today. Raises Unsupported.
+    """Returns the Run that was recorded, with the model's config inline and the stack of its versions. So it says what
+    the recording was made of, whatever the catalogue says today. Raises Unsupported.
     """
     inline = {"model": data["model_config"]} if data.get("model_config") else {}
     return {
@@ -147,20 +147,22 @@ def run_of(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def routing_key(device: object) -> dict[str, str]:
-    """The Run's key `routing` for a recording of this device: every value of the virtual GPU reads as zero, the counts
-    of tokens by expert too.
+    """Returns the Run's key `routing` for a recording of this device. Every value of the virtual GPU reads as zero,
+    even the counts of tokens by expert.
     """
     return {"routing": "zeros"} if device == VIRTUAL_GPU else {}
 
 
 def addresses_key(device: object) -> dict[str, str]:
-    """The Run's key `addresses` for a recording of this device: NVIDIA's real ones were recorded on Linux."""
+    """Returns the Run's key `addresses` for a recording of this device. NVIDIA's real devices were
+    recorded on Linux.
+    """
     return {"addresses": "linux"} if isinstance(device, str) and device.startswith("NVIDIA") else {}
 
 
 def stack_key(versions: object, run: Mapping[str, Any]) -> dict[str, str]:
-    """The Run's key `stack` for a recording with these versions: nothing for the default. Raises Unsupported where no
-    stack has them.
+    """Returns the Run's key `stack` for a recording with these versions: nothing for the default. Raises Unsupported
+    where no stack has them.
     """
     if not isinstance(versions, Mapping):
         return {}
@@ -177,10 +179,11 @@ def _versions(versions: Mapping[str, str]) -> str:
 
 
 def check(path: Path, simulate: Callable[[Mapping[str, Any], bool], Curves], events: bool = False) -> Row:
-    """Simulates the run of one recording and compares. With `events`, the event sequences of the .npz beside it too.
+    """Simulates the run of one recording and compares. With `events`, it also compares the event sequences of the .npz
+    beside it.
 
-    simulate: of a Run's keys, and of whether sets are gone through the other way round; where that is open, the order
-    that agrees counts.
+    simulate: takes a Run's keys, and a flag to go through sets the other way round. Where their order is open, the
+    order that agrees counts.
     """
     data = recorded(path)
     try:
@@ -213,7 +216,7 @@ def _row(path: Path, data: Mapping[str, Any], timeline: Curves, events: bool) ->
 
 
 def row_of(name: str, data: Mapping[str, Any], simulated: Mapping[str, Any]) -> Row:
-    """A recorded result against a simulated one of the same keys."""
+    """Compares a recorded result with a simulated one of the same keys."""
     pairs = list(zip(data["steps"], simulated["steps"], strict=False))
     peaks = {}
     for metric in METRICS:
@@ -235,7 +238,7 @@ def row_of(name: str, data: Mapping[str, Any], simulated: Mapping[str, Any]) -> 
 
 
 def _differences(data: Mapping[str, Any], simulated: Mapping[str, Any]) -> Iterator[str]:
-    """Every value of a step that is not equal, in words."""
+    """Yields every value of a step that is not equal, in words."""
     ours, theirs = simulated["steps"], data["steps"]
     if len(ours) != len(theirs):
         yield f"{len(theirs)} steps recorded, {len(ours)} simulated"
@@ -246,7 +249,7 @@ def _differences(data: Mapping[str, Any], simulated: Mapping[str, Any]) -> Itera
 
 
 def summarize(rows: list[Row], tolerance: float) -> dict[str, Any]:
-    """Counts and worst errors over the rows."""
+    """Returns counts and worst errors over the rows."""
     done = [row for row in rows if row.supported]
     worst: dict[str, dict[str, Any]] = {}
     for metric in METRICS:
@@ -274,5 +277,5 @@ def summarize(rows: list[Row], tolerance: float) -> dict[str, Any]:
 
 
 def passed(rows: list[Row], tolerance: float) -> bool:
-    """Whether something was compared and all of it is within the tolerance."""
+    """True if something was compared and all of it is within the tolerance."""
     return any(row.supported for row in rows) and all(row.within(tolerance) for row in rows)

@@ -1,6 +1,7 @@
-"""Allocator events in the recorder's words, of a simulation or of a recording, and where two of them first part.
+"""Allocator events in the recorder's words, of a simulation or of a recording, and the first place where two of them
+diverge.
 
-An ALLOC of the Tape is an `alloc`, after the driver's events that it caused, or an `oom`; a FREE is a `free_requested`
+An ALLOC of the Tape is an `alloc`, after the driver's events that it caused, or an `oom`. A FREE is a `free_requested`
 and a `free_completed`.
 """
 
@@ -21,7 +22,7 @@ DRIVER[DriverAction.SEGMENT_ALLOC] = recorder.SEGMENT_ALLOC
 DRIVER[DriverAction.SEGMENT_FREE] = recorder.SEGMENT_FREE
 DRIVER[DriverAction.SEGMENT_MAP] = recorder.SEGMENT_MAP
 DRIVER[DriverAction.SEGMENT_UNMAP] = recorder.SEGMENT_UNMAP
-UNIT = 512  # an `oom` is recorded with its bytes rounded up to this, an `alloc` with what was asked for
+UNIT = 512  # an `oom` is recorded with its bytes rounded up to this, an `alloc` with the bytes asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class EventSequence:
 
     action: NDArray[np.uint8]  # [n] index into ACTIONS
     bytes: NDArray[np.int64]  # [n] requested; rounded to 512 for oom; the driver's for segment_*
-    ordinal: NDArray[np.int64]  # [n] which alloc, counted from 0, this event makes or frees; -1 for others
+    ordinal: NDArray[np.int64]  # [n] number of the alloc, counted from 0, that this event makes or frees; -1 for others
     address: NDArray[np.int64]  # [n] of the block or segment; free device memory in bytes for oom
     phase: NDArray[np.int32]  # [n] index into phases
     phases: tuple[str, ...]
@@ -42,12 +43,12 @@ class EventSequence:
         return len(self.action)
 
     def describe(self, event: int) -> str:
-        """What an event does: "alloc #12", "segment_alloc"."""
+        """Returns what an event does: "alloc #12", "segment_alloc"."""
         number = int(self.ordinal[event])
         return ACTIONS[self.action[event]] + (f" #{number}" if number >= 0 else "")
 
     def place(self, event: int) -> str:
-        """Where it happens, as far as it is known: "1/forward layer 3 self_attn.q_proj"."""
+        """Returns where it happens, as far as that is known: "1/forward layer 3 self_attn.q_proj"."""
         words = [self.phases[self.phase[event]] if self.phases else ""]
         if self.layer[event] >= 0:
             words.append(f"layer {self.layer[event]}")
@@ -56,7 +57,7 @@ class EventSequence:
 
 
 def of_simulation(tape: Tape, answer: Answer) -> EventSequence:
-    """The events of a Tape and the answer to it, as far as it was answered."""
+    """Returns the events of a Tape and the answer to it, as far as it was answered."""
     n = answer.processed
     action, address = tape.action[:n], answer.address[:n]
     failed = (action == Action.ALLOC) & (address < 0)
@@ -104,7 +105,7 @@ def of_simulation(tape: Tape, answer: Answer) -> EventSequence:
 
 
 def of_recording(recording: Recording) -> EventSequence:
-    """The events of a recording. Raises InputError where it frees what it did not allocate."""
+    """Returns the events of a recording. Raises InputError where it frees memory that it did not allocate."""
     kept = recording.action != SNAPSHOT
     n = int(kept.sum())
     return EventSequence(
@@ -121,20 +122,22 @@ def of_recording(recording: Recording) -> EventSequence:
 
 
 def until_out_of_memory(events: EventSequence) -> EventSequence:
-    """The events up to and including the first `oom`: what a job does after it depends on who catches the exception."""
+    """Returns the events up to and including the first `oom`. What a job does after it depends on who catches the
+    exception.
+    """
     failed = np.flatnonzero(events.action == OOM)
     return head(events, int(failed[0]) + 1) if len(failed) else events
 
 
 def until_step(events: EventSequence, last: int) -> EventSequence:
-    """The events up to the end of step `last` (from 0)."""
+    """Returns the events up to the end of step `last` (from 0)."""
     later = np.array([_step(name) > last for name in events.phases], bool)
     after = np.flatnonzero(later[events.phase]) if len(events) else np.zeros(0, np.int64)
     return head(events, int(after[0])) if len(after) else events
 
 
 def head(events: EventSequence, count: int) -> EventSequence:
-    """The first `count` events."""
+    """Returns the first `count` events."""
     e = events
     return replace(
         e,
@@ -149,8 +152,8 @@ def head(events: EventSequence, count: int) -> EventSequence:
 
 
 def ordered_as(events: EventSequence, simulated: EventSequence) -> EventSequence:
-    """The events, with the frees that empty autocast's cache in the order in which the simulation has them, where they
-    are the same frees.
+    """Returns the events, with the frees that empty autocast's cache in the simulation's order, where they are the same
+    frees.
     """
     names = np.array([name == AUTOCAST_CACHE for name in simulated.operators], bool)
     n = min(len(events), len(simulated))
@@ -174,8 +177,8 @@ def ordered_as(events: EventSequence, simulated: EventSequence) -> EventSequence
 
 
 def named_as(events: EventSequence, simulated: EventSequence) -> EventSequence:
-    """The events, with the allocations of modules that run in the order of a set numbered as the simulation numbers
-    them, where they end alike.
+    """Returns the events, with the allocations of modules that run in the order of a set numbered as in the simulation,
+    where they end alike.
     """
     names = np.array([name.startswith(SET_ORDER) for name in simulated.operators], bool)
     n = min(len(events), len(simulated))
@@ -197,8 +200,8 @@ def named_as(events: EventSequence, simulated: EventSequence) -> EventSequence:
 
 
 def first_difference(a: EventSequence, b: EventSequence, addresses: bool = False) -> int | None:
-    """The first event whose action, bytes or alloc differ (with `addresses`, address too); None where the sequences are
-    equal.
+    """Returns the first event whose action, bytes or alloc differ (with `addresses`, address too). None where the
+    sequences are equal.
 
     Where one is a beginning of the other, it is the length of the shorter.
     """
@@ -217,6 +220,6 @@ def _step(phase: str) -> int:
 
 
 def _rank(sorted_values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[m] how many equal values precede each of some sorted ones."""
+    """[m] Number of equal values before each of some sorted ones."""
     positions = np.arange(len(sorted_values))
     return positions - np.searchsorted(sorted_values, sorted_values, side="left") if len(sorted_values) else positions

@@ -1,5 +1,5 @@
-"""What the sources of published figures ran, as Runs: the one whose code memsim models, and those for which the nearest
-run that it can simulate stands.
+"""The jobs that the sources of published figures ran, as Runs. One source's code is the one that memsim models; for the
+others the nearest run that it can simulate stands.
 
 A row that does not determine a Run raises Unsupported with the reason.
 """
@@ -15,11 +15,11 @@ from memsim.errors import Unsupported
 
 Row = Mapping[str, Any]
 
-# fms-acceleration's plugins, and who casts what QLoRA does not quantize: TRL's trainer; with the plugin nobody
-# (framework_plugin_bnb.py).
+# fms-acceleration's plugins, and who casts the parameters that QLoRA does not quantize: TRL's trainer; with the plugin
+# nobody (framework_plugin_bnb.py).
 PLUGINS = {"none": "peft", "baseline-peft-bnb": "trl", "accelerated-peft-bnb": "none"}
-# Hugging Face id → catalogue name, and fields that the measured code set. FlashAttention was given packed sequences: no
-# mask, no window to reach.
+# Hugging Face id → catalogue name, and fields that the measured code set. FlashAttention received packed sequences,
+# which have no mask and reach no window.
 MODELS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "mistralai/Mistral-7B-v0.1": ("mistral-7b", {"vocab_size": 32000, "sliding_window": None}),
     "meta-llama/Llama-2-7b-hf": ("llama2-7b", {}),
@@ -53,7 +53,7 @@ MODELS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "google-bert/bert-large-uncased": ("bert-large-uncased", {}),
     "tiiuae/falcon-7b": ("falcon-7b", {}),
 }
-# LitGPT's names of layers → Hugging Face's, by model_type where they are not Llama's
+# LitGPT's names of layers → Hugging Face's, by model_type where they are not Llama's.
 LLAMAS = {
     "query": "q_proj",
     "key": "k_proj",
@@ -78,8 +78,8 @@ LAYERS: Mapping[str, Mapping[str, str]] = {
         "head": "embed_out",
     },
 }
-# Qwen's first generation: (hidden size, layers, heads, inner size of an MLP's half, vocabulary), of its config.json;
-# the nearest code is Qwen2's
+# Qwen's first generation: (hidden size, layers, heads, inner size of an MLP's half, vocabulary), from its config.json.
+# The nearest code is Qwen2's.
 QWEN: Mapping[str, tuple[int, int, int, int, int]] = {
     "Qwen/Qwen-1_8B": (2048, 24, 16, 5504, 151936),
     "Qwen/Qwen-7B": (4096, 32, 32, 11008, 151936),
@@ -89,7 +89,9 @@ QWEN: Mapping[str, tuple[int, int, int, int, int]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A source of figures: how its rows' `source` begins, a row's Run, and in what its code and memsim's part."""
+    """A source of figures: the beginning of its rows' `source`, the Run of a row, and how its code and
+    memsim's differ.
+    """
 
     begins: str
     run: Callable[[Row], dict[str, Any]]
@@ -97,7 +99,7 @@ class Source:
 
 
 def model_of(row: Row) -> dict[str, Any]:
-    """The config fields of the row's model."""
+    """Returns the config fields of the row's model."""
     from memsim.catalog import models
 
     if row["hf_id_or_dims"] not in MODELS or MODELS[row["hf_id_or_dims"]][0] not in models():
@@ -107,20 +109,20 @@ def model_of(row: Row) -> dict[str, Any]:
 
 
 def batch_of(row: Row) -> dict[str, Any]:
-    """The row's batch; accumulation in a step, of which two micro-batches show all that more would."""
+    """Returns the row's batch. Of the micro-batches accumulated in a step, two show all that more would."""
     if not row["micro_batch"] or not row["seq_len"]:
         raise Unsupported("does not say the batch")
     return {"size": row["micro_batch"], "sequence": row["seq_len"], "accumulation": min(int(row["grad_accum"] or 1), 2)}
 
 
 def checkpointing_of(row: Row) -> str:
-    """The row's checkpointing."""
+    """Returns the row's checkpointing."""
     said = str(row["checkpointing"])
     return "none" if said in ("none", "None") else "full"
 
 
 def fms_acceleration(row: Row) -> dict[str, Any]:
-    """fms-hf-tuning's trainer around Hugging Face's code (stack hf-4.48)."""
+    """Returns the Run of fms-hf-tuning's trainer around Hugging Face's code (stack hf-4.48)."""
     framework = str(row["framework"])
     plugin = re.search(r"fms-acceleration \[([^\]]*)\]", framework)
     if plugin is None or plugin[1] not in PLUGINS:
@@ -132,7 +134,7 @@ def fms_acceleration(row: Row) -> dict[str, Any]:
         raise Unsupported("a version of transformers that is no stack of memsim's")
     method: dict[str, Any] = {"kind": "full"}
     if row["method"] != "full":
-        # which this model has none of
+        # this model has no c_attn
         named = [target for target in str(row["targets"]).split(",") if target != "c_attn"]
         method = {"kind": "qlora" if "QLoRA" in str(row["method"]) else "lora", "rank": row["rank"], "targets": named}
         if method["kind"] == "qlora":
@@ -151,7 +153,7 @@ def fms_acceleration(row: Row) -> dict[str, Any]:
 
 
 def litgpt(row: Row) -> dict[str, Any]:
-    """The same model, adapters and batch in Hugging Face's code."""
+    """Returns the Run with the same model, adapters and batch in Hugging Face's code."""
     model = model_of(row)
     names = LAYERS.get(str(model["model_type"]), LLAMAS)
     targets = dict.fromkeys(name for layer in str(row["targets"]).split(",") for name in names[layer].split(","))
@@ -170,8 +172,8 @@ def litgpt(row: Row) -> dict[str, Any]:
 
 
 def torchtune(row: Row) -> dict[str, Any]:
-    """full_finetune_single_device in Hugging Face's code; its rows with torch.compile and chunked losses are not
-    determined.
+    """Returns the Run of full_finetune_single_device in Hugging Face's code. Its rows with torch.compile and chunked
+    losses are not determined.
     """
     if "PagedAdamW, optimizer_in_bwd" not in str(row["optimizer"]):
         raise Unsupported("torch.compile, chunked cross entropy and activation offloading by streams")
@@ -180,8 +182,8 @@ def torchtune(row: Row) -> dict[str, Any]:
 
 
 def qwen(row: Row) -> dict[str, Any]:
-    """The same dimensions in Qwen2's code, with an adapter for each of query, key and value where Qwen has one for the
-    three.
+    """Returns the Run with the same dimensions in Qwen2's code, with an adapter for each of query, key and value where
+    Qwen has one for the three.
     """
     name = re.sub(r"-Chat$|-Chat-Int4$", "", str(row["hf_id_or_dims"]))
     if str(row["hf_id_or_dims"]).endswith("Int4"):
@@ -218,7 +220,7 @@ def qwen(row: Row) -> dict[str, Any]:
 
 
 def bert(row: Row) -> dict[str, Any]:
-    """The documentation's BERT for sequence classification, on today's stack."""
+    """Returns the Run of the documentation's BERT for sequence classification, on today's stack."""
     optimizers = {"AdamW": "adamw", "Adafactor": "adafactor", "bnb Adam8bit": "adam-8bit"}
     if row["optimizer"] not in optimizers:
         raise Unsupported("no training step: a model loaded and nothing else")

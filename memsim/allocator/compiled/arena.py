@@ -1,6 +1,6 @@
-"""The arena: one int64 array in which the compiled allocator keeps everything, and what each of its words is.
+"""The arena: one int64 array that holds all data of the compiled allocator, and the meaning of each of its words.
 
-A structure is a run of words; its name is the index of its first word, and 0 names nothing. So links between structures
+A structure is a run of words. Its name is the index of its first word, and 0 names nothing. So links between structures
 are plain integers, a function needs one argument, and a block's hot words share a cache line. In order, the arena holds
 
     state     settings and counters, the words below
@@ -22,7 +22,7 @@ SMALL_SIZE = 1 << 20  # the largest request of the small pool
 SMALL_SEGMENT = 2 << 20
 MIN_LARGE = 10 << 20  # from here on a request gets a segment of its own size
 ROUND_LARGE = 2 << 20
-PAGE = 2 << 20  # what the driver deals in
+PAGE = 2 << 20  # the driver's unit
 FIRST_ADDRESS = 0x700000000000
 ABOVE_CHUNKS = 0x300000000000  # linux_addresses.py counts down from here
 NEVER = 1 << 62
@@ -37,7 +37,7 @@ EXPANDABLE = 6  # 0 or 1
 LARGE_SEGMENT = 7
 RESERVATION = 8  # bytes of address space of an expandable segment, before rounding to pages
 REJECT = 9  # requests that would reserve more than this are refused without trying; NEVER
-# the order of free blocks of one size: TIE_ADDRESS, TIE_CREATION, or TIE_SEGMENT (and in a segment by address)
+# The order of free blocks of one size: TIE_ADDRESS, TIE_CREATION, or TIE_SEGMENT (and in a segment by address).
 TIE_RULE = 10
 DELAYED = 11  # 0: events complete at once; 1: with COMPLETE
 STREAMS = 12
@@ -47,9 +47,9 @@ COLD = 15
 KEEPS_SHORT = 17  # 1: a reservation too short for the request that made it stays
 FIRST_BLOCK = 18
 DEFERS = 19  # 1: some frees wait for a stream
-GIVEN = 16  # how many addresses the driver is told to hand out
+GIVEN = 16  # number of addresses that the driver must hand out first
 RANGES = 20  # index of the lists of linux_addresses.py; 0: addresses count up
-RANGE_ROOM = 21  # ranges that each has room for
+RANGE_ROOM = 21  # number of ranges that each list has room for
 HALTS = 22  # 1: stops once, ahead of the first request that the device may have no room for
 ROUNDING = 32  # 16 words: divisions for sizes in [1, 2) MiB, [2, 4) MiB …
 
@@ -63,19 +63,19 @@ RETRIES = 53
 OOMS = 54
 USED = 55  # bytes that the driver has given, in whole pages
 NEXT_ADDRESS = 56
-REGISTERED = 57  # segments, or with TIE_CREATION blocks, made so far
-PENDING = 58  # events that frees wait for
-CALLS = 59  # driver calls made
+REGISTERED = 57  # number of segments made so far, or with TIE_CREATION of blocks
+PENDING = 58  # number of events that frees wait for
+CALLS = 59  # number of driver calls made
 SEARCHES = 60  # and 61: the garbage collector's clocks of the small and the large pools
 SPARE = 62  # the first recycled block
 NEXT_BLOCK = 63
 NEXT_USE = 64
 REJECTED = 65  # 1 while a request is refused by REJECT
 GIVEN_USED = 66
-# the first request that failed: its event + 1, then bytes tried, device free, allocated, reserved, whether it was
-# rejected
+# The first request that failed: its event + 1, then bytes tried, device free, allocated, reserved, and 1 if it was
+# rejected.
 FAILED = 67
-HOLES, GAPS, CHUNKS = 74, 75, 76  # ranges in the lists of linux_addresses.py
+HOLES, GAPS, CHUNKS = 74, 75, 76  # number of ranges in the lists of linux_addresses.py
 LOWEST = 77  # the lowest address of any chunk
 STATE_WORDS = 128
 
@@ -95,7 +95,7 @@ QUEUE_WORDS = 4
 USE_STREAM, USE_NEXT, USE_BLOCK = 0, 1, 2
 USE_WORDS = 4
 
-# A block. In use or waiting, it is in no set, and the words of its links hold other things.
+# A block. While it is in use or waiting, it is in no set, and the words of its links hold other values.
 SIZE = 0
 ORDER = 1  # among blocks of one size
 ADDRESS = 2
@@ -106,7 +106,7 @@ NEXT = 6
 META = 7  # its pool's index × 8, and flags
 BLOCK_WORDS = 8
 ASKED = LEFT  # bytes requested, of a block in use
-USES = RIGHT  # of a block in use its uses on foreign streams; of one that waits the number of events
+USES = RIGHT  # of a block in use, its uses on foreign streams; of one that waits, the number of events
 BUSY, IS_UNMAPPED, IS_EXPANDABLE = 1, 2, 4
 FLAGS = 7
 
@@ -118,10 +118,11 @@ ARRAY = NDArray[np.int64]
 
 
 def blank(streams: int, uses: int, blocks: int, ranges: int = 0) -> ARRAY:
-    """An arena without settings, for so many streams, uses on foreign streams and blocks. Memory that is never touched
-    costs nothing.
+    """Returns an arena without settings, for these numbers of streams, uses on foreign streams and blocks. Memory that
+    is never touched costs nothing.
 
-    ranges: room for as many in each list of the driver's addresses, as Linux hands them out; 0: they count up.
+    ranges: the number of ranges that each list of the driver's addresses has room for, as Linux hands them out; 0:
+    addresses count up.
     """
     pools = STATE_WORDS
     queues = pools + 2 * streams * POOL_WORDS
@@ -139,7 +140,7 @@ def blank(streams: int, uses: int, blocks: int, ranges: int = 0) -> ARRAY:
 
 
 def copied(heap: ARRAY) -> ARRAY:
-    """The same arena once more; what was never touched is not."""
+    """Returns a copy of the arena. Memory that was never touched is not copied."""
     used, first, cold = int(heap[NEXT_BLOCK]), int(heap[FIRST_BLOCK]), int(heap[COLD])
     again = np.zeros_like(heap)
     again[:used] = heap[:used]

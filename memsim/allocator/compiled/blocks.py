@@ -1,4 +1,4 @@
-"""Blocks: made, recycled, freed and merged with their neighbours; the events that frees wait for."""
+"""Blocks, from making to recycling: free, merge with neighbours, and the events that frees wait for."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from memsim.allocator.compiled.free_sets import insert, remove
 
 @njit(cache=True)
 def new_block(heap, address, size, order, meta):
-    """A block without neighbours, in no set. Under TIE_CREATION its order is the next number instead."""
+    """Returns a new block without neighbours, in no set. Under TIE_CREATION its order is the next number instead."""
     block = heap[SPARE]
     if block != 0:
         heap[SPARE] = heap[block + NEXT]
@@ -68,7 +68,7 @@ def new_block(heap, address, size, order, meta):
 
 @njit(cache=True)
 def order_of_segment(heap, address):
-    """The order of the first block of a new segment, or reservation."""
+    """Returns the order of the first block of a new segment or reservation."""
     if heap[TIE_RULE] == TIE_SEGMENT:
         heap[REGISTERED] += 1
         return heap[REGISTERED] << OFFSET_BITS
@@ -77,7 +77,7 @@ def order_of_segment(heap, address):
 
 @njit(cache=True)
 def move(heap, block, distance):
-    """Makes a block, in no set, begin so many bytes later."""
+    """Makes a block, in no set, begin `distance` bytes later."""
     heap[block + ADDRESS] += distance
     if heap[TIE_RULE] != TIE_CREATION:
         heap[block + ORDER] += distance >> 9
@@ -85,7 +85,7 @@ def move(heap, block, distance):
 
 @njit(cache=True)
 def recycle(heap, block):
-    """Gives a block's words back, once it is in no set and nobody's neighbour."""
+    """Recycles the words of a block that is in no set, and no block's neighbour."""
     heap[block + NEXT] = heap[SPARE]
     heap[SPARE] = block
 
@@ -155,7 +155,7 @@ def _complete_free(heap, block):
 
 @njit(cache=True)
 def free(heap, block):
-    """The user's free: at once, or when every foreign stream that used the block has come so far."""
+    """Frees a block for its user: at once, or when every foreign stream that used the block has reached that point."""
     heap[ALLOCATED] -= heap[block + SIZE]
     use = heap[block + USES]
     if use == 0:
@@ -179,7 +179,7 @@ def free(heap, block):
 
 @njit(cache=True)
 def record_stream(heap, block, stream):
-    """The block is used on a stream (its rank); its own stream does not count, and a second time neither."""
+    """Notes that the block is used on a stream (its rank). Its own stream does not count, nor does a second use."""
     if ((heap[block + META] >> 3) - heap[POOLS]) // (2 * POOL_WORDS) == stream:
         return
     use = heap[block + USES]
@@ -196,7 +196,7 @@ def record_stream(heap, block, stream):
 
 @njit(cache=True)
 def complete(heap, stream):
-    """The events recorded so far on a stream (its rank) have completed."""
+    """Marks the events recorded so far on a stream (its rank) as completed."""
     queue = heap[QUEUES] + stream * QUEUE_WORDS
     heap[queue + QUEUE_READY] = heap[queue + QUEUE_TAIL] if heap[queue + QUEUE_HEAD] != 0 else 0
 

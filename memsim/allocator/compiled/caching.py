@@ -1,5 +1,5 @@
-"""PyTorch's CUDA caching allocator (c10/cuda/CUDACachingAllocator.cpp), compiled: a request after the other, in its
-order of steps.
+"""PyTorch's CUDA caching allocator (c10/cuda/CUDACachingAllocator.cpp), compiled. It serves one request after the
+other, with the original's order of steps.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ ALLOC, FREE, RECORD_STREAM, EMPTY_CACHE = (
     int(Action.RECORD_STREAM),
     int(Action.EMPTY_CACHE),
 )
-MAX_BYTES = 1 << 60  # no request and no segment is so large
+MAX_BYTES = 1 << 60  # every request and every segment is smaller
 
 
 @njit(cache=True)
 def rounded(heap, asked):
-    """The size of the block that a request of so many bytes looks for."""
+    """Bytes of the block that a request of `asked` bytes looks for."""
     if asked < UNIT:
         return UNIT
     log = 63 - leading_zeros(asked)
@@ -83,7 +83,7 @@ def rounded(heap, asked):
 
 @njit(cache=True)
 def segment_size(heap, size):
-    """The size of a segment for a block of `size` bytes."""
+    """Bytes of a segment for a block of `size` bytes."""
     if size <= SMALL_SIZE:
         return SMALL_SEGMENT
     if size < MIN_LARGE:
@@ -93,7 +93,7 @@ def segment_size(heap, size):
 
 @njit(cache=True)
 def _take_special(heap, pool, slot, size):
-    """As taking the best fit at a slot, where the setting says that not every block will do; 0 if this one does not."""
+    """Takes the best fit at a slot, where a setting rules some blocks out. Returns 0 if it rules this block out."""
     block = heap[slot]
     if heap[block + META] & IS_EXPANDABLE:
         block = prefer_fixed(heap, pool, block)
@@ -107,7 +107,9 @@ def _take_special(heap, pool, slot, size):
 
 @njit(cache=True)
 def _split(heap, pool, block, size):
-    """The first `size` bytes of a block that is in no set, as a block; the rest is free again."""
+    """Makes the first `size` bytes of a block that is in no set a block of their own, and returns it. The rest is free
+    again.
+    """
     meta = heap[block + META]
     head = new_block(heap, heap[block + ADDRESS], size, heap[block + ORDER], meta)
     put_before(heap, head, block)
@@ -146,7 +148,9 @@ def _fail(heap, event, segment):
 
 @njit(cache=True)
 def _has_room(heap, first_block, room):
-    """May an event release everything and allocate, without writing more driver calls than there is room for?"""
+    """True if an event may release everything and allocate without writing more driver calls than the
+    log has room for.
+    """
     return heap[CALLS] + 2 * (heap[NEXT_BLOCK] - first_block) // BLOCK_WORDS + 16 <= room
 
 
@@ -154,17 +158,20 @@ def _has_room(heap, first_block, room):
 def replay(
     arena, addresses, action, storage, nbytes, stream, ranks, block_of, rows, rare, log, start, stop, stop_at_oom
 ):
-    """Answers a Tape from event `start` to `stop`; returns the event that it would go on with: `stop`, or after a
-    failure, where the log is too short, or where the device may have no room and the arena's HALTS is 1, which it then
-    clears.
+    """Answers a Tape from event `start` to `stop`. Returns the event that it would go on with, which is `stop`, or an
+    earlier one:
+
+    - after a failure, if `stop_at_oom`;
+    - where the log is too short;
+    - where the device may have no room and the arena's HALTS is 1, which it then clears.
 
     arena: settings and state. addresses: for the driver to hand out first. action [n] uint8, storage, nbytes [n] int64,
     stream [n] uint64.
     ranks: the streams' handles in PyTorch's order, uint64. block_of [storages + 1]: zeros at first.
     rows: out, 6 of n: address, block, requested, allocated, reserved, segments.
-    rare: out, 3 of n, zeros at first: active, which stays zero where no free waits for a stream, for then it is as
-    allocated is; retries and ooms.
-    log: out, driver calls, CALL_WORDS each, as many as the arena's CALLS.
+    rare: out, 3 of n, zeros at first: active, retries and ooms. Active stays zero where no free waits for a stream, for
+    there it equals allocated.
+    log: out, driver calls, CALL_WORDS each; the arena's CALLS is their number.
     """
     n, room, streams = len(action), len(log) // CALL_WORDS, len(ranks)
     heap, given, calls, out, seldom = items(arena), items(addresses), items(log), items(rows), items(rare)
@@ -198,7 +205,7 @@ def replay(
                 if block == 0:
                     if not _has_room(heap, first_block, room):
                         if heap[GC_TARGET] >= 0:
-                            heap[SEARCHES + large] -= 1  # it will be asked again
+                            heap[SEARCHES + large] -= 1  # the event will ask again
                         return e
                     segment = segment_size(heap, size)
                     if heap[HALTS] and not has_margin(heap, segment):

@@ -1,8 +1,8 @@
-"""What the allocator asks of the driver: segments, address space, pages. The device is its own: no other tenant, no
+"""The allocator's requests to the driver: segments, address space, pages. The device is its own: no other tenant, no
 context.
 
 Addresses start at FIRST_ADDRESS and are never used again, unless the caller gives those of a recording, or asks for
-Linux' (linux_addresses.py).
+those of Linux (linux_addresses.py).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _note(heap, calls, event, action, address, size):
 
 @njit(cache=True)
 def new_address(heap, given, size):
-    """A range of addresses of whole pages."""
+    """Returns a range of addresses of whole pages."""
     if heap[GIVEN_USED] < heap[GIVEN]:
         address = given[heap[GIVEN_USED]]
         heap[GIVEN_USED] += 1
@@ -55,7 +55,7 @@ def new_address(heap, given, size):
 
 @njit(cache=True)
 def allocate_segment(heap, calls, given, event, size):
-    """The address of a new segment; 0 where the device has no room for it."""
+    """Returns the address of a new segment; 0 where the device has no room for it."""
     pages = (size + PAGE - 1) // PAGE * PAGE
     if heap[USED] + pages > heap[CAPACITY]:
         return 0
@@ -67,7 +67,7 @@ def allocate_segment(heap, calls, given, event, size):
 
 @njit(cache=True)
 def free_segment(heap, calls, event, address, size):
-    """Gives a segment back."""
+    """Returns a segment to the driver."""
     pages = (size + PAGE - 1) // PAGE * PAGE
     heap[USED] -= pages
     if heap[RANGES]:
@@ -77,9 +77,7 @@ def free_segment(heap, calls, event, address, size):
 
 @njit(cache=True)
 def map_pages(heap, calls, event, address, size):
-    """Puts memory behind a range of reserved addresses; False where the device has too little, and then
-    none is kept.
-    """
+    """Puts memory behind a range of reserved addresses. False where the device has too little; then none is kept."""
     if heap[USED] + size > heap[CAPACITY]:
         return False
     heap[USED] += size
@@ -89,6 +87,6 @@ def map_pages(heap, calls, event, address, size):
 
 @njit(cache=True)
 def unmap_pages(heap, calls, event, address, size):
-    """Takes the memory behind a range of reserved addresses away."""
+    """Takes away the memory behind a range of reserved addresses."""
     heap[USED] -= size
     _note(heap, calls, event, SEGMENT_UNMAP, address, size)

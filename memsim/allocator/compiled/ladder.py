@@ -1,5 +1,5 @@
-"""What the allocator does when no free block fits: garbage collection, the driver, giving cached memory back, and once
-more.
+"""The allocator's steps when no free block fits: garbage collection, the driver, the return of cached memory, and
+another try.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def _release(heap, calls, event, pool, block):
 
 @njit(cache=True)
 def _collect_garbage(heap, calls, event):
-    """Releases whole free segments of the large pools that were not used for long, oldest ages first by passes over the
-    mean age.
+    """Releases whole free segments of the large pools that were not used for long. Each pass releases those not younger
+    than the mean age.
     """
     goal = heap[RESERVED] - heap[GC_TARGET]
     clock = heap[SEARCHES + 1]
@@ -90,8 +90,8 @@ def _collect_garbage(heap, calls, event):
 
 @njit(cache=True)
 def _release_oversize(heap, calls, event, pool, size):
-    """With max_split_size: releases one free block that would do, or the largest ones until they would; True if that is
-    enough.
+    """With max_split_size, releases one free block that is large enough, or the largest ones until their sum is.
+    Returns True if that is enough.
     """
     most = heap[MAX_SPLIT]
     if most == NEVER:
@@ -123,8 +123,8 @@ def _release_oversize(heap, calls, event, pool, size):
 
 @njit(cache=True)
 def release_cached(heap, calls, event):
-    """Waits for all events and gives all that can be given back to the driver: empty_cache(), and the last rung but
-    one.
+    """Waits for all events, and returns to the driver all memory that can be returned. This is empty_cache(), and the
+    last step but one before a failure.
     """
     process_events(heap, True)
     for large in (1, 0):
@@ -144,7 +144,7 @@ def release_cached(heap, calls, event):
 
 @njit(cache=True)
 def _from_driver(heap, calls, given, event, pool, size, segment):
-    """A free block of a new segment, or of pages newly mapped, in no set; 0 if that fails."""
+    """Returns a free block, in no set, of a new segment or of newly mapped pages; 0 if that fails."""
     if heap[RESERVED] + segment > heap[LIMIT]:
         return 0
     if heap[RESERVED] + segment > heap[REJECT]:
@@ -161,7 +161,7 @@ def _from_driver(heap, calls, given, event, pool, size, segment):
 
 @njit(cache=True)
 def has_margin(heap, segment):
-    """Is there surely room for a segment of so many bytes, in whole pages, below every limit?"""
+    """True if there is certainly room for a segment of `segment` bytes, in whole pages, below every limit."""
     wanted = segment + 2 * PAGE
     within = heap[RESERVED] + wanted <= min(heap[LIMIT], heap[REJECT])
     return within and heap[USED] + wanted <= heap[CAPACITY]
@@ -169,8 +169,8 @@ def has_margin(heap, segment):
 
 @njit(cache=True)
 def obtain(heap, calls, given, event, pool, size, segment):
-    """A block of at least `size` bytes, in no set, when no free one fits; 0 if there is no memory. segment: bytes of a
-    segment for it.
+    """Returns a block of at least `size` bytes, in no set, when no free one fits; 0 if there is no memory. segment:
+    bytes of a segment for it.
     """
     heap[REJECTED] = 0
     if heap[GC_TARGET] >= 0:

@@ -1,1 +1,3 @@
-"""What families share: attention, masks, norms, losses, rotary embeddings, experts, and how a model is put together."""
+"""Code that families share: attention, masks, norms, losses, rotary embeddings, experts, and the
+assembly of a model.
+"""

@@ -1,4 +1,4 @@
-"""A decoder put together: the outer graph, the layer's graph, and the parameters in module order."""
+"""Assembles a decoder: the outer graph, the layer's graph, and the parameters in module order."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from memsim.models.common.layers import Layer
 from memsim.models.common.tied_head import head_parameters
 
 INPUTS = ("hidden_states", "cos", "sin", "position_ids", "attention_mask")
-# Keyword arguments of a decoder layer in the order of the call, as torch.utils.checkpoint lets go of them; a tuple goes
-# from its end.
+# Keyword arguments of a decoder layer in the order of the call, in which torch.utils.checkpoint releases them. A tuple
+# goes from its end.
 HOLD = ("attention_mask", "sin", "cos", "position_ids", "hidden_states")
-# positional ones: tensors in their order, then tuples
+# Positional arguments: tensors in their order, then tuples.
 HOLD_POSITIONAL = ("hidden_states", "attention_mask", "position_ids", "sin", "cos")
-HOLD_POSITIONS_FIRST = ("attention_mask", "position_ids", "sin", "cos", "hidden_states")  # of Mistral and Phi-3
+HOLD_POSITIONS_FIRST = ("attention_mask", "position_ids", "sin", "cos", "hidden_states")  # as in Mistral and Phi-3
 
 
 def assemble(
@@ -33,7 +33,7 @@ def assemble(
     layer_parameters: tuple[Parameter, ...],
     hold: tuple[str, ...] = HOLD,
 ) -> Model:
-    """The Model of a decoder whose layers are all alike."""
+    """Returns the Model of a decoder whose layers are all alike."""
     return assemble_kinds(config, settings, parts, ((layer, layer_parameters),), (0,) * config.num_hidden_layers, hold)
 
 
@@ -46,8 +46,8 @@ def assemble_kinds(
     hold: tuple[str, ...] = HOLD,
     reads: tuple[tuple[str, ...], ...] = (),
 ) -> Model:
-    """The Model of a decoder with several kinds of layers; `pattern` gives the kind of each layer, `reads` what each
-    kind reads, in the order of INPUTS.
+    """Returns the Model of a decoder with several kinds of layers. `pattern` gives the kind of each layer, `reads` the
+    names that each kind reads, in the order of INPUTS.
     """
     b = Builder("outer", settings.technique)
     ids = b.input_tensor("input_ids", (settings.batch, settings.sequence), "int64")
@@ -95,12 +95,12 @@ def assemble_kinds(
 def layer_graph(
     config: DecoderConfig, settings: Settings, layer: Layer, call: Operator, reads: tuple[str, ...]
 ) -> LayerGraph:
-    """The graph of a kind of layer, called with the inputs of the operator "layers"."""
+    """Returns the graph of a kind of layer, called with the inputs of the operator "layers"."""
     inner = Builder("decoder layer", settings.technique)
     names: tuple[str, ...] = call.attrs.get("names", INPUTS)  # type: ignore[assignment]
     arguments = layer_inputs(inner, call, names, reads)
     hidden_states, cos, sin, _, mask = reads
-    turn = arguments[cos]  # and sin, or complex numbers, which are both
+    turn = arguments[cos]  # also sin, where complex numbers are both
     hidden = layer(
         inner, config, settings, arguments[hidden_states], turn, arguments.get(sin, turn), arguments.get(mask)
     )
@@ -110,9 +110,9 @@ def layer_graph(
 def layer_inputs(
     b: Builder, call: Operator, names: Sequence[str], wanted: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """What the operator "layers" hands to a layer, by name (only those `wanted`).
+    """Returns the tensors that the operator "layers" hands to a layer, by name (only those `wanted`).
 
-    The hidden states are as every layer but the first gets them: from one that trains.
+    The hidden states are as every layer but the first gets them: from a layer that trains.
     """
     specs = dict(zip(names, call.inputs, strict=False))
     specs["hidden_states"] = replace(specs["hidden_states"], requires_grad=call.outputs[0].requires_grad, leaf=False)

@@ -26,8 +26,10 @@ def attention(
     p: float = 0.0,
     offset: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """q and k [B, H or K, S, D], v [B, K, S, D'] → [B, S, H, D'], and the attention weights where they exist. p:
-    probability of dropout; offset: elements ahead of v in its storage.
+    """Runs attention: q and k [B, H or K, S, D], v [B, K, S, D'] → [B, S, H, D'], and the attention weights where they
+    exist.
+
+    p: probability of dropout; offset: elements ahead of v in its storage.
     """
     with b.core(query, key, value, mask):
         if settings.attention == "eager":
@@ -50,7 +52,7 @@ def attend(
     name: str = "o_proj",
     offset: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """How every decoder's attention ends: attention, the heads joined, o_proj."""
+    """Runs the end of every decoder's attention: attention, the joining of heads, o_proj."""
     batch, heads, sequence, _ = query.shape
     dim = value.shape[-1]
     attn_output, attn_weights = attention(
@@ -62,7 +64,7 @@ def attend(
 
 
 def repeat_kv(b: Builder, settings: Settings, hidden_states: Tensor, groups: int) -> Tensor:
-    """[B, K, S, D] → [B, K·groups, S, D], a copy."""
+    """Runs repeat_kv: [B, K, S, D] → [B, K·groups, S, D], a copy."""
     batch, heads, sequence, dim = hidden_states.shape
     if groups == 1:
         return hidden_states
@@ -74,7 +76,7 @@ def repeat_kv(b: Builder, settings: Settings, hidden_states: Tensor, groups: int
 
 
 def lacks_wide_heads(sm: int) -> bool:
-    """Devices on which FlashAttention's backward has no kernel for heads of 193 to 224 (sdp_utils.cpp,
+    """True for devices on which FlashAttention's backward has no kernel for heads of 193 to 224 (sdp_utils.cpp,
     check_requires_grad_and_head_dim_gt192…).
     """
     return 86 <= sm <= 89 or sm in (120, 121)
@@ -92,8 +94,9 @@ def sdpa(
     offset: int = 0,
     causal: bool = True,
 ) -> Tensor:
-    """sdpa_attention_forward: grouped heads stay grouped where the kernel takes them. p: probability of dropout;
-    offset: as of attention; causal: where no mask says otherwise.
+    """Runs sdpa_attention_forward: grouped heads stay grouped where the kernel takes them.
+
+    p: probability of dropout; offset: as in `attention`; causal: where no mask says otherwise.
     """
     sequence, joined = query.shape[2], query.shape[1]
     repeats = settings.stack.sdpa_repeats_heads or mask is not None or query.shape[-1] > 256  # use_gqa_in_sdpa
@@ -133,9 +136,9 @@ def sdpa(
 def chosen(
     settings: Settings, dtype: str, dims: tuple[int, int], masked: bool, requires_grad: bool, offset: int = 0
 ) -> str:
-    """Which back end torch takes for heads of so many elements, in queries and keys and in values: "flash", "efficient"
-    or "math", the first that can (sdp_utils.cpp, select_sdp_backend). offset: elements ahead of the values in their
-    storage.
+    """Returns the back end that torch takes for heads of these sizes in elements (in queries and keys, in values):
+    "flash", "efficient" or "math", the first that can (sdp_utils.cpp, select_sdp_backend). offset: elements ahead of
+    the values in their storage.
     """
     sm, half = settings.sm, dtype in ("bf16", "fp16")
     dim, dim_v = dims
@@ -148,8 +151,8 @@ def chosen(
         and not (requires_grad and lacks_wide_heads(sm) and 192 < dim <= 224)
     ):
         return "flash"
-    # The memory-efficient kernels need rows aligned as their matrix products do (minimum_gemm_alignment), and know bf16
-    # from sm 80 on.
+    # The memory-efficient kernels need rows aligned as their matrix products do (minimum_gemm_alignment), and support
+    # bf16 from sm 80 on.
     alignment = 8 if half else 4 if sm >= 80 else 1
     aligned = not (dim % alignment or dim_v % alignment or (sm >= 80 and offset % alignment))
     return "efficient" if aligned and not (dtype == "bf16" and sm < 80) else "math"
@@ -158,7 +161,7 @@ def chosen(
 def masked_efficient(
     b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, p: float, causal: bool = True
 ) -> Tensor:
-    """The memory-efficient kernel, which reads numbers in rows that begin at multiples of 8 (attention.cpp,
+    """Runs the memory-efficient kernel, which reads numbers in rows that begin at multiples of 8 (attention.cpp,
     convert_boolean_attn_mask, preprocess_mask).
     """
     batch, heads, sequence, _ = query.shape
@@ -176,7 +179,7 @@ def masked_efficient(
 
 
 def padded_flash(b: Builder, query: Tensor, key: Tensor, value: Tensor, p: float, causal: bool = True) -> Tensor:
-    """FlashAttention of heads padded to a multiple of 8 elements (attention.cpp, pad_last_dim and
+    """Runs FlashAttention with heads padded to a multiple of 8 elements (attention.cpp, pad_last_dim and
     post_process_flash_output).
     """
     dim = query.shape[-1]
@@ -205,7 +208,7 @@ def eager(
     softcap: bool = False,
     p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """eager_attention_forward."""
+    """Runs eager_attention_forward."""
     key_states = repeat_kv(b, settings, key, groups)
     value_states = repeat_kv(b, settings, value, groups)
     attn_weights = b.op("mul_scalar", F.matmul(b, query, F.transpose(b, key_states, 2, 3)))

@@ -1,6 +1,7 @@
-"""What the decoders of transformers share: the model's forward around its layers, masks, rotary tables, head and loss.
+"""Code that the decoders of transformers share: the model's forward around its layers, masks, rotary tables, head and
+loss.
 
-Every function has the locals of the function in transformers that it stands for; the order in which they die is part of
+Every function has the locals of the function in transformers that it stands for. The order in which they die is part of
 the result.
 """
 
@@ -34,34 +35,34 @@ Rotary = Callable[[Builder, Settings, str, Tensor, int], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Parts:
-    """What families of decoders do differently around the layers."""
+    """The differences between families of decoders around the layers."""
 
     norm: Callable[[Builder, Tensor, str], Tensor]  # the final norm, by its name
     mask_arguments: bool = False  # the mask's arguments are a dict that lives as long as the model's forward
     scaled: bool = False  # embeddings and logits are multiplied by constants
     rotary_in_fp32: bool = False  # the rotary tables stay in fp32
-    unused_window: bool = False  # a mask of a window of nothing is made beside the one that layers read
+    unused_window: bool = False  # a mask of an empty window is made beside the one that layers read
     model: Model | None = None  # the model's forward, where it is not LlamaModel's
     embed: Embed | None = None  # the embeddings of the input, where they are not nn.Embedding's
-    embed_scale: bool = False  # and hold a scale
-    dropout: float = 0.0  # probability of the hidden states' dropout ahead of the layers,
+    embed_scale: bool = False  # embeddings hold a scale
+    dropout: float = 0.0  # probability of the dropout of hidden states ahead of the layers,
     drops_embeddings: bool = False  # whose result takes the embeddings' own name
     final: tuple[Parameter, ...] = ()  # parameters of the final norm, where it is not norm.weight
-    unweighted: bool = False  # it has no parameters
+    unweighted: bool = False  # the final norm has no parameters
     rotary_first: bool = False  # the rotary tables' module is ahead of the final norm
     head_bias: bool = False
-    told_positions: bool = True  # masks are made knowing the positions, which might be of packed sequences
+    told_positions: bool = True  # masks are made from the positions, which might be of packed sequences
     logits_scaled: bool = False  # the logits are multiplied by a constant
-    rotary_dim: int | None = None  # elements of a head that turn, where it is not all of them
-    rotary_by_type: tuple[str, ...] = ()  # the types of layers that have tables of their own, where they do
-    # how a frequency turns two elements: twice one after the other, "interleaved", or "once" where the tables are half
-    # as wide
+    rotary_dim: int | None = None  # number of elements of a head that turn, where it is not all of them
+    rotary_by_type: tuple[str, ...] = ()  # types of layers that have tables of their own, where they do
+    # How the tables repeat a frequency for the two elements that it turns: "cat", one half after the other,
+    # "interleaved", or "once" where the tables are half as wide.
     spread: str = "cat"
-    rotary: Rotary | None = None  # what makes the one rotary table, where it is not cos and sin
+    rotary: Rotary | None = None  # makes the one rotary table, where it is not cos and sin
 
 
 def embed_tokens(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, parts: Parts) -> Tensor:
-    """self.embed_tokens(input_ids)."""
+    """Runs self.embed_tokens(input_ids)."""
     if parts.embed:
         return parts.embed(b, config, settings, input_ids)
     weight = b.parameter("embed_tokens.weight", (config.vocab_size, config.hidden_size), settings.dtype, True)
@@ -71,7 +72,7 @@ def embed_tokens(b: Builder, config: DecoderConfig, settings: Settings, input_id
 def rotary_of(
     b: Builder, settings: Settings, parts: Parts, config: DecoderConfig, dtype: str, position_ids: Tensor
 ) -> tuple[Tensor, ...]:
-    """The rotary tables of the family."""
+    """Returns the rotary tables of the family."""
     dtype, dim = "fp32" if parts.rotary_in_fp32 else dtype, parts.rotary_dim or config.head_dim
     if parts.rotary is not None:
         return parts.rotary(b, settings, dtype, position_ids, dim)
@@ -81,7 +82,7 @@ def rotary_of(
 
 @module_call
 def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, parts: Parts) -> Tensor:
-    """LlamaModel.forward; returns last_hidden_state [B, S, H]."""
+    """Runs LlamaModel.forward. Returns last_hidden_state [B, S, H]."""
     inputs_embeds = embed_tokens(b, config, settings, input_ids, parts)
     if parts.scaled:
         inputs_embeds = b.op("mul_scalar", inputs_embeds)
@@ -104,7 +105,7 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
     )
     layer_outputs = hidden_states if settings.stack.layers_return_tuples else None  # noqa: F841
     hidden_states = parts.norm(b, hidden_states, "norm")
-    if settings.stack.takes_cache_position:  # which holds the positions, an argument after inputs_embeds
+    if settings.stack.takes_cache_position:  # it holds the positions, an argument after inputs_embeds
         del inputs_embeds
         del position_ids
         del mask
@@ -121,7 +122,7 @@ def decoder_model(b: Builder, config: DecoderConfig, settings: Settings, input_i
 def causal_lm(
     b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, labels: Tensor, parts: Parts
 ) -> Tensor:
-    """LlamaForCausalLM.forward with labels; returns the loss."""
+    """Runs LlamaForCausalLM.forward with labels. Returns the loss."""
     model = parts.model or decoder_model
     hidden_states = model(b, config, settings, input_ids, parts)
     head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"

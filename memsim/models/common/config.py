@@ -31,12 +31,12 @@ class DecoderConfig:
 
     @property
     def groups(self) -> int:
-        """Query heads for each key-value head."""
+        """Number of query heads for each key-value head."""
         return self.num_attention_heads // self.num_key_value_heads
 
 
 def integer(fields: Mapping[str, object], key: str, default: int | None = None) -> int:
-    """A positive integer field."""
+    """Returns a positive integer field. Raises InputError."""
     value = fields.get(key, default)
     if value is None:
         raise InputError(f"model: the config of a {fields.get('model_type')} needs {key}")
@@ -46,7 +46,7 @@ def integer(fields: Mapping[str, object], key: str, default: int | None = None) 
 
 
 def probability(fields: Mapping[str, object], key: str, default: float) -> float:
-    """A dropout's probability. Raises InputError."""
+    """Returns a dropout's probability. Raises InputError."""
     value = fields.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise InputError(f"model.{key}: {value!r} is not a probability from 0 to below 1")
@@ -54,8 +54,8 @@ def probability(fields: Mapping[str, object], key: str, default: float) -> float
 
 
 def check_heads_divide(config: DecoderConfig, asks: str) -> None:
-    """Raises InputError where the heads do not divide hidden_size, which the config class `asks` for whatever head_dim
-    is (validate_architecture).
+    """Raises InputError where the heads do not divide hidden_size, which the config class `asks` requires whatever
+    head_dim is (validate_architecture).
     """
     heads, hidden = config.num_attention_heads, config.hidden_size
     if hidden % heads:
@@ -66,7 +66,7 @@ def check_heads_divide(config: DecoderConfig, asks: str) -> None:
 
 
 def decoder_config(fields: Mapping[str, object], **defaults: object) -> DecoderConfig:
-    """Reads the fields; `defaults` are those of the family's config class in transformers."""
+    """Reads the fields. `defaults` are those of the family's config class in transformers. Raises InputError."""
     merged = {**defaults, **{k: v for k, v in fields.items() if v is not None}}
     hidden, heads = integer(merged, "hidden_size"), integer(merged, "num_attention_heads")
     kv = integer(merged, "num_key_value_heads", heads)

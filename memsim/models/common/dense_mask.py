@@ -1,4 +1,4 @@
-"""Causal masks as transformers made them before masking_utils: numbers, not booleans (transformers 4.48:
+"""Causal masks as transformers made them before masking_utils: numbers instead of booleans (transformers 4.48:
 models/llama/modeling_llama.py).
 
 Every function has the locals of the function in transformers that it stands for.
@@ -15,10 +15,10 @@ from memsim.models.common.config import DecoderConfig
 
 
 def dense_mask(b: Builder, config: DecoderConfig, settings: Settings, dtype: str) -> Tensor | None:
-    """_update_causal_mask: [B, 1, S, S + 1] in `dtype`, one that is expanded over the batch (a view); with padding the
+    """Runs _update_causal_mask: [B, 1, S, S + 1] in `dtype`, expanded over the batch (a view). With padding it is the
     batch's own, [B, 1, S, S].
 
-    Nothing for sdpa, which is told is_causal, unless the sequence reaches the window or is padded.
+    Returns None for sdpa, which gets is_causal, unless the sequence reaches the window or is padded.
     """
     sequence, window = settings.sequence, config.sliding_window
     inside = sequence == 1 or window is None or sequence < window
@@ -34,7 +34,9 @@ def dense_mask(b: Builder, config: DecoderConfig, settings: Settings, dtype: str
 
 
 def padded(b: Builder, config: DecoderConfig, settings: Settings, dtype: str, inside: bool) -> Tensor:
-    """The same with an attention mask of the batch. sdpa asks first whether it is all ones, where that would help."""
+    """Does the same with an attention mask of the batch. sdpa asks first whether it is all ones, where
+    that would help.
+    """
     batch, sequence = settings.batch, settings.sequence
     if settings.attention == "sdpa" and inside:  # AttentionMaskConverter._ignore_causal_mask_sdpa
         every = b.op("all", F.create(b, "attention_mask.eq", (batch, sequence), "bool"))
@@ -72,7 +74,7 @@ def fill_padding(b: Builder, causal_mask: Tensor, others: list[Tensor]) -> None:
 
 
 def plain_mask(b: Builder, settings: Settings, dtype: str) -> Tensor:
-    """Gemma2Model._update_causal_mask, which makes a mask for sdpa as well: [B, 1, S, S]."""
+    """Runs Gemma2Model._update_causal_mask, which makes a mask for sdpa as well: [B, 1, S, S]."""
     batch, sequence = settings.batch, settings.sequence
     whole = (batch, 1, sequence, sequence)
     with b.module("causal_mask"), b.no_grad():
@@ -85,12 +87,12 @@ def plain_mask(b: Builder, settings: Settings, dtype: str) -> Tensor:
         return b.op("expand", mask, shape=whole)
 
 
-WINDOWED = ("mistral", "phi3")  # the families whose mask knows of windows
+WINDOWED = ("mistral", "phi3")  # families whose mask supports windows
 
 
 def square(b: Builder, config: DecoderConfig, shape: tuple[int, int], dtype: str) -> list[Tensor]:
-    """_prepare_4d_causal_attention_mask_with_cache_position without a mask of the batch: [1, 1, *shape], and the
-    function's other locals.
+    """Runs _prepare_4d_causal_attention_mask_with_cache_position without a mask of the batch. Returns [1, 1, *shape],
+    and the function's other locals.
     """
     return (
         windowed(b, shape, dtype, config.sliding_window)
@@ -100,7 +102,7 @@ def square(b: Builder, config: DecoderConfig, shape: tuple[int, int], dtype: str
 
 
 def triangular(b: Builder, shape: tuple[int, int], dtype: str) -> Tensor:
-    """LlamaModel's."""
+    """Runs LlamaModel's version."""
     causal_mask = F.create(b, "full", shape, dtype)
     if shape[0] != 1:
         causal_mask, before = F.create(b, "triu", shape, dtype), causal_mask
@@ -111,7 +113,7 @@ def triangular(b: Builder, shape: tuple[int, int], dtype: str) -> Tensor:
 
 
 def windowed(b: Builder, shape: tuple[int, int], dtype: str, window: int | None) -> list[Tensor]:
-    """MistralModel's, with diagonal_attend_mask and sliding_attend_mask."""
+    """Runs MistralModel's version, with diagonal_attend_mask and sliding_attend_mask."""
     causal_mask = F.create(b, "full", shape, dtype)
     masks = [after(b, shape)]
     if window is not None:
@@ -124,7 +126,7 @@ def windowed(b: Builder, shape: tuple[int, int], dtype: str, window: int | None)
 
 
 def after(b: Builder, shape: tuple[int, int]) -> Tensor:
-    """torch.arange(target_length) > cache_position.reshape(-1, 1): [S, width]."""
+    """Runs torch.arange(target_length) > cache_position.reshape(-1, 1): [S, width]."""
     positions = F.create(b, "arange", (shape[1],), "int64")
     result = F.create(b, "compare", shape, "bool")
     del positions

@@ -1,5 +1,5 @@
 """Rotary frequencies that depend on the length: LongRoPE (Ding et al. 2024, arXiv:2402.13753) and dynamic NTK scaling,
-as transformers does them (modeling_rope_utils.dynamic_rope_update, _compute_longrope_parameters).
+as transformers computes them (modeling_rope_utils.dynamic_rope_update, _compute_longrope_parameters).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from memsim.models.common.config import DecoderConfig
 
 
 def rope_type(config: DecoderConfig) -> str:
-    """The kind of rotary embedding that the config asks for."""
+    """Returns the kind of rotary embedding that the config requires."""
     for key in ("rope_scaling", "rope_parameters"):
         rope = config.fields.get(key)
         if isinstance(rope, Mapping):
@@ -25,8 +25,8 @@ def rope_type(config: DecoderConfig) -> str:
 
 
 def update(b: Builder, config: DecoderConfig, settings: Settings, position_ids: Tensor, dim: int) -> None:
-    """What the forward of the rotary embedding does first, for heads of which `dim` elements turn.
-    Raises Unsupported.
+    """Runs the first part of the rotary embedding's forward, for heads of which `dim` elements turn. Raises
+    Unsupported.
     """
     kind = rope_type(config)
     if kind == "longrope":
@@ -43,7 +43,7 @@ def update(b: Builder, config: DecoderConfig, settings: Settings, position_ids: 
 
 @module_call
 def dynamic_frequency_update(b: Builder, position_ids: Tensor) -> None:
-    """Asks whether the last position is beyond what the frequencies are for; here it is not."""
+    """Asks whether the last position is beyond the range of the frequencies, which it is not here."""
     with b.module("rotary_emb"), b.no_grad(), b.no_autocast():
         seq_len = b.op("add_scalar", b.op("reduce_all", position_ids, label="position_ids.max"))
         for question in ("seq_len > max_seq_len_cached", "seq_len < original_max_seq_len"):
@@ -54,7 +54,7 @@ def dynamic_frequency_update(b: Builder, position_ids: Tensor) -> None:
 
 @module_call
 def longrope_frequency_update(b: Builder, position_ids: Tensor, dim: int) -> None:
-    """Takes the long or the short frequencies, [D / 2], by the last position; the long ones are made when it first
+    """Takes the long or the short frequencies, [D / 2], by the last position. The long ones are made when it first
     runs, and kept.
     """
     with b.module("rotary_emb"), b.no_grad(), b.no_autocast():
@@ -69,7 +69,7 @@ def longrope_frequency_update(b: Builder, position_ids: Tensor, dim: int) -> Non
 
 @module_call
 def long_frequencies(b: Builder, dim: int) -> Tensor:
-    """_compute_longrope_parameters on the device."""
+    """Runs _compute_longrope_parameters on the device."""
     shape = (dim // 2,)
 
     def once(label: str, shape: tuple[int, ...], dtype: str = "fp32") -> Tensor:

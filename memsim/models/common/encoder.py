@@ -1,5 +1,5 @@
-"""What encoders share: attention that looks both ways, its mask, LayerNorm models' activations, and
-heads of classes.
+"""Code that encoders share: attention that looks both ways, its mask, activations of LayerNorm models, and heads of
+classes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from memsim.models.common.flash_attention import flash_attention_forward
 
 @module_call
 def act(b: Builder, x: Tensor, name: str) -> Tensor:
-    """ACT2FN[name](x), of a name that `activation_of` gave."""
+    """Runs ACT2FN[name](x), for a name that `activation_of` gave."""
     return new_gelu(b, x) if name == "gelu_new" else b.op(name, x)
 
 
 def activation_of(fields: Mapping[str, object], key: str, default: str) -> str:
-    """The operator of an activation's name. Raises Unsupported."""
+    """Returns the operator of an activation's name. Raises Unsupported."""
     name = str(fields.get(key) or default)
     if name not in UNGATED:
         raise Unsupported(f"model.{key}: {name} is not supported yet; {', '.join(UNGATED)} are")
@@ -34,7 +34,9 @@ def activation_of(fields: Mapping[str, object], key: str, default: str) -> str:
 
 
 def classes_of(fields: Mapping[str, object]) -> int:
-    """num_labels of a config: as many as id2label has, or the two that transformers gives a model that does not say."""
+    """Returns num_labels of a config: the length of id2label, or the two that transformers gives a model that does not
+    say. Raises Unsupported.
+    """
     labels = fields.get("id2label")
     number = fields.get("num_labels") or (len(labels) if isinstance(labels, Mapping) else 2)
     if not isinstance(number, int) or isinstance(number, bool) or number < 2:
@@ -57,8 +59,8 @@ def attend(
     p: float,
     in_fp32: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """attention_interface of an encoder: [B, H, S, D] → [B, S, H, D], and the weights where they exist.
-    p: of dropout.
+    """Runs attention_interface of an encoder: [B, H, S, D] → [B, S, H, D], and the weights where they exist. p:
+    probability of dropout.
     """
     with b.core(query, key, value, mask):
         if settings.attention == "eager":
@@ -71,7 +73,7 @@ def attend(
 def eager(
     b: Builder, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float, in_fp32: bool
 ) -> tuple[Tensor, Tensor]:
-    """eager_attention_forward of BERT, and of ViT, whose softmax is in fp32."""
+    """Runs eager_attention_forward of BERT, and of ViT, whose softmax is in fp32."""
     attn_weights = b.op("mul_scalar", F.matmul(b, query, F.transpose(b, key, 2, 3)))
     if mask is not None:
         attn_weights = b.op("add", attn_weights, mask)
@@ -85,8 +87,8 @@ def eager(
 
 
 def bidirectional_mask(b: Builder, settings: Settings, dtype: str, queries: int, keys: int) -> Tensor | None:
-    """masking_utils.create_bidirectional_mask: nothing where nothing is padded, else [B, 1, Q, K], bool, or of `dtype`
-    for eager; [B, K] for FlashAttention.
+    """Runs masking_utils.create_bidirectional_mask. Returns None where nothing is padded, otherwise [B, 1, Q, K], bool,
+    or of `dtype` for eager; [B, K] for FlashAttention.
     """
     if not settings.padded:
         return None
@@ -115,7 +117,7 @@ def _padded(b: Builder, settings: Settings, dtype: str, queries: int, keys: int)
 
 
 def _boolean(b: Builder, settings: Settings, attention_mask: Tensor, queries: int, keys: int) -> Tensor:
-    """masking_utils.sdpa_mask, once `padding_mask.all()` has said no."""
+    """Runs masking_utils.sdpa_mask, once `padding_mask.all()` is false."""
     b.op("all", attention_mask)
     batch = settings.batch
     batch_arange = F.create(b, "batch_arange", (batch,), "int64")
@@ -145,7 +147,7 @@ def _boolean(b: Builder, settings: Settings, attention_mask: Tensor, queries: in
 
 
 def linear_parameters(name: str, out: int, inputs: int, dtype: str, bias: bool = True) -> list[Parameter]:
-    """Of an nn.Linear."""
+    """Returns the parameters of an nn.Linear."""
     rows = [Parameter(f"{name}.weight", (out, inputs), dtype, module="linear")]
     return [*rows, Parameter(f"{name}.bias", (out,), dtype, module="linear")] if bias else rows
 

@@ -14,7 +14,7 @@ from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 
 HALF = ("bf16", "fp16")
-# model types whose recordings with it are reproduced
+# Model types whose recordings with flash_attention_2 are reproduced.
 HELD = frozenset(
     {
         "bert",
@@ -67,8 +67,10 @@ def flash_attention_forward(
     p: float = 0.0,
     told_positions: bool = True,
 ) -> Tensor:
-    """q [B, H, S, D], k [B, K, S, D], v [B, K, S, D'], a mask [B, S] where there is padding → [B, S, H, D']. p:
-    probability of dropout; told_positions: whether the layer hands on the positions, which might be of packed
+    """Runs flash_attention_forward: q [B, H, S, D], k [B, K, S, D], v [B, K, S, D'], a mask [B, S] where there is
+    padding → [B, S, H, D'].
+
+    p: probability of dropout; told_positions: true if the layer hands on the positions, which might be of packed
     sequences.
     """
     query = F.transpose(b, query, 1, 2)
@@ -93,7 +95,7 @@ def flash_attention_forward(
 
 
 def check_supported(settings: Settings, dtype: str, dim: int) -> None:
-    """Raises InputError for what flash-attn refuses (flash_api.cpp, mha_fwd)."""
+    """Raises InputError for settings that flash-attn refuses (flash_api.cpp, mha_fwd)."""
     if settings.sm < 80:
         raise InputError(
             f"attention: flash_attention_2 does not run on sm {settings.sm} (FlashAttention only supports Ampere GPUs "
@@ -160,7 +162,7 @@ def _flash_attention_forward(
 
 
 def is_packed_sequence(b: Builder, settings: Settings) -> None:
-    """_is_packed_sequence, for positions that turn out not to be packed."""
+    """Runs _is_packed_sequence, for positions that turn out not to be packed."""
     sequence = settings.sequence
     if settings.batch != 1 or sequence == 1:
         return
@@ -178,13 +180,15 @@ def is_packed_sequence(b: Builder, settings: Settings) -> None:
         packed = b.op("cast", total, dtype="bool", label="bool")
         del total
         del increasing_position_sequences
-        del packed  # which is returned
+        del packed  # the result that is returned
 
 
 def _upad_input(
     b: Builder, settings: Settings, query_layer: Tensor, key_layer: Tensor, value_layer: Tensor, attention_mask: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Queries, keys and values [T, H, D] without the padding; where sequences begin among them; where they were."""
+    """Returns queries, keys and values [T, H, D] without the padding, the places where sequences begin among them, and
+    the places where tokens were.
+    """
     with b.no_grad():
         indices_k, cu_seqlens_k = _get_unpad_data(b, settings, attention_mask)
     key_layer = _index_first_axis(b, key_layer, indices_k)
@@ -211,27 +215,31 @@ def _index_first_axis(b: Builder, tensor: Tensor, indices: Tensor) -> Tensor:
 
 
 def flash_attn_func(b: Builder, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
-    """FlashAttnFunc.apply: [B, S, H, D]."""
+    """Runs FlashAttnFunc.apply: [B, S, H, D]."""
     return _apply(b, "flash_attn", (q, k, v), _padded_heads(b, q, k, v), p=p)
 
 
 def flash_attn_varlen_func(
     b: Builder, settings: Settings, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, p: float
 ) -> Tensor:
-    """FlashAttnVarlenFunc.apply: [T, H, D]."""
+    """Runs FlashAttnVarlenFunc.apply: [T, H, D]."""
     attrs = {"p": p, "longest": settings.real_tokens, "sequences": settings.batch}
     return _apply(b, "flash_attn_varlen", (q, k, v, cu_seqlens), _padded_heads(b, q, k, v), **attrs)
 
 
 def _padded_heads(b: Builder, *heads: Tensor) -> list[Tensor]:
-    """The same padded to a multiple of 8 elements, where they are none."""
+    """Returns the tensors with heads padded to a multiple of 8 elements. Returns an empty list where they are a
+    multiple.
+    """
     dim = heads[0].shape[-1]
     with b.no_grad():
         return [b.op("pad", x, to=-(-dim // 8) * 8) for x in heads] if dim % 8 else []
 
 
 def _apply(b: Builder, kind: str, inputs: tuple[Tensor, ...], padded: list[Tensor], **attrs: object) -> Tensor:
-    """The function's locals die in their order: padded heads, then what the kernel returns beside its result."""
+    """Runs a function of flash-attn. Its locals die in their order: padded heads, then the kernel's outputs beside its
+    result.
+    """
     out, *hidden = b.run(kind, *inputs, *padded, **attrs)
     while padded:
         padded.pop(0)

@@ -1,8 +1,8 @@
 """Routers that choose groups of experts before experts: DeepseekV3TopkRouter, which Glm4MoeTopkRouter is too, and
 DeepseekV2TopkRouter.
 
-What chooses is no function of the loss, so its autograd graph dies with its tensors: those operators are `dead`, and
-what their nodes hold until then is held by names here.
+The loss is not a function of the choice, so the autograd graph of the choice dies with its tensors. Those operators are
+`dead`. Names here hold the tensors that their nodes hold until then.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from memsim.framework.tensor import Tensor
 
 @dataclass(frozen=True)
 class Routing:
-    """How many experts and groups there are, how many of each a token takes, and whether the weights are divided by
-    their sum.
+    """The numbers of experts and groups, the numbers of each that a token takes, and a flag for weights that are
+    divided by their sum.
     """
 
     experts: int
@@ -27,14 +27,14 @@ class Routing:
     groups: int = 1
     top_groups: int = 1
     normalized: bool = False
-    limited: bool = True  # to groups
+    limited: bool = True  # the choice is limited to groups
 
 
 def gate(
     b: Builder, settings: Settings, hidden_states: Tensor, routing: Routing, bias_dtype: str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [T, E], weights and indices of the chosen experts [T, k]. bias_dtype: of the buffer that corrects the
-    choice; None is DeepSeek-V2's router.
+    """Returns logits [T, E], weights and indices of the chosen experts [T, k]. bias_dtype: dtype of the buffer that
+    corrects the choice; None for DeepSeek-V2's router.
     """
     name = ".".join([*b.path, "gate.weight"])
     b.parameter(name, (routing.experts, hidden_states.shape[-1]), settings.dtype, True)
@@ -46,7 +46,7 @@ def gate(
 
 
 def logits_of(b: Builder, hidden_states: Tensor, name: str) -> Tensor:
-    """F.linear(hidden_states.type(torch.float32), self.weight.type(torch.float32))."""
+    """Runs F.linear(hidden_states.type(torch.float32), self.weight.type(torch.float32))."""
     hidden_states = b.op(
         "view", hidden_states, shape=(hidden_states.spec.elements // hidden_states.shape[-1], hidden_states.shape[-1])
     )
@@ -57,7 +57,7 @@ def logits_of(b: Builder, hidden_states: Tensor, name: str) -> Tensor:
 def sigmoid_router(
     b: Builder, hidden_states: Tensor, name: str, bias: Tensor, routing: Routing
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """DeepseekV3TopkRouter.forward."""
+    """Runs DeepseekV3TopkRouter.forward."""
     router_logits = logits_of(b, hidden_states, name)
     scores = b.op("sigmoid", router_logits)
     scores_for_choice = b.op("add", scores, bias, dead=True)
@@ -89,7 +89,7 @@ def sigmoid_router(
 
 @module_call
 def softmax_router(b: Builder, hidden_states: Tensor, name: str, routing: Routing) -> tuple[Tensor, Tensor, Tensor]:
-    """DeepseekV2TopkRouter.forward."""
+    """Runs DeepseekV2TopkRouter.forward."""
     router_logits = logits_of(b, hidden_states, name)
     scores = F.softmax(b, router_logits, "fp32")
     if not routing.limited:
@@ -112,13 +112,13 @@ def softmax_router(b: Builder, hidden_states: Tensor, name: str, routing: Routin
 
 
 def grouped(b: Builder, scores: Tensor, routing: Routing) -> Tensor:
-    """scores.view(-1, groups, experts in a group)."""
+    """Runs scores.view(-1, groups, experts in a group)."""
     return b.op("view", scores, shape=(scores.shape[0], routing.groups, routing.experts // routing.groups), dead=True)
 
 
 def mask_of_groups(b: Builder, group_scores: Tensor, routing: Routing) -> tuple[Tensor, Tensor, Tensor]:
-    """The chosen groups [T, k], a mask of groups [T, G], and that of their experts [T, E], in the dtype
-    of the scores.
+    """Returns the chosen groups [T, k], a mask of groups [T, G], and that of their experts [T, E], in the dtype of the
+    scores.
     """
     tokens, groups = group_scores.shape
     group_idx = indices(b, group_scores, routing.top_groups)
@@ -130,14 +130,14 @@ def mask_of_groups(b: Builder, group_scores: Tensor, routing: Routing) -> tuple[
 
 
 def indices(b: Builder, scores: Tensor, k: int) -> Tensor:
-    """torch.topk(scores, k, sorted=False)[1]."""
+    """Runs torch.topk(scores, k, sorted=False)[1]."""
     values, chosen = b.run("topk", scores, k=k, dead=True)
     del values
     return chosen
 
 
 def inverse(b: Builder, mask: Tensor) -> Tensor:
-    """~mask.bool()."""
+    """Runs ~mask.bool()."""
     true = b.op("cast", mask, dtype="bool")
     result = F.create(b, "bitwise_not", mask.shape, "bool")
     del true

@@ -1,8 +1,8 @@
 """Multi-head latent attention of DeepSeek-V2 and V3 (transformers/models/{deepseek_v2,deepseek_v3}/modeling_*.py,
 DeepseekV3Attention).
 
-Keys and values come out of one small latent a token, and keys end in a part that turns and that all heads share. Keys
-are wider than values, so that few of torch's kernels take them.
+Keys and values come out of one small latent for each token. Keys end in a part that turns and that all heads share.
+Keys are wider than values, so few of torch's kernels take them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from memsim.models.common.rotary import apply_rotary_pos_emb
 
 @dataclass(frozen=True)
 class Latent:
-    """Sizes, in elements: of the latents, and of a head's parts."""
+    """Sizes, in elements: of the latents, and of the parts of a head."""
 
     q_rank: int | None
     kv_rank: int
@@ -34,12 +34,12 @@ class Latent:
 
     @property
     def qk(self) -> int:
-        """Of a query and a key."""
+        """Size of a query and a key, in elements."""
         return self.nope + self.rope
 
 
 def latent_of(config: DecoderConfig) -> Latent:
-    """The sizes that the config's fields give."""
+    """Returns the sizes that the config's fields give. Raises InputError."""
     fields = config.fields
     return Latent(
         q_rank=integer(fields, "q_lora_rank") if fields.get("q_lora_rank") is not None else None,
@@ -51,7 +51,7 @@ def latent_of(config: DecoderConfig) -> Latent:
 
 
 def queries(b: Builder, config: DecoderConfig, settings: Settings, hidden_states: Tensor) -> Tensor:
-    """The projections of the queries: [B, S, H·D]."""
+    """Runs the projections of the queries: [B, S, H·D]."""
     sizes, dtype = latent_of(config), settings.dtype
     width = config.num_attention_heads * sizes.qk
     if sizes.q_rank is None:
@@ -73,8 +73,8 @@ def queries(b: Builder, config: DecoderConfig, settings: Settings, hidden_states
 def expand_kv(
     b: Builder, config: DecoderConfig, settings: Settings, kv_nope: Tensor, k_rot: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """DeepseekV3Attention.expand_kv: the latent [B, 1, S, rank] and the shared part of the keys [B, 1, S, R] → keys and
-    values, [B, H, S, D].
+    """Runs DeepseekV3Attention.expand_kv: the latent [B, 1, S, rank] and the shared part of the keys [B, 1, S, R] →
+    keys and values, [B, H, S, D].
     """
     sizes, heads = latent_of(config), config.num_attention_heads
     batch_size, _, seq_length, _ = kv_nope.shape
@@ -99,7 +99,7 @@ def expand_kv(
 def apply_rotary_pos_emb_interleave(
     b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The turn of neighbouring pairs: q [B, H, S, R], k [B, 1, S, R], cos and sin [1, S, R]."""
+    """Turns neighbouring pairs: q [B, H, S, R], k [B, 1, S, R], cos and sin [1, S, R]."""
     half = cos.shape[-1] // 2
     cos = b.op("view", b.op("slice", cos, length=half), shape=(cos.shape[0], 1, *cos.shape[1:-1], half))
     sin = b.op("view", b.op("slice", sin, length=half), shape=(sin.shape[0], 1, *sin.shape[1:-1], half))
@@ -113,7 +113,7 @@ def apply_rotary_pos_emb_interleave(
 
 
 def turned(b: Builder, x1: Tensor, x2: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1); a list goes from its end."""
+    """Runs torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1). The list goes from its end."""
     first = b.op("sub", b.op("mul", x1, cos), b.op("mul", x2, sin))
     second = b.op("add", b.op("mul", x2, cos), b.op("mul", x1, sin))
     both = b.op("cat", first, second)
@@ -123,7 +123,7 @@ def turned(b: Builder, x1: Tensor, x2: Tensor, cos: Tensor, sin: Tensor) -> Tens
 
 
 def apply_rotary_emb(b: Builder, xq: Tensor, xk: Tensor, freqs_cis: Tensor) -> tuple[Tensor, Tensor]:
-    """The same turn as a product of complex numbers: xq [B, H, S, R], xk [B, 1, S, R], freqs_cis [1, S, R / 2]."""
+    """Does the same turn as a product of complex numbers: xq [B, H, S, R], xk [B, 1, S, R], freqs_cis [1, S, R / 2]."""
 
     def as_complex(x: Tensor) -> Tensor:
         return b.op("view_as_complex", F.reshape(b, F.to(b, x, "fp32"), *x.shape[:-1], x.shape[-1] // 2, 2))
@@ -149,7 +149,7 @@ def self_attention(
     sin: Tensor,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """DeepseekV3Attention.forward; the weights that it returns live in the layer's `_`."""
+    """Runs DeepseekV3Attention.forward. The weights that it returns live in the layer's `_`."""
     with b.module("self_attn"):
         batch, sequence, _ = hidden_states.shape
         sizes, heads = latent_of(config), config.num_attention_heads
@@ -182,7 +182,7 @@ def complex_self_attention(
     _: Tensor,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """DeepseekV2Attention.forward: the same, turned by complex numbers."""
+    """Runs DeepseekV2Attention.forward: the same, turned by complex numbers."""
     with b.module("self_attn"):
         batch, sequence = hidden_states.shape[:2]
         sizes, heads = latent_of(config), config.num_attention_heads
@@ -206,7 +206,7 @@ def complex_self_attention(
 
 
 def attention_parameters(config: DecoderConfig, dtype: str) -> list[Parameter]:
-    """Of DeepseekV3Attention, in module order."""
+    """Returns the parameters of DeepseekV3Attention, in module order."""
     sizes, heads, hidden = latent_of(config), config.num_attention_heads, config.hidden_size
     bias = config.attention_bias
 

@@ -15,12 +15,14 @@ Layer = Callable[[Builder, DecoderConfig, Settings, Tensor, Tensor, Tensor, Tens
 SelfAttention = Callable[
     [Builder, DecoderConfig, Settings, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]
 ]
-Norm = Callable[[Builder, Tensor, str, str], Tensor]  # of a tensor, with its name and the weights' dtype
+Norm = Callable[[Builder, Tensor, str, str], Tensor]  # takes a tensor, the norm's name and the weights' dtype
 Mlp = Callable[[Builder, DecoderConfig, Settings, Tensor], Tensor]
 
 
 def pre_norm(self_attention: SelfAttention, mlp: Mlp, norm: Norm = rms_norm) -> Layer:
-    """A layer with a norm ahead of attention and ahead of the MLP, as LlamaDecoderLayer and Phi3DecoderLayer."""
+    """Returns a layer with a norm ahead of attention and ahead of the MLP, as LlamaDecoderLayer and Phi3DecoderLayer
+    are.
+    """
 
     @module_call
     def layer(

@@ -10,7 +10,7 @@ from memsim.framework.tensor import Tensor
 
 
 def causal_lm_loss(b: Builder, settings: Settings, logits: Tensor, labels: Tensor) -> Tensor:
-    """loss_utils.ForCausalLMLoss: fp32 logits, labels shifted by padding."""
+    """Runs loss_utils.ForCausalLMLoss: fp32 logits, labels shifted by padding."""
     batch, sequence, vocabulary = logits.shape
     logits = F.to(b, logits, "fp32")
     if settings.stack.loss_slices_logits:
@@ -26,7 +26,7 @@ def causal_lm_loss(b: Builder, settings: Settings, logits: Tensor, labels: Tenso
 
 
 def shifted(b: Builder, settings: Settings, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """logits[..., :-1, :].contiguous() and labels[..., 1:].contiguous()."""
+    """Runs logits[..., :-1, :].contiguous() and labels[..., 1:].contiguous()."""
     length = logits.shape[1] - 1
     shift_logits = F.contiguous(b, F.index(b, settings, b.op("slice", logits, dim=1, length=length), 2))
     shift_labels = F.contiguous(b, b.op("slice", labels, length=length))
@@ -34,7 +34,7 @@ def shifted(b: Builder, settings: Settings, logits: Tensor, labels: Tensor) -> t
 
 
 def cross_entropy(b: Builder, source: Tensor, target: Tensor) -> Tensor:
-    """F.cross_entropy, whose softmax stays in the dtype of the logits under autocast, too
+    """Runs F.cross_entropy. Its softmax stays in the dtype of the logits, under autocast too
     (at::native::cross_entropy_loss gives it the dtype).
     """
     return b.op("nll_loss", b.op("log_softmax", source, dtype=source.dtype), target)

@@ -10,7 +10,9 @@ from memsim.framework.tensor import Tensor
 
 
 def find_packed_sequence_indices(b: Builder, position_ids: Tensor) -> None:
-    """masking_utils.find_packed_sequence_indices, for positions that turn out not to be packed. position_ids [B, S]."""
+    """Runs masking_utils.find_packed_sequence_indices, for positions that turn out not to be packed. position_ids [B,
+    S].
+    """
     batch, sequence = position_ids.shape
     first_dummy_value = F.create(b, "first_dummy_value", (batch, 1), "int64")
     with_first = F.create(b, "diff.cat", (batch, sequence + 1), "int64")
@@ -29,11 +31,11 @@ def find_packed_sequence_indices(b: Builder, position_ids: Tensor) -> None:
 def causal_mask(
     b: Builder, settings: Settings, dtype: str, position_ids: Tensor | None, window: int | None = None
 ) -> Tensor | None:
-    """masking_utils.create_causal_mask, or create_sliding_window_causal_mask with a `window` in tokens; it may not be
-    told the positions.
+    """Runs masking_utils.create_causal_mask, or create_sliding_window_causal_mask with a `window` in tokens. The
+    positions may be None.
 
-    Nothing for sdpa, which is told is_causal, unless the sequence reaches the window or is padded; [B, 1, S, S] in the
-    model's dtype for eager.
+    Returns None for sdpa, which gets is_causal, unless the sequence reaches the window or is padded. Returns [B, 1, S,
+    S] in the model's dtype for eager.
     """
     sequence = settings.sequence
     with b.module("causal_mask"), b.no_grad():
@@ -55,7 +57,7 @@ def causal_mask(
 
 @module_call
 def padded_mask(b: Builder, settings: Settings, dtype: str, window: int | None) -> Tensor:
-    """The same with an attention mask [B, S] of the batch, which is asked whether it is all ones, unless that would not
+    """Does the same with an attention mask [B, S] of the batch. sdpa asks whether it is all ones, unless that would not
     help.
     """
     attention_mask = F.create(b, "attention_mask.bool", (settings.batch, settings.sequence), "bool")
@@ -75,7 +77,7 @@ def padded_mask(b: Builder, settings: Settings, dtype: str, window: int | None) 
 
 @module_call
 def fast_all(b: Builder, tensor: Tensor) -> None:
-    """masking_utils.fast_all: tensor.sum() == tensor.numel()."""
+    """Runs masking_utils.fast_all: tensor.sum() == tensor.numel()."""
     total = b.op("count_true", tensor)
     every = F.create(b, "all", (), "bool")
     del total
@@ -83,7 +85,7 @@ def fast_all(b: Builder, tensor: Tensor) -> None:
 
 
 def eager_mask(b: Builder, settings: Settings, dtype: str, window: int | None, padding: Tensor | None = None) -> Tensor:
-    """masking_utils.eager_mask: the boolean mask of sdpa_mask, turned into zeros and the dtype's minimum."""
+    """Runs masking_utils.eager_mask: the boolean mask of sdpa_mask, turned into zeros and the dtype's minimum."""
     mask = boolean_mask(b, settings, window, padding)
     zero = F.create(b, "zeros", (), dtype)
     minimum = F.create(b, "minimum", (), dtype)
@@ -95,8 +97,8 @@ def eager_mask(b: Builder, settings: Settings, dtype: str, window: int | None, p
 
 
 def boolean_mask(b: Builder, settings: Settings, window: int | None, padding: Tensor | None = None) -> Tensor:
-    """masking_utils.sdpa_mask without vmap: comparisons of broadcast indices, expanded over the batch (a view); with
-    `padding` [B, S] it is the batch's.
+    """Runs masking_utils.sdpa_mask without vmap: comparisons of broadcast indices, expanded over the batch (a view).
+    With `padding` [B, S] the mask is the batch's.
     """
     sequence = settings.sequence
     batch_arange = F.create(b, "batch_arange", (settings.batch,), "int64")
@@ -119,8 +121,8 @@ def boolean_mask(b: Builder, settings: Settings, window: int | None, padding: Te
 
 
 def and_padding(b: Builder, settings: Settings, window: int | None) -> Tensor:
-    """and_masks of a causal mask and padding_mask_function, which indexes the attention mask by batch and key: [B, 1,
-    S, S].
+    """Runs and_masks of a causal mask and padding_mask_function, which indexes the attention mask by batch and key: [B,
+    1, S, S].
     """
     batch, sequence = settings.batch, settings.sequence
     result = F.create(b, "new_ones", (), "bool")
@@ -128,7 +130,7 @@ def and_padding(b: Builder, settings: Settings, window: int | None) -> Tensor:
     result, before = F.create(b, "and", (1, 1, sequence, sequence), "bool"), result
     del causal
     del before
-    # Indices are broadcast to each other, and copied where that is no view of what they were
+    # Indices are broadcast to each other, and copied where that is not a view of the original
     # (ATen/native/TensorAdvancedIndexing.cpp).
     batch_index = F.create(b, "batch_index", (batch, 1, 1, sequence), "int64") if sequence > 1 else None
     key_index = F.create(b, "key_index", (batch, 1, 1, sequence), "int64") if batch > 1 else None
@@ -142,7 +144,7 @@ def and_padding(b: Builder, settings: Settings, window: int | None) -> Tensor:
 
 
 def windowed_mask(b: Builder, sequence: int) -> Tensor:
-    """and_masks of sliding_window_overlay and causal_mask_function, one after the other."""
+    """Runs and_masks of sliding_window_overlay and causal_mask_function, one after the other."""
     square = (1, 1, sequence, sequence)
     result = F.create(b, "new_ones", (), "bool")
     shifted = F.create(b, "q_minus_window", (1, 1, sequence, 1), "int64")

@@ -1,4 +1,4 @@
-"""Attention where no fused kernel will do: PyTorch composes it of operators
+"""Attention where no fused kernel can run. PyTorch composes it of operators
 (aten/src/ATen/native/transformers/attention.cpp, _scaled_dot_product_attention_math), in fp32, with the scores and
 their softmax whole in memory.
 """
@@ -21,10 +21,10 @@ def math_attention(
     p: float = 0.0,
     watched: bool = False,
 ) -> Tensor:
-    """q [B, H, S, D], k and v [B, K, S, D], mask [B or 1, 1, S, S], bool or of the dtype of q → [B, H, S, D]. p:
-    probability of dropout.
+    """Runs attention: q [B, H, S, D], k and v [B, K, S, D], mask [B or 1, 1, S, S], bool or of the dtype of q → [B, H,
+    S, D]. p: probability of dropout.
 
-    watched: a TorchDispatchMode is on, as in a selective checkpoint, under which it adds the mask into a new tensor
+    watched: a TorchDispatchMode is on, as in a selective checkpoint. Then the mask is added into a new tensor
     (areAnyTensorSubclassLike).
 
     Autocast casts the arguments and then stays out. Locals die in C++'s order, the last declared first.
@@ -51,7 +51,7 @@ def math_attention(
         attn = b.op("safe_softmax", attn)
         if p:
             attn = b.op("dropout", attn, p=p)
-        # which sdpa does not return
+        # sdpa does not return these
         weights = attn if attn.dtype == origin else b.op("cast", attn, dtype=origin, dead=True)
         result = F.to(b, F.matmul(b, attn, value_expanded), origin)
         del attn

@@ -12,12 +12,12 @@ from memsim.models.common.config import DecoderConfig
 
 @module_call
 def mlp_of(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: str, bias: bool = False) -> Tensor:
-    """LlamaMLP.forward, of a module with this name and inner size."""
+    """Runs LlamaMLP.forward, of a module with this name and inner size."""
     return mlp_forward(b, x, name, inner, dtype, act, bias)
 
 
 def mlp_forward(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: str, bias: bool) -> Tensor:
-    """The forward of both."""
+    """Runs the forward that Llama's gated feed-forward modules share."""
     with b.module(name):
         product = b.op(
             "mul",
@@ -29,7 +29,7 @@ def mlp_forward(b: Builder, x: Tensor, name: str, inner: int, dtype: str, act: s
 
 
 def activation(config: DecoderConfig) -> str:
-    """The operator of hidden_act."""
+    """Returns the operator of hidden_act."""
     return ACTIVATIONS[config.hidden_act]
 
 

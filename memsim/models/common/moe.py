@@ -1,5 +1,5 @@
-"""Mixtures of experts as transformers executes them: `grouped_mm` of integrations/moe.py, which is what it takes where
-nothing else is asked for.
+"""Mixtures of experts as transformers executes them: `grouped_mm` of integrations/moe.py, which it takes where no other
+implementation is requested.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from memsim.framework.frames import release_in_slot_order
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 
-Gate = Callable[[Builder, Tensor], Tensor]  # of gate_up_proj's result [S, 2·I] → [S, I]
+Gate = Callable[[Builder, Tensor], Tensor]  # takes the result of gate_up_proj [S, 2·I] and returns [S, I]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How experts are stored, and what they do between their products (use_experts_implementation)."""
+    """How experts are stored, and the gate between their products (use_experts_implementation)."""
 
     gate: Gate
-    transposed: bool = False  # weights are [E, in, out], not [E, out, in]
+    transposed: bool = False  # weights are [E, in, out] instead of [E, out, in]
     bias: bool = False
 
 
 def router(
     b: Builder, settings: Settings, hidden_states: Tensor, experts: int, top_k: int, normalized: bool, lowered: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """MixtralTopKRouter, and Qwen3MoeTopKRouter with `lowered`: logits [T, E], weights and indices of the chosen
-    experts [T, k].
+    """Runs MixtralTopKRouter, and Qwen3MoeTopKRouter with `lowered`. Returns logits [T, E], weights and indices of the
+    chosen experts [T, k].
 
     `normalized`: the weights are divided by their sum. `lowered`: they are cast to the dtype of the logits.
     """
@@ -44,7 +44,7 @@ def router(
 def router_forward(
     b: Builder, hidden_states: Tensor, weight: Tensor, top_k: int, normalized: bool, lowered: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The forward of both; `weight` is read first."""
+    """Runs the forward of both routers. `weight` is read first."""
     hidden_states = b.op("view", hidden_states, shape=hidden_states.shape)
     router_logits = b.op("linear", hidden_states, weight)
     router_probs = F.softmax(b, router_logits, "fp32") if lowered else b.op("softmax", F.to(b, router_logits, "fp32"))
@@ -66,8 +66,8 @@ def experts_call(
     inner: int,
     act: str,
 ) -> Tensor:
-    """MixtralExperts and its like, with weights gate_up_proj [E, 2·I, H] and down_proj [E, H, I]: hidden_states [T, H]
-    → [T, H].
+    """Runs MixtralExperts and similar modules, with weights gate_up_proj [E, 2·I, H] and down_proj [E, H, I]:
+    hidden_states [T, H] → [T, H].
     """
     return experts_of(
         b,
@@ -91,7 +91,7 @@ def experts_of(
     inner: int,
     layout: Layout,
 ) -> Tensor:
-    """An experts' module with any layout of its weights."""
+    """Runs a module of experts with any layout of its weights."""
     hidden, dtype = hidden_states.shape[-1], settings.dtype
     gate_up_proj, down_proj = (".".join([*b.path, "experts", name]) for name in ("gate_up_proj", "down_proj"))
     check_alignment(settings, hidden, inner)
@@ -117,7 +117,7 @@ def grouped_mm_experts_forward(
     names: tuple[str, str],
     layout: Layout,
 ) -> Tensor:
-    """grouped_mm_experts_forward; `names` are the paths of the two weights."""
+    """Runs grouped_mm_experts_forward. `names` are the paths of the two weights."""
     tokens, hidden_dim = hidden_states.shape
     num_top_k = top_k_index.shape[-1]
     rows = tokens * num_top_k
@@ -155,7 +155,7 @@ def grouped_mm_experts_forward(
 
 
 def apply_gate(b: Builder, gate_up_out: Tensor, act: str) -> Tensor:
-    """_default_apply_gate."""
+    """Runs _default_apply_gate."""
     gate, up = b.run("chunk", gate_up_out, parts=2)
     return b.op("mul", b.op(act, gate), up)
 
@@ -170,7 +170,7 @@ def grouped_linear(
     top_k: int,
     transposed: bool,
 ) -> Tensor:
-    """_grouped_linear: x in the weights' dtype, whatever autocast says."""
+    """Runs _grouped_linear: x in the weights' dtype, whatever autocast says."""
     experts_hit = hit(settings.routing, weight.shape[0], top_k, x.shape[0])
     attrs = {
         "experts_hit": experts_hit,
@@ -182,10 +182,10 @@ def grouped_linear(
 
 
 def hit(routing: str | float, experts: int, top_k: int, rows: int) -> int:
-    """How many experts have a row, of so many rows in all.
+    """Number of experts that receive a token. `rows` counts the choices of all tokens, top_k for each.
 
-    `balanced`: every one, as long as there are rows; a number: so, but that the busiest has that many times its share;
-    `worst`: all tokens choose the same top_k; `zeros`: none, which is what a device whose memory reads as zero counts.
+    `balanced`: every expert, as long as there are rows. `2.0`: the same, but the busiest gets twice the average.
+    `worst`: all tokens choose the same top_k. `zeros`: none, as counted by a device whose memory reads as zero.
     """
     if routing == "zeros":
         return 0
@@ -196,7 +196,7 @@ def hit(routing: str | float, experts: int, top_k: int, rows: int) -> int:
 
 
 def check_alignment(settings: Settings, *sizes: int) -> None:
-    """Raises Unsupported where torch's grouped product refuses the weights: rows of them that are no multiple of 16
+    """Raises Unsupported where torch's grouped product refuses the weights, as their rows are not multiples of 16
     bytes.
     """
     multiple = 4 if settings.dtype == "fp32" else 8

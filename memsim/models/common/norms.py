@@ -1,4 +1,4 @@
-"""Norms: RMSNorm and LayerNorm, and the parameters of the latter."""
+"""RMSNorm and LayerNorm, and the parameters of the latter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rms_norm(b: Builder, hidden_states: Tensor, name: str, dtype: str) -> Tensor
 
 @module_call
 def layer_norm(b: Builder, x: Tensor, name: str, dtype: str) -> Tensor:
-    """nn.LayerNorm(x)."""
+    """Runs nn.LayerNorm(x)."""
     with b.module(name):
         path = ".".join(b.path)
         weight, bias = (b.parameter(f"{path}.{kind}", (x.shape[-1],), dtype, True) for kind in ("weight", "bias"))
@@ -32,7 +32,7 @@ def layer_norm(b: Builder, x: Tensor, name: str, dtype: str) -> Tensor:
 
 
 def norm_parameters(name: str, size: int, dtype: str) -> tuple[Parameter, Parameter]:
-    """Of an nn.LayerNorm."""
+    """Returns the parameters of an nn.LayerNorm."""
     return Parameter(f"{name}.weight", (size,), dtype, module="norm"), Parameter(
         f"{name}.bias", (size,), dtype, module="norm"
     )
@@ -40,7 +40,7 @@ def norm_parameters(name: str, size: int, dtype: str) -> tuple[Parameter, Parame
 
 @module_call
 def dropout_add(b: Builder, x: Tensor, residual: Tensor, p: float) -> Tensor:
-    """dropout_add of Falcon and Bloom: the residual and what dropout left of x."""
+    """Runs dropout_add of Falcon and Bloom: the residual plus x after dropout."""
     out = dropout(b, x, p)
     out = b.op("add", residual, out, label="residual")
     return out

@@ -1,4 +1,4 @@
-"""What decoders with Llama's config fields refuse."""
+"""Refusals of decoders with Llama's config fields."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from memsim.models.common.dynamic_rope import rope_type
 def check_supported(
     config: DecoderConfig, acts: Collection[str] | None = None, dropout: bool = False, ropes: Collection[str] = ()
 ) -> None:
-    """Raises Unsupported for config fields that change what executes in ways that are not modelled; `dropout` of
-    attention may be, and these `ropes` beside those that never change.
+    """Raises Unsupported for config fields that change what executes in ways that are not modelled. `dropout` allows
+    that of attention. `ropes` are allowed beside the kinds that never change.
     """
     acts = ACTIVATIONS if acts is None else acts
     if config.hidden_act not in acts:

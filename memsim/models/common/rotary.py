@@ -1,5 +1,5 @@
-"""Rotary position embeddings as transformers' files apply them: whole heads or the first part of each, halves or
-neighbours turning together.
+"""Rotary position embeddings as transformers' files apply them: to whole heads or the first part of each, with halves
+or neighbours turning together.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ def rotate_half(b: Builder, x: Tensor) -> Tensor:
 
 
 def rotate_neighbours(b: Builder, x: Tensor) -> Tensor:
-    """Rotates the hidden dims of the input, of which neighbours are a pair."""
+    """Rotates the hidden dims of the input, in pairs of neighbours."""
     x1 = b.op("slice", x, length=x.shape[-1] // 2, step=2)
     x2 = b.op("slice", x, length=x.shape[-1] // 2, step=2)
     return b.op("view", b.op("stack", b.op("neg", x2), x1), shape=x.shape)
 
 
 def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """q [B, H, S, D], k [B, K, S, D], cos and sin [1, S, D]."""
+    """Turns q [B, H, S, D] and k [B, K, S, D] by cos and sin [1, S, D]."""
     cos = b.op("view", cos, shape=(cos.shape[0], 1, *cos.shape[1:]))
     sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
     q_embed = b.op("add", b.op("mul", q, cos), b.op("mul", rotate_half(b, q), sin))
@@ -37,8 +37,8 @@ def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Ten
 def apply_partial_rotary_pos_emb(
     b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, neighbours: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """q [B, H, S, D], k [B, K, S, D], cos and sin [1, S, R]: the first R of a head's dimensions turn, by halves or, as
-    GLM's, by neighbours.
+    """Turns q [B, H, S, D] and k [B, K, S, D] by cos and sin [1, S, R]. The first R of a head's dimensions turn, by
+    halves or, as GLM's, by neighbours.
     """
     cos = b.op("view", cos, shape=(cos.shape[0], 1, *cos.shape[1:]))
     sin = b.op("view", sin, shape=(sin.shape[0], 1, *sin.shape[1:]))
@@ -57,7 +57,7 @@ def apply_partial_rotary_pos_emb(
 
 
 def part(b: Builder, x: Tensor, length: int) -> Tensor:
-    """x[..., :length]: an alias where that is all of it."""
+    """Runs x[..., :length]: an alias where that is all of x."""
     return b.op("view", x, shape=x.shape) if length == x.shape[-1] else b.op("slice", x, length=length)
 
 

@@ -20,8 +20,8 @@ def rotary_embedding(
     buffer: str = "",
     spread: str = "cat",
 ) -> tuple[Tensor, Tensor]:
-    """LlamaRotaryEmbedding.forward: cos and sin of [1, S, D] in `dtype`. buffer: the frequencies' name, where it is not
-    the usual one; spread: of Parts.
+    """Runs LlamaRotaryEmbedding.forward. Returns cos and sin, [1, S, D] in `dtype`. buffer: the frequencies' name,
+    where it is not the usual one; spread: as in Parts.
     """
     with b.module(SET_ORDER if buffer else "rotary_emb"), b.no_grad(), b.no_autocast():
         inv_freq = b.parameter(buffer or "rotary_emb.inv_freq", (head_dim // 2,), "fp32", False)
@@ -44,7 +44,7 @@ def rotary_embedding(
 def rotary_tables(
     b: Builder, settings: Settings, dtype: str, position_ids: Tensor, inv_freq: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """LlamaRotaryEmbedding.forward where the angles are a matrix product."""
+    """Runs LlamaRotaryEmbedding.forward where the angles are a matrix product."""
     position_ids_expanded = b.op("cast", b.op("view", position_ids, shape=(1, *position_ids.shape)), dtype="fp32")
     freqs = F.transpose(
         b, b.op("matmul", b.op("view", inv_freq, shape=(1, *inv_freq.shape, 1)), position_ids_expanded), 1, 2

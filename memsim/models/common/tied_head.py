@@ -1,4 +1,4 @@
-"""A language model whose head is a matrix without bias, the embedding's own where they are tied."""
+"""A language model whose head is a matrix without bias, which is the embedding's own where they are tied."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def causal_lm(
     table: tuple[int, int],
     tied: bool,
 ) -> Tensor:
-    """ForCausalLM.forward with labels; returns the loss. `model` is the body's call, which gives last_hidden_state [B,
-    S, W]; `table` is [V, W].
+    """Runs ForCausalLM.forward with labels. Returns the loss. `model` is the body's call, which gives last_hidden_state
+    [B, S, W]; `table` is [V, W].
     """
     hidden_states = model()
     weight = b.parameter(embedding if tied else "lm_head.weight", table, settings.dtype, True)
@@ -33,7 +33,7 @@ def causal_lm(
 
 
 def head_parameters(table: tuple[int, int], dtype: str, tied: bool) -> tuple[Parameter, ...]:
-    """What the head adds to the embedding's parameters."""
+    """Returns the parameters that the head adds to the embedding's."""
     return () if tied else (Parameter("lm_head.weight", table, dtype, module="linear"),)
 
 

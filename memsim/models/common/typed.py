@@ -22,9 +22,9 @@ from memsim.models.common.masks import causal_mask
 from memsim.models.common.rotary_tables import rotary_embedding
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-PREFIX = {SLIDING: "sliding_", FULL: ""}  # of the names of the tables of a type
+PREFIX = {SLIDING: "sliding_", FULL: ""}  # prefix of the names of a type's tables
 MASKS = {SLIDING: "sliding_mask", FULL: "full_mask"}
-# What a checkpoint holds of a layer's arguments, in the order in which it lets go of them: those by name in the order
+# The arguments of a layer that a checkpoint holds, in the order in which it releases them: those by name in the order
 # of the call, a tuple from its end.
 HOLD = ("full_mask", "sliding_mask", "sin", "cos", "position_ids", "hidden_states")
 HOLD_POSITIONS_FIRST = (
@@ -40,7 +40,9 @@ HOLD_POSITIONS_FIRST = (
 
 
 def layer_types(config: DecoderConfig, is_sliding: Callable[[int], bool]) -> tuple[str, ...]:
-    """The type of each layer, as the config says, or as its class has it where it does not. Raises InputError."""
+    """Returns the type of each layer, as the config says. Where it does not say, its class decides.
+    Raises InputError.
+    """
     types = config.fields.get("layer_types")
     if types is None:
         return tuple(SLIDING if is_sliding(layer) else FULL for layer in range(config.num_hidden_layers))
@@ -56,8 +58,8 @@ def layer_types(config: DecoderConfig, is_sliding: Callable[[int], bool]) -> tup
 def rotary_tables(
     b: Builder, config: DecoderConfig, settings: Settings, dtype: str, position_ids: Tensor, parts: Parts
 ) -> dict[str, Tensor]:
-    """cos and sin, by the names that layers know them by; tables by type are made in the order of a Python set, which
-    differs from process to process.
+    """Returns cos and sin, by the names that layers have for them. Tables by type are made in the order of a Python
+    set, which differs from process to process.
     """
     dtype, dim = "fp32" if parts.rotary_in_fp32 else dtype, parts.rotary_dim or config.head_dim
     kinds = [
@@ -76,7 +78,7 @@ def rotary_tables(
 def typed_model(
     masks: tuple[str, ...] = (FULL, SLIDING),
 ) -> Callable[[Builder, DecoderConfig, Settings, Tensor, Parts], Tensor]:
-    """The forward of a model that makes masks for these types, in this order."""
+    """Returns the forward of a model that makes masks for these types, in this order."""
 
     @module_call
     def model(b: Builder, config: DecoderConfig, settings: Settings, input_ids: Tensor, parts: Parts) -> Tensor:
@@ -100,7 +102,7 @@ def typed_model(
         hidden_states = parts.norm(b, hidden_states, "norm")
         if not parts.told_positions:
             del position_ids
-        while causal_mask_mapping:  # which dies before mask_kwargs, which holds the other two in its own order
+        while causal_mask_mapping:  # it dies before mask_kwargs, which holds the other two in its own order
             causal_mask_mapping.pop(next(iter(causal_mask_mapping)))
         del inputs_embeds
         if parts.told_positions:
@@ -115,7 +117,7 @@ def typed_model(
 
 
 def reads_of(kind: str, parts: Parts) -> tuple[str, ...]:
-    """The names of what a layer of this type reads, in the order of assemble.INPUTS."""
+    """Returns the names that a layer of this type reads, in the order of assemble.INPUTS."""
     prefix = PREFIX[kind] if parts.rotary_by_type else ""
     return ("hidden_states", f"{prefix}cos", f"{prefix}sin", "position_ids", MASKS[kind])
 
@@ -129,7 +131,9 @@ def assemble_types(
     layer_parameters: tuple[Parameter, ...],
     hold: tuple[str, ...] = HOLD,
 ) -> Model:
-    """The Model of a decoder whose layers are of these types, a function each, with the same parameters."""
+    """Returns the Model of a decoder whose layers are of these types, with a function for each, and the same
+    parameters.
+    """
     rows = tuple(zip(types, layers, strict=True))
     kinds = tuple(dict.fromkeys(rows))
     parts = parts if parts.model else replace(parts, model=typed_model())

@@ -1,4 +1,4 @@
-"""What goes with the loss: tensors that the graph holds, in the order in which its nodes die."""
+"""Tensors that go with the loss: the graph holds them, and releases them in the order in which its nodes die."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from memsim.framework.model import Model
 from memsim.graph.layer_graph import LayerGraph, TensorSpec
 from memsim.schedule.autograd.nodes import NESTED, PYTHON_FUNCTIONS, Nodes
 
-ARGUMENTS = 3  # what nests further in the arguments by name of a reentrant checkpoint: a dict, a tuple, a tensor
+ARGUMENTS = 3  # levels that the arguments by name of a reentrant checkpoint nest further: a dict, a tuple, a tensor
 
 
 def at_end(whole: Model, kept: list[int], attached: list[int]) -> tuple[list[int], list[int]]:
-    """What the graph lets go of before the loss itself goes and after it: the embeddings' output, and what reentrant
-    checkpoints hold.
+    """Returns the storages that the graph releases before the loss itself goes, and after it: the embeddings' output,
+    and those that reentrant checkpoints hold.
     """
     nested, reentrant = _nested(whole), any(c.how == "reentrant" for c in whole.checkpoints)
     if reentrant and whole.settings.stack.checkpoints_positional_arguments:
@@ -25,8 +25,8 @@ def at_end(whole: Model, kept: list[int], attached: list[int]) -> tuple[list[int
 
 
 def _nested(whole: Model) -> int:
-    """How many nodes written in Python the graph nests. From NESTED on, CPython puts off the end of its deallocation
-    until the loss itself is gone.
+    """Number of nodes written in Python that the graph nests. From NESTED on, CPython puts off the end of its
+    deallocation until the loss itself is gone.
     """
     if whole.settings.stack.frees_nested_graphs_at_once:
         return 0
@@ -39,7 +39,7 @@ def _nested(whole: Model) -> int:
 
 @lru_cache(maxsize=64)
 def nested_functions(graph: LayerGraph) -> int:
-    """The most autograd functions written in Python on a path through the graph."""
+    """Largest number of autograd functions written in Python on a path through the graph."""
     depth: dict[int, int] = {}
     for op in graph.operators:
         reached = max((depth.get(spec.value, 0) for spec in op.inputs), default=0) + (op.kind in PYTHON_FUNCTIONS)
@@ -49,13 +49,13 @@ def nested_functions(graph: LayerGraph) -> int:
 
 @lru_cache(maxsize=256)
 def leaves_made(graph: LayerGraph) -> frozenset[int]:
-    """Operators of a layer whose result is told to require a gradient."""
+    """Returns the operators of a layer whose result is marked as requiring a gradient."""
     return frozenset(op.index for op in graph.operators if op.outputs and op.outputs[0].leaf and op.kind != "new_leaf")
 
 
 @lru_cache(maxsize=256)
 def casts_of_leaves(graph: LayerGraph) -> frozenset[int]:
-    """Operators of a layer in which autocast casts a leaf that is no parameter, and keeps the result."""
+    """Returns the operators of a layer in which autocast casts a leaf that is not a parameter, and keeps the result."""
     return frozenset(
         op.index
         for op in graph.operators
@@ -64,8 +64,8 @@ def casts_of_leaves(graph: LayerGraph) -> frozenset[int]:
 
 
 class Walk:
-    """The nodes that a forward pass over the whole model makes, without its memory: tensors that are told to require a
-    gradient are numbered.
+    """The nodes that a forward pass over the whole model makes, without its memory. Tensors that are marked as
+    requiring a gradient are numbered.
     """
 
     def __init__(self, whole: Model, layer_graph: Callable[[int, bool, bool], LayerGraph]) -> None:
@@ -73,20 +73,22 @@ class Walk:
         self.nodes = Nodes(tensors=False)
         self.told = 0
         self.values = 0
-        self.casts: dict[int, int] = {}  # value of a leaf → that of what autocast keeps of it
+        self.casts: dict[int, int] = {}  # value of a leaf → value of the cast that autocast keeps
 
     def fresh(self, graph: LayerGraph) -> list[int]:
-        """Values of one execution of a graph."""
+        """Returns the values of one execution of a graph."""
         self.values += graph.values
         return list(range(self.values - graph.values, self.values))
 
     def tell(self, value: int) -> None:
-        """A leaf."""
+        """Numbers a leaf."""
         self.nodes.leaf(value).append(self.told)
         self.told += 1
 
     def end(self) -> tuple[list[int], list[int]]:
-        """The numbers of the leaves, in the order in which they go before the loss, and after it."""
+        """Returns the numbers of the leaves in the order in which they go: those before the loss, and
+        those after it.
+        """
         outer = self.whole.outer
         values = self.fresh(outer)
         for op in outer.operators:
@@ -102,7 +104,7 @@ class Walk:
         return self.nodes.end(values[outer.outputs[0].value])
 
     def layers(self, tower: int, given: dict[str, int], hidden: TensorSpec) -> None:
-        """The layers of a tower, with values by name, of which those that they hand on are replaced."""
+        """Runs the layers of a tower. `given` are values by name; those that the layers hand on are replaced."""
         span = self.whole.spans()[tower]
         for layer in span:
             first = layer == span.start
@@ -126,8 +128,8 @@ class Walk:
 
 
 def end_of_leaves(whole: Model, layer_graph: Callable[[int, bool, bool], LayerGraph]) -> tuple[list[int], list[int]]:
-    """In which order a model's graph lets go of tensors that were told to require a gradient, numbered as they were;
-    before the loss itself, and after it.
+    """Release order of leaf tensors when the graph is freed: (before the loss, after the loss). The leaves are numbered
+    in the order in which they were marked as requiring a gradient.
 
     layer_graph: the graph of a kind of layer whose hidden states require a gradient or not, and are a leaf or not.
     """

@@ -1,7 +1,7 @@
 """Forward execution of a layer graph and autograd's backward over it (torch/csrc/autograd/engine.cpp, checkpoint.py).
 
-Nodes run in the reverse of the order in which they were made, which is what the engine's priority queue comes to on one
-device; a leaf's AccumulateGrad runs as soon as its gradient is complete.
+Nodes run in the reverse of the order in which they were made, as the engine's priority queue has them on one device. A
+leaf's AccumulateGrad runs as soon as its gradient is complete.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from memsim.tape import AUTOCAST_CACHE, Category
 
 @dataclass(eq=False, slots=True)
 class Leaf:
-    """A tensor whose gradient is kept: a trainable parameter, or an input that was told to require one."""
+    """A tensor whose gradient is kept: a trainable parameter, or an input that was marked as requiring one."""
 
     storage: int
     spec: TensorSpec
-    expected: int = 0  # gradients still to come in this backward pass
+    expected: int = 0  # number of gradients still to come in this backward pass
     buffer: Grad | None = None
     grad: Grad | None = None
 
 
 @dataclass(eq=False, slots=True)
 class Reentrant:
-    """A region of the reentrant kind (CheckpointFunction in torch/utils/checkpoint.py): its forward ran without
+    """A region of the reentrant kind (CheckpointFunction in torch/utils/checkpoint.py). Its forward ran without
     autograd.
     """
 
-    graph: LayerGraph  # as it runs again: with autograd, its hidden states a leaf
+    graph: LayerGraph  # the graph as it runs again: with autograd, and with its hidden states as a leaf
     bound: dict[str, tuple[int, int]]  # (storage, value) of its inputs and parameters
 
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """An operator's backward."""
+    """The backward of an operator."""
 
     op: Operator
     instance: Instance
     saved: Sequence[int]  # storages, in the order of release
     frame: Frame | None
     hosted: tuple[TensorSpec, ...] = ()  # saved tensors that are on the host
-    region: Reentrant | None = None  # what it runs again, as the backward of a reentrant checkpoint
+    region: Reentrant | None = None  # the region that it runs again, as the backward of a reentrant checkpoint
 
 
 @dataclass(eq=False)
@@ -59,17 +59,17 @@ class Autograd:
     machine: Machine
     leaves: dict[int, Leaf] = field(default_factory=dict)  # by autograd value
     nodes: list[Node] = field(default_factory=list)
-    holding: Nodes | None = None  # where nodes of operators hold tensors until the graph goes
-    attached: list[int] = field(default_factory=list)  # storages that nodes of reentrant checkpoints hold as long
+    holding: Nodes | None = None  # there where nodes of operators hold tensors until the graph goes
+    attached: list[int] = field(default_factory=list)  # storages that nodes of reentrant checkpoints hold until then
     # runs after a leaf has its gradient (register_post_accumulate_grad_hook)
     hook: Callable[[Leaf], None] | None = None
-    # leaves that the graph made, and what their nodes hold
+    # leaves that the graph made, and the storages that their nodes hold
     made: list[tuple[Leaf, list[int]]] = field(default_factory=list)
     next_value: int = 0
-    how: int = FORWARD  # what executing an operator is, for the estimate of time
+    how: int = FORWARD  # the kind of work that executing an operator is, for the estimate of time
 
     def instance(self, graph: LayerGraph, bound: dict[str, tuple[int, int]], layer: int, prefix: str) -> Instance:
-        """A fresh execution of `graph` with its inputs and parameters bound to (storage, value)."""
+        """Returns a new execution of `graph` with its inputs and parameters bound to (storage, value)."""
         base = self.next_value
         self.next_value += graph.values
         storages = [-1] * len(graph.storage_bytes)
@@ -80,7 +80,7 @@ class Autograd:
         return Instance(graph, storages, values, layer, prefix)
 
     def execute(self, instance: Instance, op: Operator, frame: Frame | None = None, offload: bool = False) -> None:
-        """Runs one operator forward, keeps what its backward needs, and lets go of the names that die after it."""
+        """Runs one operator forward, keeps what its backward needs, and releases the names that die after it."""
         machine, storages = self.machine, instance.storages
         hosted = saved_tensors(op) if offload and op.requires_grad else ()
         packed = (hosted or saved_for_nothing(op)) if offload else ()
@@ -125,7 +125,7 @@ class Autograd:
                 machine.release(storages[storage])
 
     def _make_leaf(self, instance: Instance, op: Operator) -> None:
-        """A leaf whose gradient only its AccumulateGrad holds."""
+        """Makes a leaf whose gradient only its AccumulateGrad holds."""
         (out,) = op.outputs
         value = instance.values[out.value]
         leaf = self.leaves[value] = Leaf(instance.storages[out.storage], out)
@@ -133,14 +133,14 @@ class Autograd:
             self.made.append((leaf, self.holding.leaf(value)))
 
     def settle(self) -> None:
-        """After backward: what AccumulateGrad holds of leaves that were made in the graph."""
+        """Adds, after backward, the gradients that AccumulateGrad holds of leaves made in the graph."""
         for leaf, held in self.made:
             if leaf.grad is not None:
                 held.append(leaf.grad.storage)
 
     def _drop_unkept(self, instance: Instance, op: Operator) -> None:
-        """Lets go of names in a checkpointed region's first run, or where what is saved is on the host, and of what
-        elsewhere a graph would hold.
+        """Releases names in the first run of a checkpointed region, or where saved tensors are on the host, and tensors
+        that a graph would hold elsewhere.
         """
         for storage in (*op.unkept, *op.drops):
             if instance.storages[storage] >= 0:
@@ -149,7 +149,7 @@ class Autograd:
             instance.storages[storage] = -1
 
     def compute(self, instance: Instance, op: Operator) -> None:
-        """The requests of an operator's forward execution."""
+        """Makes the requests of an operator's forward execution."""
         machine, storages = self.machine, instance.storages
         machine.at(instance.prefix + op.name)
         results: list[int] = []
@@ -160,11 +160,11 @@ class Autograd:
         machine.worked(op, self.how)
 
     def backward(self, roots: Iterable[tuple[int, Grad]]) -> None:
-        """loss.backward(): every node in reverse order; fills the leaves' gradients."""
+        """Runs loss.backward(): every node in reverse order. Fills the leaves' gradients."""
         machine = self.machine
         buffers: dict[int, Grad] = dict(roots)
         before = machine.default_category, machine.scratch_category, machine.backward_thread
-        # until the first layer's backward
+        # This holds until the backward of the first layer.
         machine.default_category = machine.scratch_category = int(Category.LOGITS_AND_LOSS)
         machine.backward_thread = True
         while self.nodes:
@@ -193,8 +193,8 @@ class Autograd:
             else:
                 edges = kind.backward(machine, inputs, outputs, op.attrs, grads)
                 machine.worked(op, BACKWARD)
-            # Kernels that make every gradient make those that nobody asked for, too. What a function in Python returns
-            # is held until all are passed on.
+            # Kernels that make every gradient also make those that are not asked for. The results of a function in
+            # Python are held until all are passed on.
             unasked = [grad for i, grad in edges if not op.inputs[i].requires_grad]
             in_python = kind.in_python(op.attrs)
             if not in_python:
@@ -219,7 +219,7 @@ class Autograd:
         machine.default_category, machine.scratch_category, machine.backward_thread = before
 
     def _release_saved(self, node: Node) -> None:
-        """The node lets go of what it saved; a region whose last node that was is done with."""
+        """Releases what the node saved. A region is closed once the last such node in it is done."""
         if node.frame is None:
             self.machine.release(*node.saved)
             return
@@ -228,8 +228,8 @@ class Autograd:
             node.frame.close(self.machine)
 
     def _pass_on(self, node: Node, edges: list[tuple[int, Grad]], buffers: dict[int, Grad]) -> list[Leaf]:
-        """Adds gradients to the buffers of the next nodes; the leaves whose gradient is complete, but for those that
-        take theirs at once.
+        """Adds gradients to the buffers of the next nodes. Returns the leaves whose gradient is complete, except for
+        those that take theirs at once.
         """
         inputs, values = node.op.inputs, node.instance.values
         ready: list[Leaf] = []
@@ -250,8 +250,8 @@ class Autograd:
         return ready
 
     def checkpoint(self, instance: Instance, region: Reentrant, held: Sequence[int], saved: Sequence[int]) -> None:
-        """CheckpointFunction.apply: the layer ran without autograd; one node runs it again. `held` are the arguments by
-        name, which the node's function keeps until the graph goes, `saved` the others.
+        """Runs CheckpointFunction.apply: the layer ran without autograd, and one node runs it again. `held` are the
+        arguments by name, which the node's function keeps until the graph goes; `saved` are the others.
         """
         machine, graph = self.machine, instance.graph
         for storage in reversed(held):
@@ -267,7 +267,7 @@ class Autograd:
             leaf.expected += 1
 
     def run_again(self, region: Reentrant, first: Instance, grad: Grad) -> list[tuple[int, Grad]]:
-        """CheckpointFunction.backward: the layer again, with autograd, then a backward pass of its own."""
+        """Runs CheckpointFunction.backward: the layer again, with autograd, then a backward pass of its own."""
         machine, graph = self.machine, region.graph
         category, machine.default_category = machine.default_category, int(Category.RECOMPUTATION)
         holding = Nodes(tensors=False) if holds_tensors(graph) else None
@@ -296,7 +296,7 @@ class Autograd:
         return [(0, leaf.grad)]
 
     def _accumulate(self, held: Grad | None, grad: Grad) -> Grad:
-        """InputBuffer::add: in place where nobody else can see the sum so far, into a new tensor otherwise."""
+        """Runs InputBuffer::add: in place where nothing else can see the sum so far, into a new tensor otherwise."""
         machine = self.machine
         if held is None:
             return grad
@@ -308,13 +308,15 @@ class Autograd:
         return total
 
     def _arrive(self, leaf: Leaf) -> None:
-        """AccumulateGrad, once every gradient of the leaf is there: steal it, add it in place, or copy it."""
+        """Runs AccumulateGrad, once every gradient of the leaf is there: it steals the gradient, adds it in place, or
+        copies it.
+        """
         machine = self.machine
         total, leaf.buffer = leaf.buffer, None
         assert total is not None
         held = total.storage  # AccumulateGrad's own reference lasts until the gradient has its place
         if leaf.grad is None:
-            strides = leaf.spec.strides or contiguous(total.shape)  # as its leaf is (utils/grad_layout_contract.h)
+            strides = leaf.spec.strides or contiguous(total.shape)  # like its leaf (utils/grad_layout_contract.h)
             obeys = is_laid_out(total.shape, total.strides, strides)
             if (machine.references[held] > 1 and not total.alone) or not obeys:
                 total = machine.grad(total.shape, strides, total.dtype)

@@ -1,10 +1,10 @@
-"""When autograd's nodes die, for some hold tensors of their own: those of functions written in Python, as attributes of
-their context.
+"""Says when autograd's nodes die. Some hold tensors of their own: functions written in Python, as attributes of their
+context.
 
-A node lives while one of its results, or a node that reads one, does. Nodes in C++ die before those that they read, of
-which the last dies first, one after the other (torch/csrc/autograd/function.cpp, deleteNode). A node in Python dies as
-soon as nothing reads its result, and what it reads dies within its own deallocation; where CPython finds too many of
-them within each other, it puts off the rest (Include/cpython/object.h, trashcan).
+A node lives while one of its results lives, or a node that reads one. Nodes in C++ die one after the other, each before
+those that it reads, of which the last dies first (torch/csrc/autograd/function.cpp, deleteNode). A node in Python dies
+as soon as nothing reads its result, and those that it reads die within its own deallocation. Where CPython finds too
+many of them within each other, it puts off the rest (Include/cpython/object.h, trashcan).
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from functools import lru_cache
 from memsim.graph.layer_graph import LayerGraph, Operator
 from memsim.operators import KINDS
 
-# nodes in Python on a path from the loss, from which on CPython puts some off until the loss itself is gone
-# (PyTrash_UNWIND_LEVEL)
+# Number of nodes in Python on a path from the loss from which on CPython puts some off until the loss itself is gone
+# (PyTrash_UNWIND_LEVEL).
 NESTED = 49
-# within each other where they hold tensors, of which the last one's tensors are put off alone (seen in recordings, not
-# read in the source)
+# Number of nodes within each other where they hold tensors. Of the last one, only the tensors are put off. Seen in
+# recordings, not read in the source.
 MOST = 46
 PYTHON_FUNCTIONS = ("linear4bit", "linear8bit", "flash_attn", "flash_attn_varlen", "put_rows", "python_gelu")
 
 
 @lru_cache(maxsize=256)
 def holds_tensors(graph: LayerGraph) -> bool:
-    """Whether a node of the graph holds tensors of its own: one that a Python function attached, or that of a leaf made
-    in it.
+    """True if a node of the graph holds tensors of its own: one to which a Python function attached them, or that of a
+    leaf made in the graph.
     """
     return any(
         op.kind == "new_leaf" or (op.requires_grad and KINDS[op.kind].attached(op.inputs, op.attrs))
@@ -38,7 +38,7 @@ def holds_tensors(graph: LayerGraph) -> bool:
 class Nodes:
     """The nodes of a graph, with values and storages as the machine numbers them.
 
-    `tensors`: whether results keep their nodes alive until `drop`; else nothing but `end` lets go of them.
+    `tensors`: true if results keep their nodes alive until `drop`; otherwise only `end` releases nodes.
     """
 
     def __init__(self, tensors: bool) -> None:
@@ -51,7 +51,7 @@ class Nodes:
         self.in_python: list[bool] = []
         self.depth = 0
         self.released: list[int] = []
-        self.put_off: list[tuple[int, bool]] = []  # (node, whether only what it holds is)
+        self.put_off: list[tuple[int, bool]] = []  # (node, true if only the tensors it holds are put off)
 
     def _add(self, edges: list[int], held: list[int], in_python: bool) -> int:
         for edge in edges:
@@ -63,8 +63,8 @@ class Nodes:
         return len(self.references) - 1
 
     def add(self, op: Operator, values: Sequence[int], storages: Sequence[int]) -> list[int]:
-        """An operator has run: the storages that its node takes a hold of. `values` and `storages` are by the layer
-        graph's numbers.
+        """Adds the node of an operator that has run. Returns the storages that the node takes hold of. `values` and
+        `storages` are by the layer graph's numbers.
         """
         if not op.requires_grad:
             return []
@@ -80,23 +80,23 @@ class Nodes:
         return held
 
     def leaf(self, value: int) -> list[int]:
-        """A tensor that was told to require a gradient: the list of the storages that its AccumulateGrad holds, for its
-        maker to fill.
+        """Adds the node of a tensor that was marked as requiring a gradient. Returns the list of the storages that its
+        AccumulateGrad holds, for the caller to fill.
         """
         held: list[int] = []
         self.producer[value] = self._add([], held, False)
         return held
 
     def drop(self, storage: int) -> list[int]:
-        """The last name of a storage dies: the storages that nodes let go of, in order."""
+        """Ends the last name of a storage. Returns the storages that nodes release, in order."""
         self.released = []
         for node in reversed(self.of_storage.pop(storage, [])):
             self._let_go(node)
         return self.released
 
     def end(self, value: int) -> tuple[list[int], list[int]]:
-        """The loss goes, and the whole graph with it: the storages that nodes let go of, in order, before the loss's
-        own and after it.
+        """Ends the loss, and the whole graph with it. Returns the storages that nodes release, in order: those before
+        the loss's own, and those after it.
         """
         before: list[int] = []
         after: list[int] = []
@@ -115,7 +115,7 @@ class Nodes:
         return before, after
 
     def _forget_unread(self, root: int) -> None:
-        """Nodes whose results nothing read died with those, long ago."""
+        """Removes the references of nodes whose results nothing read: they died long ago, with their results."""
         for node in reversed(range(len(self.references))):
             if self.references[node] == 0 and node != root:
                 for edge in self.edges[node]:

@@ -1,7 +1,7 @@
-"""Saved tensors in pinned host memory (torch.autograd.graph.save_on_cpu(pin_memory=True)): packed when an operator
-saves them, copied back for its backward.
+"""Saved tensors in pinned host memory (torch.autograd.graph.save_on_cpu(pin_memory=True)). They are packed when an
+operator saves them, and copied back for its backward.
 
-Every saved tensor travels by itself, weights too, and as often as it is saved; the copies run on the stream that
+Every saved tensor travels by itself, weights too, and as often as it is saved. The copies run on the stream that
 computes.
 """
 
@@ -19,7 +19,7 @@ SEEDED = ("flash_attention", "efficient_attention")
 
 
 def saved_tensors(op: Operator) -> tuple[TensorSpec, ...]:
-    """What an operator saves, as tensors, in the order of `op.saved`."""
+    """Returns the tensors that an operator saves, in the order of `op.saved`."""
     there: dict[int, list[TensorSpec]] = {}
     for spec in (*op.inputs, *op.outputs):
         there.setdefault(spec.storage, []).append(spec)
@@ -27,20 +27,22 @@ def saved_tensors(op: Operator) -> tuple[TensorSpec, ...]:
 
 
 def saves_transposed(op: Operator) -> bool:
-    """Whether what it saves of its weight is a transposed view: F.linear(x, w) saves w.t()."""
+    """True if what the operator saves of its weight is a transposed view: F.linear(x, w) saves w.t()."""
     return op.kind == "linear" or (op.kind == "grouped_linear" and not op.attrs.get("stacked_in_first"))
 
 
 def saved_for_nothing(op: Operator) -> tuple[TensorSpec, ...]:
-    """What an operator saves whose node nobody walks, and which the layer graph takes for one without a node."""
+    """Tensors copied to the host although backward never reaches this operator. The layer graph takes it for one
+    without a node.
+    """
     packs: tuple[int, ...] = op.attrs.get("packs", ())  # type: ignore[assignment]
     return tuple(op.inputs[i] for i in packs)
 
 
 def to_host(machine: Machine, op: Operator, saved: Sequence[TensorSpec], results: bool) -> None:
-    """packed.copy_(tensor) of the operands that are saved, before the operator runs, or of the results, after; a
-    function written in Python saves all of them after. What is not contiguous is made so on the device first
-    (ATen/native/cuda/Copy.cu, copy_requires_temporaries).
+    """Runs packed.copy_(tensor) of the saved operands, before the operator runs, or of the saved results, after it. A
+    function written in Python saves all of them after it. Tensors that are not contiguous are made so on the device
+    first (ATen/native/cuda/Copy.cu, copy_requires_temporaries).
     """
     made = {spec.storage for spec in op.outputs} - {spec.storage for spec in op.inputs}
     late = KINDS[op.kind].in_python(op.attrs)
@@ -55,7 +57,7 @@ def to_host(machine: Machine, op: Operator, saved: Sequence[TensorSpec], results
 
 
 def from_host(machine: Machine, op: Operator, spec: TensorSpec) -> int:
-    """packed.to(device): a new storage, but for what was on the host when it was saved."""
+    """Runs packed.to(device): a new storage, except for a tensor that was on the host when it was saved."""
     if machine.platform.software.attention_seeds_on_host and op.kind in SEEDED and spec.dtype == "int64":
         return machine.alloc(0)
     machine.copied(spec.nbytes)
@@ -63,8 +65,8 @@ def from_host(machine: Machine, op: Operator, spec: TensorSpec) -> int:
 
 
 def laid_out(op: Operator, tensors: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """The operator's tensors as they are after the journey: contiguous; how the gradient of a weight is laid out, a
-    product knows from forward.
+    """Returns the operator's tensors as they are after the journey: contiguous. A weight keeps its layout, for a
+    product knows from forward how its gradient is laid out.
     """
     weight = op.inputs[1].storage if saves_transposed(op) else -1
     return tuple(

@@ -1,8 +1,8 @@
 """What stands between a layer and backward: torch.utils.checkpoint's regions, and saved tensors that travel to the
 host.
 
-A region is what one call of checkpoint() runs: a layer, a segment of several, or a part of one. It keeps its arguments,
-and runs again when backward first asks for what an operator in it saved (_CheckpointFrame in
+A region is what one call of checkpoint() runs: a layer, a segment of several, or a part of one. It keeps its arguments.
+It runs again when backward first asks for a tensor that an operator in it saved (_CheckpointFrame in
 torch/utils/checkpoint.py).
 """
 
@@ -21,7 +21,7 @@ from memsim.tape import AUTOCAST_CACHE, Category
 
 @dataclass(eq=False, slots=True)
 class Instance:
-    """One execution of a layer graph: which storage and which autograd value each of its tensors is."""
+    """One execution of a layer graph: the storage and the autograd value of each of its tensors."""
 
     graph: LayerGraph
     storages: list[int]  # by the graph's storage number
@@ -32,29 +32,31 @@ class Instance:
 
 @dataclass(eq=False, slots=True)
 class Frame:
-    """A checkpointed region: what it must hold to run again, and what running it again kept."""
+    """A checkpointed region: what it must hold to run again, and what its second run kept."""
 
-    held: tuple[int, ...]  # storages of arguments, in the order in which they are let go
+    held: tuple[int, ...]  # storages of arguments, in the order in which they are released
     saves: frozenset[str] = frozenset()  # kinds of operators whose results are kept (selective checkpointing)
-    instances: list[Instance] = field(default_factory=list)  # of its layers
-    operators: Sequence[Operator] | None = None  # of its one layer, where it is a part of it
-    pending: int = 0  # nodes whose saved tensors are still hooked to it
+    instances: list[Instance] = field(default_factory=list)  # executions of its layers
+    operators: Sequence[Operator] | None = None  # operators of its one layer, where it is a part of it
+    pending: int = 0  # number of nodes whose saved tensors are still hooked to it
     saved: dict[tuple[int, int], list[int]] | None = None  # (layer, operator index) → storages, once recomputed
-    # the results that were kept, until the region runs again
+    # results that were kept, until the region runs again
     cached: dict[tuple[int, int], list[int]] = field(default_factory=dict)
 
     def of(self, instance: Instance) -> Sequence[Operator]:
-        """The operators of the region in one of its layers."""
+        """Returns the operators of the region in one of its layers."""
         return instance.graph.operators if self.operators is None else self.operators
 
     def close(self, machine: Machine) -> None:
-        """The region is done with: kept results that nobody asked for go, then its arguments."""
+        """Closes the region. Kept results that nothing asked for are released, then its arguments."""
         if self.cached:
             self._drop_cache(machine)
         machine.release(*self.held)
 
     def _drop_cache(self, machine: Machine) -> None:
-        """A dict of results for each function of torch.ops.aten, in the order in which they were first called."""
+        """Releases the kept results: a dict for each function of torch.ops.aten, in the order in which they were first
+        called.
+        """
         order: dict[str, list[int]] = {}
         for instance in self.instances:
             for op in self.of(instance):
@@ -66,8 +68,8 @@ class Frame:
 def open_region(
     machine: Machine, checkpoint: Checkpoint, names: Sequence[str], bound: dict[str, tuple[int, int]]
 ) -> Frame | None:
-    """A call of torch.utils.checkpoint.checkpoint, where there is one. names: of its arguments, in the order in which
-    it lets go of them.
+    """Opens the region of a call of torch.utils.checkpoint.checkpoint; None where there is no call. names: its
+    arguments, in the order in which it releases them.
     """
     if checkpoint.how not in ("full", "selective"):
         return None
@@ -80,7 +82,9 @@ def open_region(
 def core_region(
     machine: Machine, instance: Instance, op: Operator, frame: Frame | None, bound: dict[str, tuple[int, int]]
 ) -> Frame | None:
-    """The call of checkpoint that an operator of a layer is in, where only the core of attention is checkpointed."""
+    """Returns the region of the call of checkpoint that an operator is in, where only the core of attention is
+    checkpointed.
+    """
     arguments: tuple[int, ...] | None = op.attrs.get("core")  # type: ignore[assignment]
     if arguments is None or frame is not None:
         if frame is not None and not arguments and not frame.pending:
@@ -104,15 +108,15 @@ SAME_FUNCTION = {
 
 
 def function_of(op: Operator) -> str:
-    """Which function of torch.ops.aten an operator calls, by a name that tells those apart that selective checkpointing
-    may keep results of.
+    """Names the function of torch.ops.aten that an operator calls. The name tells apart the functions whose results
+    selective checkpointing may keep.
     """
     kind = SAME_FUNCTION.get(op.kind, op.kind)
     return kind if kind != "linear" else "addmm" if len(op.inputs) == 3 else "mm"
 
 
 def results_kept(op: Operator) -> list[int]:
-    """Storages (of the graph) that a selective checkpoint keeps of an operator: all its results, the
+    """Returns the storages (of the graph) that a selective checkpoint keeps of an operator: those of all its results,
     hidden ones too.
     """
     taken = {spec.storage for spec in op.inputs}
@@ -124,7 +128,7 @@ def recompute(machine: Machine, frame: Frame) -> None:
     category, machine.default_category = machine.default_category, int(Category.RECOMPUTATION)
     layer = machine.layer
     frame.saved = {}
-    casts: list[int] = []  # of the layers so far, in autocast's cache
+    casts: list[int] = []  # casts of the layers so far, in autocast's cache
     given: int | None = None  # the hidden states that the layer before handed on
     nodes = Nodes(tensors=True) if any(holds_tensors(first.graph) for first in frame.instances) else None
     for first in frame.instances[:-1]:
@@ -158,7 +162,9 @@ def _again(first: Instance, given: int | None) -> Instance:
 
 
 def _let_go(machine: Machine, storage: int, nodes: Nodes | None) -> None:
-    """A name dies; where it was the last of a result whose node nothing else reads, so does what the node holds."""
+    """Ends a name. If it was the last of a result whose node nothing else reads, what the node holds
+    is released too.
+    """
     if nodes:
         machine.release(*nodes.drop(storage))
     machine.release(storage)
@@ -194,12 +200,12 @@ def _keep(machine: Machine, frame: Frame, again: Instance, op: Operator) -> None
 def _recompute_last(
     machine: Machine, frame: Frame, given: int | None, casts: Sequence[int], nodes: Nodes | None
 ) -> None:
-    """The last layer of the region, or the part of it that the region is."""
+    """Runs the last layer of the region again, or the part of it that the region is."""
     first = frame.instances[-1]
     graph, again = first.graph, _again(first, given)
     storages = again.storages
     operators = frame.of(first)
-    if frame.operators is not None:  # what the part reads of its layer
+    if frame.operators is not None:  # results of its layer that the part reads
         for s, storage in enumerate(first.storages):
             if storages[s] < 0:
                 storages[s] = storage
@@ -224,8 +230,8 @@ def _recompute_last(
             if s in alive or frame.operators is None:
                 _let_go(machine, storages[s], nodes)
                 alive.pop(s, None)
-    # The exception unwinds. The results of the operator that it left go first, and what autocast made for it; then what
-    # else the expression had made.
+    # The exception unwinds. First go the results of the operator that it left and the casts that autocast made for it,
+    # then the other results of the expression.
     stack: tuple[int, ...] = graph.operators[last].attrs.get("stack", ())  # type: ignore[assignment]
     casts_of = {out.storage for op in operators if op.attrs.get("autocast") for out in op.outputs}
     cast = [s for s in graph.operators[last].drops if s in casts_of]
@@ -233,7 +239,7 @@ def _recompute_last(
         if s in alive:
             _let_go(machine, storages[s], nodes)
             del alive[s]
-    # the exception ends the contexts, autocast's too, and only then do the frames that it passed die
+    # The exception ends the contexts, autocast's too. Only then do the frames that it passed die.
     if graph.cached or casts:
         machine.at(AUTOCAST_CACHE)
         machine.release(*casts)
@@ -242,7 +248,7 @@ def _recompute_last(
                 _let_go(machine, storages[s], nodes)
                 del alive[s]
         machine.at(first.prefix + graph.operators[last].name)
-    # Then the locals of inner functions, in the order of their slots where that is known, else as on return.
+    # Then the locals of inner functions go, in the order of their slots where that is known, otherwise as on return.
     unwind: tuple[int, ...] = graph.operators[last].attrs.get("unwind", ())  # type: ignore[assignment]
     callers: tuple[int, ...] = graph.operators[last].attrs.get("unwind_last", ())  # type: ignore[assignment]
     for s in (*unwind, *(s for op in graph.operators[last:] for s in op.drops if s not in callers), *callers):

@@ -1,5 +1,5 @@
-"""torch.optim.Adafactor, one tensor at a time (torch/optim/_adafactor.py, _single_tensor_adafactor): factored state,
-and locals that live from one parameter's update into the next one's.
+"""torch.optim.Adafactor, one tensor at a time (torch/optim/_adafactor.py, _single_tensor_adafactor). It has factored
+state, and locals that live from one parameter's update into the next one's.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ LOCALS = ("row_mean", "col_mean", "grad_squared", "update")  # in the order of t
 
 
 def state_bytes(p: Parameter) -> list[int]:
-    """row_var and col_var of a matrix, variance of a vector."""
+    """Returns the bytes of row_var and col_var of a matrix, or of the variance of a vector."""
     item = ITEMSIZE[p.dtype]
     return [p.nbytes] if len(p.shape) < 2 else [item * p.elements // p.shape[-1], item * p.elements // p.shape[-2]]
 
 
 def update(m: Machine, parameters: list[tuple[int, Parameter]]) -> None:
-    """The loop over (layer, parameter)."""
+    """Runs the loop over (layer, parameter)."""
     names: dict[str, int] = {}
 
     def bind(name: str, storage: int) -> None:
@@ -44,7 +44,7 @@ def update(m: Machine, parameters: list[tuple[int, Parameter]]) -> None:
             m.reduction_scratch(p.shape, contiguous(p.shape), (len(p.shape) - 2,), p.dtype)
             bind("col_mean", col_mean)
             estimate = m.alloc(p.nbytes, SCRATCH)
-            # stacked matrices go through bmm, which asks for none where it sums over a single element
+            # Stacked matrices go through bmm, which asks for no workspace where it sums over a single element.
             if len(p.shape) == 2:
                 m.workspace()
             _mean_of_rows(m, p, rows // item)
@@ -57,7 +57,9 @@ def update(m: Machine, parameters: list[tuple[int, Parameter]]) -> None:
 
 
 def _mean_of_rows(m: Machine, p: Parameter, rows: int) -> None:
-    """row_var.mean(dim=-2, keepdim=True), one number a matrix; rows in all of them."""
+    """Runs row_var.mean(dim=-2, keepdim=True), which is one number for each matrix. `rows` counts those of all
+    matrices.
+    """
     matrices = p.elements // (p.shape[-1] * p.shape[-2])
     shape = (matrices, rows // matrices, 1)
     result = m.alloc(matrices * ITEMSIZE[p.dtype], SCRATCH)
@@ -66,7 +68,7 @@ def _mean_of_rows(m: Machine, p: Parameter, rows: int) -> None:
 
 
 def _reduce(m: Machine, shape: tuple[int, ...], dims: tuple[int, ...], dtype: str) -> None:
-    """A norm or mean that is read and forgotten at once."""
+    """Computes a norm or mean that is read and released at once."""
     result = m.alloc(ITEMSIZE[dtype], SCRATCH)
     m.reduction_scratch(shape, contiguous(shape), dims, dtype)
     m.release(result)

@@ -1,4 +1,4 @@
-"""State of bitsandbytes' optimizers (bitsandbytes/optim/optimizer.py, ademamix.py); their steps are kernels in place,
+"""State of bitsandbytes' optimizers (bitsandbytes/optim/optimizer.py, ademamix.py). Their steps are kernels in place,
 without temporaries.
 """
 
@@ -16,19 +16,19 @@ CODE_BOOK = 1024  # bytes of a quantization map: 256 fp32 values
 
 @dataclass(frozen=True)
 class StateBuffers:
-    """What an optimizer keeps of each parameter: tensors of its size, stacked in buffers."""
+    """The tensors that an optimizer keeps of each parameter: tensors of its size, stacked in buffers."""
 
-    stacked: tuple[int, ...]  # tensors in each buffer
+    stacked: tuple[int, ...]  # number of tensors in each buffer
     eight: bool = False  # 8-bit where the parameter is large enough
     paged: bool = False  # managed memory, not the allocator's, where it is large enough
     maxima_first: bool = False  # AdEMAMix makes the maxima of its blocks before the state
 
     def quantizes(self, p: Parameter) -> bool:
-        """Whether a parameter's state is 8-bit."""
+        """True if a parameter's state is 8-bit."""
         return self.eight and p.elements >= LEAST_8BIT
 
     def pages(self, p: Parameter) -> bool:
-        """Whether a parameter's state is managed memory of the host."""
+        """True if a parameter's state is managed memory of the host."""
         return self.paged and p.elements >= LEAST_PAGED
 
     def paged_bytes(self, p: Parameter) -> int:
@@ -69,18 +69,18 @@ BUFFERS = {
     "rmsprop-32bit": StateBuffers(ONE),
     "adagrad-8bit": StateBuffers(ONE, eight=True),
 }
-# whose fp32 state has kernels for fp32 and fp16 gradients only (backends/cuda/ops.py)
+# optimizers whose fp32 state has kernels for fp32 and fp16 gradients only (backends/cuda/ops.py)
 NO_BF16 = ("sgd-8bit", "rmsprop-8bit", "rmsprop-32bit", "adagrad-8bit")
 
 
 def lacks_kernel(name: str, p: Parameter) -> bool:
-    """Whether an optimizer raises an error over a parameter."""
+    """True if an optimizer raises an error over a parameter."""
     return name in NO_BF16 and p.dtype == "bf16" and not BUFFERS[name].quantizes(p)
 
 
 def paged_state(name: str, model: Model) -> int:
     """Bytes of optimizer state that a paged optimizer keeps in managed memory, which lies on the host until its kernels
-    want it; 0 for any other.
+    want it. 0 for any other optimizer.
     """
     buffers = BUFFERS.get(name)
     if buffers is None or not buffers.paged:

@@ -1,8 +1,8 @@
 """Temporaries of torch's foreach optimizers: lists of tensors, one for each parameter (torch/optim/*.py,
 _multi_tensor_*).
 
-A step goes through the parameters dtype by dtype. Its lists are Python locals: those of one dtype live until the next
-one's replace them.
+A step goes through the parameters dtype by dtype. Its lists are Python locals: those of one dtype live until those of
+the next replace them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from memsim.machine.storages import Machine
 from memsim.schedule.autograd.engine import Leaf
 from memsim.tape import Category
 
-Row = tuple[int, Parameter, Leaf]  # layer, parameter, its gradient
+Row = tuple[int, Parameter, Leaf]  # layer, parameter, leaf with its gradient
 Rows = Sequence[Row]
 Tensors = list[tuple[int, int]]  # (layer, storage)
 
-# optimizer → (local, the operator that makes it), in the order in which they are made, which is that of their slots
+# Optimizer → (local, the operator that makes it), in the order in which they are made, which is that of their slots.
 LOCALS: dict[str, tuple[tuple[str, str], ...]] = {
     "adam": (("exp_avg_sq_sqrt", "_foreach_sqrt"),),
     "adamw": (("exp_avg_sq_sqrt", "_foreach_sqrt"),),
@@ -34,7 +34,7 @@ LOOP_VARIABLES = ("grouped_grads",)  # bound anew where the loop goes on to the 
 
 
 def update(name: str, m: Machine, rows: Rows) -> None:
-    """A step over (layer, parameter, leaf) with gradients."""
+    """Runs a step over (layer, parameter, leaf) with gradients."""
     held: dict[str, tuple[str, Tensors]] = {}
     for group in by_dtype(rows):
         for local in LOOP_VARIABLES:
@@ -51,7 +51,7 @@ def update(name: str, m: Machine, rows: Rows) -> None:
 
 
 def allocate(m: Machine, operator: str, group: Rows) -> Tensors:
-    """A new tensor for each parameter."""
+    """Allocates a new tensor for each parameter."""
     made = []
     for layer, p, _ in group:
         m.layer = layer
@@ -61,7 +61,7 @@ def allocate(m: Machine, operator: str, group: Rows) -> Tensors:
 
 
 def release(m: Machine, operator: str, tensors: Tensors) -> None:
-    """A list dies from its end."""
+    """Releases a list, from its end."""
     for layer, storage in reversed(tensors):
         m.layer = layer
         m.at(f"optimizer.{operator}")
@@ -69,8 +69,9 @@ def release(m: Machine, operator: str, tensors: Tensors) -> None:
 
 
 def by_dtype(rows: Rows) -> list[list[Row]]:
-    """torch.utils._foreach_utils._group_tensors_by_device_and_dtype: the dtype that is seen last comes first, for the
-    groups come from a std::unordered_map, where libstdc++ puts what is new ahead (ATen/native/ForeachUtils.h).
+    """Groups rows as torch.utils._foreach_utils._group_tensors_by_device_and_dtype does. The dtype that is seen last
+    comes first: the groups come from a std::unordered_map, where libstdc++ puts new entries ahead
+    (ATen/native/ForeachUtils.h).
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:

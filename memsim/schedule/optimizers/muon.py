@@ -1,8 +1,8 @@
-"""torch.optim.Muon, one matrix at a time (torch/optim/_muon.py): locals that live from one matrix's update into the
-next one's.
+"""torch.optim.Muon, one matrix at a time (torch/optim/_muon.py). Its locals live from one matrix's update into the next
+one's.
 
-`optimizer: muon` is the recipe of Muon's authors: matrices of the decoder layers, and LoRA's matrices, by Muon;
-embeddings, head, norms, biases and stacks of experts by AdamW, which steps after it.
+`optimizer: muon` is the recipe of Muon's authors. Muon takes matrices of the decoder layers, and LoRA's matrices.
+AdamW, which steps after it, takes embeddings, head, norms, biases and stacks of experts.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from memsim.schedule.optimizers.foreach import Row, Rows
 from memsim.tape import Category
 
 SCRATCH = int(Category.SCRATCH)
-DTYPE = "bf16"  # of the Newton-Schulz iteration
+DTYPE = "bf16"  # dtype of the Newton-Schulz iteration
 ITERATIONS = 5
 
 
 def is_matrix(layer: int, p: Parameter) -> bool:
-    """Whether Muon takes a parameter."""
+    """True if Muon takes a parameter."""
     return len(p.shape) == 2 and (layer != NO_LAYER or ".lora_" in p.name)
 
 
 def parts(rows: Rows) -> tuple[list[Row], list[Row]]:
-    """Rows of Muon, rows of AdamW."""
+    """Returns the rows of Muon and the rows of AdamW."""
     return [row for row in rows if is_matrix(row[0], row[1])], [row for row in rows if not is_matrix(row[0], row[1])]
 
 
 def update(m: Machine, rows: Rows) -> None:
-    """_single_tensor_muon over (layer, parameter, leaf): `update` is the one local that is a tensor of its own."""
+    """Runs _single_tensor_muon over (layer, parameter, leaf). `update` is the one local that is a tensor of its own."""
     held = None
     for layer, p, _ in rows:
         m.layer = layer
@@ -45,9 +45,10 @@ def update(m: Machine, rows: Rows) -> None:
 
 
 def orthogonalized(m: Machine, p: Parameter) -> int:
-    """_zeropower_via_newtonschulz: the storage of its result. addmm goes through cuBLASLt where what is added is
-    contiguous and no dimension is 1 (seen in recordings of torch 2.15), and a matrix that is taller than wide is worked
-    on as its transpose, a view.
+    """Runs _zeropower_via_newtonschulz and returns the storage of its result.
+
+    addmm goes through cuBLASLt where the added matrix is contiguous and no dimension is 1 (seen in recordings of torch
+    2.15). A matrix that is taller than wide is worked on as its transpose, a view.
     """
     item = ITEMSIZE[DTYPE]
     least = min(p.shape)

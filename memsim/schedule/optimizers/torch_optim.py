@@ -1,4 +1,4 @@
-"""What optimizers allocate: state at the first step, temporaries at every step (torch/optim/*.py,
+"""Memory that optimizers allocate: state at the first step, temporaries at every step (torch/optim/*.py,
 torch/nn/utils/clip_grad.py).
 """
 
@@ -18,18 +18,18 @@ from memsim.tape import Category
 
 STATE = int(Category.OPTIMIZER_STATE)
 FUSED = ("adamw-fused",)  # one kernel unscales gradients and steps (_step_supports_amp_scaling)
-State = dict[int, list[int]]  # storages by the parameter's
+State = dict[int, list[int]]  # storages of the state, by the parameter's storage
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optimizer by its Run name."""
+    """An optimizer, by its name in a Run."""
 
     name: str
 
     def parts(self, rows: Rows) -> list[tuple[str, Rows]]:
-        """The torch optimizers that it consists of, in the order in which they step and forget gradients, each with its
-        parameters.
+        """Returns the torch optimizers that it consists of, each with its parameters, in the order in which they step
+        and release gradients.
         """
         if self.name != "muon":
             return [(self.name, rows)]
@@ -37,7 +37,7 @@ class Optimizer:
         return [("muon", matrices), ("adamw", rest)]
 
     def step(self, m: Machine, rows: Rows, state: State) -> None:
-        """optimizer.step()."""
+        """Runs optimizer.step()."""
         for name, some in self.parts(rows):
             some = [row for row in some if row[2].grad is not None]
             init_state(name, m, some, state)
@@ -45,7 +45,7 @@ class Optimizer:
         m.layer = NO_LAYER
 
     def zero_grad(self, m: Machine, rows: Rows) -> None:
-        """optimizer.zero_grad(set_to_none=True)."""
+        """Runs optimizer.zero_grad(set_to_none=True)."""
         for _, some in self.parts(rows):
             for layer, _, leaf in some:
                 if leaf.grad is not None:
@@ -56,21 +56,23 @@ class Optimizer:
         m.layer = NO_LAYER
 
     def created(self, m: Machine, rows: Rows, state: State) -> None:
-        """What the optimizer's constructor allocates."""
+        """Allocates what the optimizer's constructor does."""
         if self.name == "adagrad":
             init_state(self.name, m, rows, state)
         m.layer = NO_LAYER
 
     def clip(self, m: Machine, rows: Rows, whole: Sequence[Parameter]) -> None:
-        """torch.nn.utils.clip_grad_norm_; `whole` are the trainable parameters of every layer, `rows` those that are
-        executed.
+        """Runs torch.nn.utils.clip_grad_norm_. `whole` are the trainable parameters of every layer, `rows` those that
+        are executed.
         """
         clip_grad_norm(m, [row for row in rows if row[2].grad is not None], whole)
         m.layer = NO_LAYER
 
 
 def init_state(name: str, m: Machine, rows: Rows, state: State) -> None:
-    """What appears at the first step, parameter by parameter; SGD makes its buffers where it steps, dtype by dtype."""
+    """Allocates the state that appears at the first step, parameter by parameter. SGD makes its buffers where it steps,
+    dtype by dtype.
+    """
     if name == "sgd-momentum":
         rows = [row for group in by_dtype(rows) for row in group]
     for layer, p, leaf in rows:
@@ -86,7 +88,8 @@ def init_state(name: str, m: Machine, rows: Rows, state: State) -> None:
 
 CODE_BOOKS = -1  # key of the quantization maps, which the first 8-bit parameter brings to the device
 
-# torch's optimizers: tensors of the parameter's size and dtype; counts of steps are on the host, but for fused kernels
+# torch's optimizers keep tensors of the parameter's size and dtype. Counts of steps are on the host, except for fused
+# kernels.
 COPIES = {
     "adam": 2,
     "adamw": 2,
@@ -105,7 +108,9 @@ COPIES = {
 
 
 def state_bytes(name: str, p: Parameter) -> list[int]:
-    """Bytes of each state tensor of a parameter, in order. Paged state is managed memory of the host, and not here."""
+    """Bytes of each state tensor of a parameter, in order. Paged state is managed memory of the host,
+    and not counted.
+    """
     if name in BUFFERS:
         return BUFFERS[name].sizes(p)
     if name in ("adam-fused", "adamw-fused"):
@@ -114,7 +119,7 @@ def state_bytes(name: str, p: Parameter) -> list[int]:
 
 
 def temporaries(name: str, m: Machine, rows: Rows) -> None:
-    """What a step allocates and frees; fused kernels, SGD's and bitsandbytes' work in place."""
+    """Allocates and frees the temporaries of a step. Fused kernels, SGD's and bitsandbytes' work in place."""
     if name in foreach.LOCALS:
         foreach.update(name, m, rows)
     elif name == "muon":
@@ -126,7 +131,7 @@ def temporaries(name: str, m: Machine, rows: Rows) -> None:
 
 
 def adamw_for_loop(m: Machine, rows: Rows) -> None:
-    """_single_tensor_adam: each parameter's denominator lives until the next one's replaces it."""
+    """Runs _single_tensor_adam: each parameter's denominator lives until the next one's replaces it."""
     held = None
     for layer, p, _ in rows:
         m.layer = layer
@@ -145,7 +150,7 @@ NORM_CHUNK = 65536  # elements that one block of a multi-tensor kernel takes (AT
 
 
 def clip_grad_norm(m: Machine, rows: Rows, whole: Sequence[Parameter]) -> None:
-    """_get_total_norm and _clip_grads_with_norm_: a norm for each gradient, stacked; the total; the clipping
+    """Runs _get_total_norm and _clip_grads_with_norm_: a norm for each gradient, stacked; the total; the clipping
     coefficient.
     """
     norms: list[tuple[int, int]] = []

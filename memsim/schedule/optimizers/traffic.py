@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 # Passes over a parameter's elements in its own dtype, by optimizer: reads and writes of parameter, gradient, state and
-# temporaries (torch/optim/_functional code, foreach kernel by foreach kernel; the fused kernels read and write each
-# tensor once).
+# temporaries (torch/optim/_functional code, foreach kernel by foreach kernel). The fused kernels read and write each
+# tensor once.
 PASSES: Mapping[str, float] = {
     "adam": 18,
     "adamw": 20,
