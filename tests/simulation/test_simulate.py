@@ -19,7 +19,7 @@ SMALL = {
     "num_attention_heads": 4,
     "vocab_size": 500,
 }
-RECORDED = Path(__file__).parents[1] / "traces" / "golden" / "qwen2.5-0.5b-full.json"
+RECORDED = Path(__file__).parents[2] / "traces" / "golden" / "qwen2.5-0.5b-full.json"
 
 
 def test_it_gives_the_same_twice() -> None:
