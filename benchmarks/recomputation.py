@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from memsim import Run, simulate
 from memsim.cli.console import out
-from memsim.cli.tables import table
+from memsim.cli.tables import grid
 
 # parameters → hidden size, heads, micro-batch; overheads measured: full, selective (a share of forward and backward
 # without recomputation)
@@ -58,7 +58,7 @@ def layer_seconds(hidden: int, heads: int, batch: int, strategy: str) -> float:
 
 def main() -> None:
     """Prints the table."""
-    grid = table(
+    grid = grid(
         "model",
         "full",
         "measured",
