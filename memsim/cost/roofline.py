@@ -29,6 +29,13 @@ class Rates:
         flops = self.device.flops
         return flops.get("tf32" if self.tf32 and dtype == "fp32" else dtype, flops[VECTOR])
 
+    @property
+    def half(self) -> float:
+        """The data sheet's dense operations a second in 16 bits, which utilization is measured against whatever dtype
+        products are in: bf16 and fp16 are as fast where there are both.
+        """
+        return self.peak("bf16" if "bf16" in self.device.flops else "fp16")
+
     def seconds(self, work: Work) -> float:
         """Of one execution."""
         reached = self.efficiency

@@ -223,7 +223,8 @@ def pace(timeline: Curves) -> str:
     sub = (
         f"The last step, as {rates.device.label} would execute it: {duration(time.total)}, "
         f"{time.tokens_per_second:,.0f} tokens/s, {percent(time.mfu)} of its "
-        f"matrix products' rate (MFU). A roofline over the data sheet at {percent(e.matmul)} of that rate, "
+        "matrix products' rate in 16 bits (MFU: what the model itself computes, forward and backward, without "
+        f"recomputation). A roofline over the data sheet at {percent(e.matmul)} of the rate of each product's dtype, "
         f"{percent(e.attention)} within attention, and "
         f"{percent(e.memory)} of the memory's bandwidth: an estimate, where memory is exact. Give --measured-step to "
         "calibrate it."

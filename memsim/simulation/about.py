@@ -9,10 +9,8 @@ from memsim.models import is_assumed
 from memsim.passes.methods import packing_of
 from memsim.passes.packed import Packed
 from memsim.run.checkpointing import in_words
-from memsim.run.conflicts import QUANTIZED
 from memsim.schedule.optimizers.bitsandbytes import paged_state
 from memsim.simulation.device import rates_of
-from memsim.simulation.precision import AUTOCAST, WEIGHTS
 from memsim.stacks.known import STACKS
 from memsim.timeline.about import About
 
@@ -95,8 +93,5 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
         ),
         tokens=run.batch.size * tokens_of(model) * run.batch.accumulation,
         rates=rates_of(run),
-        dtype=AUTOCAST.get(run.precision, WEIGHTS.get(run.precision, run.precision))
-        if run.method.kind not in QUANTIZED
-        else "bf16",
         versions={name: STACKS[run.stack].versions[name] for name in ("torch", "transformers", "peft")},
     )

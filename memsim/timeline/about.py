@@ -32,4 +32,3 @@ class About:
     rates: Rates | None = None  # what times are estimated by
     note: str = ""  # what was found for it, in a line
     paged_state: int = 0  # bytes of optimizer state in managed memory of the host, which are in no figure of the device
-    dtype: str = "bf16"  # of matrix products, whose rate the utilization is measured against

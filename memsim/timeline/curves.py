@@ -162,7 +162,7 @@ class Curves:
         """What the last step is estimated to take; None where nothing is known of time."""
         if self.tape.work is None or self.about.rates is None:
             return None
-        return step_time(self.tape, self.tape.work, self.about.tokens, self.about.rates.peak(self.about.dtype))
+        return step_time(self.tape, self.tape.work, self.about.tokens, self.about.rates.half)
 
     @cached_property
     def bounds(self) -> Bounds | None:

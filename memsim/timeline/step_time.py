@@ -14,8 +14,9 @@ class StepTime:
     recomputation: float
     optimizer: float
     tokens: int  # in a step
-    flops: float  # of the products that the step needs, forward and backward, without recomputation
-    peak: float  # of the device, in the dtype of the products
+    # of the products that the step needs, forward and backward, without recomputation, however they are quantized
+    flops: float
+    peak: float  # of the device, in FLOP a second of 16 bits
 
     @property
     def total(self) -> float:
@@ -28,7 +29,7 @@ class StepTime:
     @property
     def mfu(self) -> float:
         """Model FLOPs utilization (Chowdhery et al. 2022, PaLM, appendix B): what the step needs of what the device
-        could do in its time.
+        could do in its time in 16 bits. It follows from tokens a second, whatever the quantization.
         """
         return self.flops / (self.total * self.peak) if self.total else 0.0
 
