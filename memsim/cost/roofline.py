@@ -36,15 +36,22 @@ class Rates:
         """
         return self.peak("bf16" if "bf16" in self.device.flops else "fp16")
 
+    @property
+    def bandwidth(self) -> float:
+        """The data sheet's bytes a second of the device's memory."""
+        assert self.device.memory_bandwidth is not None  # known of every device whose kernels are modelled
+        return self.device.memory_bandwidth
+
     def seconds(self, work: Work) -> float:
         """Of one execution."""
         reached = self.efficiency
         products = {"matmul": reached.matmul, "attention": reached.attention}
         rate = self.peak(work.dtype) * products[work.unit] if work.unit in products else self.device.flops[VECTOR]
-        return max(reached.launch, work.flops / rate, work.bytes / (self.device.memory_bandwidth * reached.memory))
+        return max(reached.launch, work.flops / rate, work.bytes / (self.bandwidth * reached.memory))
 
     def copied(self, nbytes: float) -> float:
         """Seconds that so many bytes take between host and device."""
+        assert self.device.pcie is not None  # as for its bandwidth
         return max(self.efficiency.launch, nbytes / (self.device.pcie.bandwidth * self.efficiency.pcie))
 
     def scaled(self, factor: float) -> Rates:

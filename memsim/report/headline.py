@@ -66,12 +66,17 @@ def _verdict(timeline: Curves) -> str:
     if not about.device_memory:
         return ""
     device = f"one {about.device}" if about.device else f"{capacity(about.device_memory)} of device memory"
+    beside = f" ({about.counted})" if about.counted else ""
     if oom is not None:
-        return f"does not fit {device}"
-    retries = int(timeline.answer.retries[timeline.answer.processed - 1]) if timeline.answer.processed else 0
+        return f"does not fit {device}{beside}"
+    retries = timeline.retries
     if retries:
-        return f"fits {device}, but only by giving back its cache {retries} {'time' if retries == 1 else 'times'}"
-    return f"fits {device} with {gib(about.device_memory - timeline.peak_reserved)} to spare"
+        times = f"{retries} {'time' if retries == 1 else 'times'}"
+        return f"fits {device}, but only by giving back its cache {times}{beside}"
+    spare = f"{gib(about.device_memory - timeline.peak_reserved)} to spare"
+    of = f" of {about.counted}" if about.counted else ""
+    how = ", but tightly:" if timeline.verdict == "tight" else " with"
+    return f"fits {device}{how} {spare}{of}"
 
 
 def _others(peak: int, devices: tuple[tuple[str, int], ...]) -> str:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from memsim.allocator.bound import Bounds
 
+# What is left of a device below which a run that fits is tight: other processes, and libraries that ask the driver
+# themselves, may take as much.
+TIGHT_SHARE, TIGHT_BYTES = 0.03, 2**29
 MOST_PAIRS = 100_000_000  # of storages alive together, for which a packing is looked for: about a second
 
 
@@ -71,6 +74,24 @@ class Curves:
     def out_of_memory(self) -> bool:
         """Whether the device ran out of memory."""
         return self.answer.out_of_memory is not None
+
+    @property
+    def verdict(self) -> str | None:
+        """Whether the device completes the steps: "fits", "tight" where it does with less than 3 % or half a GiB to
+        spare or by giving back its cache, "no"; None where nothing is known of the device.
+        """
+        if self.out_of_memory:
+            return "no"
+        room = self.about.device_memory
+        if room is None:
+            return None
+        spare = room - self.peak_reserved
+        return "tight" if self.retries or spare < TIGHT_SHARE * room or spare < TIGHT_BYTES else "fits"
+
+    @property
+    def retries(self) -> int:
+        """How often the allocator gave back its cache to make room."""
+        return int(self.answer.retries[self.answer.processed - 1]) if self.answer.processed else 0
 
     @property
     def peak_reserved(self) -> int:
@@ -189,7 +210,11 @@ class Curves:
                 "loaded_allocated": self.loaded_allocated,
                 "paged_state": self.about.paged_state,
                 "steps": [step.to_json() for step in self.steps],
-                "oom": out_of_memory_message(self.answer.out_of_memory),
+                "fits": not self.out_of_memory,
+                "verdict": self.verdict,
+                "device_memory": self.about.device_memory,
+                "device_memory_counted": self.about.counted or None,
+                "oom": out_of_memory_message(self.answer.out_of_memory, self.about.context),
                 "peak_allocated": self.peak_allocated,
                 "peak_reserved": self.peak_reserved,
                 "peak_requested": self.peak_requested,
