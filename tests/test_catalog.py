@@ -11,8 +11,8 @@ from memsim import catalog
 from memsim.run.job import Run
 
 # Memory in GiB by the data sheet; the least that PyTorch was seen to report of it, None where it was not seen; and
-# streaming multiprocessors as data sheets and architecture white papers state them, which decide how much scratch memory
-# attention and reductions have.
+# streaming multiprocessors as data sheets and architecture white papers state them, which decide how much scratch
+# memory attention and reductions have.
 DEVICES: dict[str, tuple[int, float | None, int | None]] = {
     "v100-16gb": (16, 15.77, 80),
     "v100-32gb": (32, 31.75, 80),
