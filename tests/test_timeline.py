@@ -20,6 +20,7 @@ from memsim.timeline.about import About
 from memsim.timeline.steps import spans
 from memsim.traces import recorder
 from memsim.traces.oplist import tape_of_operations
+from memsim.traces.replay import replay
 
 GIB = 2**30
 RECORDED = (
@@ -254,6 +255,20 @@ def test_a_run_that_gives_back_its_cache_is_tight_and_nothing_is_known_without_a
     found = timeline(requests(script), 6 * GIB, About(device_memory=6 * GIB))
     assert (found.peak_reserved, found.retries, found.verdict) == (4 * GIB, 1, "tight")
     assert "fits 6 GiB of device memory, but only by giving back its cache 1 time." in found.headline()
+
+
+def test_a_memory_fraction_leaves_less_to_spare() -> None:
+    script = Script()
+    script.alloc(4 * GIB)
+    settings = "per_process_memory_fraction:0.5"
+    found = Timeline.of(replay(requests(script), settings, 10 * GIB))
+    assert (found.room, found.spare, found.verdict) == (5 * GIB, GIB, "fits")
+    assert "fits 10 GiB of device memory with 1.00 GiB to spare of the 5.00 GiB that per_process_memory_fraction " in (
+        found.headline()
+    )
+    assert replay(requests(script), settings, 9 * GIB).verdict == "fits"
+    assert replay(requests(script), settings, 9 * GIB - 4 * MIB).verdict == "tight"
+    assert replay(requests(script), settings, 7 * GIB).verdict == "no"
 
 
 def test_what_does_not_fit_says_what_was_counted_and_pytorch_reports_the_context_too() -> None:

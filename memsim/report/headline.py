@@ -73,8 +73,10 @@ def _verdict(timeline: Curves) -> str:
     if retries:
         times = f"{retries} {'time' if retries == 1 else 'times'}"
         return f"fits {device}, but only by giving back its cache {times}{beside}"
-    spare = f"{gib(about.device_memory - timeline.peak_reserved)} to spare"
+    spare = f"{gib(timeline.spare or 0)} to spare"
     of = f" of {about.counted}" if about.counted else ""
+    if about.allowed is not None and about.allowed < about.device_memory:
+        of = f" of the {gib(about.allowed)} that per_process_memory_fraction allows"
     how = ", but tightly:" if timeline.verdict == "tight" else " with"
     return f"fits {device}{how} {spare}{of}"
 

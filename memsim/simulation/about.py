@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from memsim.allocator.settings import Settings
 from memsim.framework.model import Model
 from memsim.models import is_assumed
 from memsim.passes.methods import packing_of
@@ -86,6 +87,7 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
         command=f"memsim simulate {run.argument} -o report.html" if run.argument else "",
         device=named.label if named else "",
         device_memory=run.device_bytes,
+        allowed=Settings.parse(run.allocator, STACKS[run.stack].torch).limit(run.device_bytes),
         counted=named.counted if named else "",
         context=named.context if named else 0,
         allocator=run.allocator,

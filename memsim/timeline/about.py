@@ -20,6 +20,7 @@ class About:
     command: str = ""  # what repeats this Timeline
     device: str = ""  # "A100-80GB"
     device_memory: int | None = None  # bytes that the allocator can have
+    allowed: int | None = None  # bytes of them that per_process_memory_fraction lets the allocator reserve; None: all
     counted: str = ""  # what those are of the device, in words, where they follow from its name
     context: int = 0  # bytes of the device that its context takes beside them
     allocator: str = ""  # settings, as PYTORCH_ALLOC_CONF has them

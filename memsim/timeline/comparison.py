@@ -133,8 +133,7 @@ class Cases:
         about = best.timeline.about
         where = about.device or (f"{capacity(about.device_memory)} of device memory" if about.device_memory else "")
         where += f" ({about.counted})" if about.counted else ""
-        spare = gib((about.device_memory or 0) - best.memory)
-        tight = f" (tight: {spare} to spare)" if best.timeline.verdict == "tight" else ""
+        tight = f" (tight: {gib(best.timeline.spare or 0)} to spare)" if best.timeline.verdict == "tight" else ""
         lines = [
             f"{_quoted(best.label)} is the fastest that fits{f' {where}' if where else ''}: "
             f"{gib(best.memory)}{tight}{f', about {best.speed}' if best.speed else ''}."

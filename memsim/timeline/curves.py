@@ -82,11 +82,21 @@ class Curves:
         """
         if self.out_of_memory:
             return "no"
-        room = self.about.device_memory
-        if room is None:
+        room, spare = self.room, self.spare
+        if room is None or spare is None:
             return None
-        spare = room - self.peak_reserved
         return "tight" if self.retries or spare < TIGHT_SHARE * room or spare < TIGHT_BYTES else "fits"
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that the allocator may reserve of the device; None where nothing is known of it."""
+        memory, allowed = self.about.device_memory, self.about.allowed
+        return memory if memory is None or allowed is None else min(memory, allowed)
+
+    @property
+    def spare(self) -> int | None:
+        """Bytes of those that the peak of reserved leaves, below zero where it needs more."""
+        return None if self.room is None else self.room - self.peak_reserved
 
     @property
     def retries(self) -> int:
