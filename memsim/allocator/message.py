@@ -64,13 +64,15 @@ def _advice(oom: OutOfMemory, settings: Settings) -> str:
     )
 
 
-def out_of_memory_message(oom: OutOfMemory | None) -> str | None:
-    """Returns PyTorch's message up to its advice. None where there was enough memory."""
+def out_of_memory_message(oom: OutOfMemory | None, beside: int = 0) -> str | None:
+    """The message as PyTorch words it, up to its advice; None where there was enough. `beside`: bytes that the device
+    has beyond what the allocator could have.
+    """
     if oom is None:
         return None
     return (
         f"CUDA out of memory. Tried to allocate {torch_size(oom.tried)}. GPU 0 has a total capacity of "
-        f"{torch_size(oom.device_memory)} "
+        f"{torch_size(oom.device_memory + beside)} "
         f"of which {torch_size(oom.device_free)} is free. Of the allocated memory {torch_size(oom.allocated)} is "
         "allocated by PyTorch, "
         f"and {torch_size(oom.reserved - oom.allocated)} is reserved by PyTorch but unallocated."

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 HERE = Path(__file__).parent
+GIB = 2**30
+UNSEEN = 0.97  # of the data sheet's memory, where nobody was seen to say what PyTorch reports
 
 
 @dataclass(frozen=True)
@@ -24,25 +27,49 @@ class Link:
 
 @dataclass(frozen=True)
 class Device:
-    """An accelerator as its vendor's data sheet describes it."""
+    """An accelerator as its vendor's data sheet describes it, and what of its memory training gets."""
 
     name: str  # in the catalogue: "a100-80gb"
     label: str  # for people: "A100-80GB"
     title: str  # in full: "NVIDIA A100 SXM4 80GB"
-    memory: int  # bytes; the data sheet's gigabytes are GiB. Driver and CUDA context take their part of it
-    compute_capability: str | None  # "8.0"; None where it is not NVIDIA's
-    processors: int  # streaming multiprocessors, or AMD's compute units
+    memory: int  # bytes by the data sheet, whose gigabytes are GiB
+    total: int | None  # the fewest bytes that PyTorch was seen to report of it; None where it was not seen
+    context: int  # bytes that the process's context takes before the allocator has any
+    compute_capability: str | None  # "8.0"; None where it is not NVIDIA's, and known by its memory alone
+    processors: int | None  # streaming multiprocessors, or AMD's compute units
     # dense operations a second by dtype; tensor cores, with fp32 accumulation for 16 bits, where there are any
     flops: Mapping[str, float]
-    memory_bandwidth: float  # bytes a second
+    memory_bandwidth: float | None  # bytes a second
     link: Link | None  # to its like: all links of the device together
-    pcie: Link
-    datasheet: str  # where the numbers come from
+    pcie: Link | None  # to the host
+    datasheet: str  # where memory and rates come from
+    sources: Mapping[str, str]  # where total and context come from, in words
 
     @property
     def sm(self) -> int | None:
         """Compute capability times ten, as a Run says it."""
         return None if self.compute_capability is None else round(float(self.compute_capability) * 10)
+
+    @property
+    def reported(self) -> int:
+        """Bytes that PyTorch reports of it, at the least: as seen, or the data sheet's less 3 %."""
+        return int(self.memory * UNSEEN) if self.total is None else self.total
+
+    @property
+    def usable(self) -> int:
+        """Bytes that PyTorch's allocator can have."""
+        return self.reported - self.context
+
+    @property
+    def counted(self) -> str:
+        """What `usable` counts, in words."""
+        total = f"{self.reported / GIB:.2f} GiB"
+        seen = (
+            f"the {total} that PyTorch sees"
+            if self.total is not None
+            else f"about {total} (the data sheet's {self.memory // GIB} GiB less 3 %)"
+        )
+        return f"{seen}, less {self.context / GIB:.2f} GiB of {'CUDA ' if self.sm is not None else ''}context"
 
 
 @cache
@@ -59,9 +86,10 @@ def devices() -> Mapping[str, Device]:
     return MappingProxyType({name: _device(name, fields) for name, fields in data.items()})
 
 
-def _device(name: str, fields: dict[str, object]) -> Device:
-    links = {key: None if fields[key] is None else Link(**fields[key]) for key in ("link", "pcie")}  # type: ignore[arg-type]
-    return Device(name=name, **{**fields, **links, "flops": MappingProxyType(fields["flops"])})  # type: ignore[arg-type]
+def _device(name: str, fields: dict[str, Any]) -> Device:
+    links = {key: None if fields[key] is None else Link(**fields[key]) for key in ("link", "pcie")}
+    frozen = {key: MappingProxyType(fields[key]) for key in ("flops", "sources")}
+    return Device(name=name, **{**fields, **links, **frozen})
 
 
 @cache

@@ -133,5 +133,6 @@ def comparison_table(found: Comparison) -> Table:
             again = f"+{percent(time.overhead)}" if time.recomputation else "-"
             times = [duration(time.total), f"{time.tokens_per_second:,.0f}", percent(time.mfu), again]
         style = "bold" if case is found.cheapest else "" if case.fits else "dim"
-        grid.add_row(*[Text(cell) for cell in (case.label, "yes" if case.fits else "no", *memory, *times)], style=style)
+        fits = "tight" if case.timeline.verdict == "tight" else "yes" if case.fits else "no"
+        grid.add_row(*[Text(cell) for cell in (case.label, fits, *memory, *times)], style=style)
     return grid

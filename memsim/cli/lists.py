@@ -23,9 +23,16 @@ def models(as_json: bool) -> None:
 def devices(as_json: bool) -> None:
     """The catalogue's devices."""
     if as_json:
-        print(json.dumps(tables.plain(catalog.devices()), indent=1))
-    else:
-        console.out().print(tables.devices(catalog.devices()))
+        print(json.dumps(tables.devices_json(catalog.devices()), indent=1))
+        return
+    screen = console.out()
+    screen.print(tables.devices(catalog.devices()))
+    screen.print(
+        "usable: what PyTorch was seen to report of a device, less the context; ~ where nobody was seen to say: the "
+        "data sheet's less 3 %, less the context",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def stacks(as_json: bool) -> None:

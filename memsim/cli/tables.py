@@ -88,21 +88,34 @@ def models(listed: Mapping[str, Mapping[str, object]]) -> Table:
 
 
 def devices(listed: Mapping[str, Device]) -> Table:
-    """The catalogue's devices: memory, dense 16-bit operations, bandwidths."""
-    rows = grid("device", "in full", "memory", "sm", "16-bit TFLOP/s", "memory GB/s", "link GB/s", "PCIe GB/s", left=2)
+    """The catalogue's devices: memory by the data sheet and what the allocator can have of it, dense 16-bit operations,
+    bandwidths.
+    """
+    columns = ("memory", "usable", "sm", "16-bit TFLOP/s", "memory GB/s", "link GB/s", "host GB/s")
+    rows = grid("device", "in full", *columns, left=2)
     for name, device in listed.items():
         flops = device.flops.get("bf16", device.flops.get("fp16"))
         cells = [
             name,
             device.title,
             gib(device.memory),
+            f"{'~' if device.total is None else ''}{gib(device.usable)}",
             _cell(device.sm),
             _scaled(flops, 1e12),
             _scaled(device.memory_bandwidth, 1e9),
         ]
-        cells += [_scaled(device.link.bandwidth if device.link else None, 1e9), _scaled(device.pcie.bandwidth, 1e9)]
+        cells += [_scaled(link.bandwidth if link else None, 1e9) for link in (device.link, device.pcie)]
         rows.add_row(*[Text(cell) for cell in cells])
     return rows
+
+
+def devices_json(listed: Mapping[str, Device]) -> dict[str, object]:
+    """The same as JSON, with the sources of each figure; bytes, and operations and bytes a second."""
+    return {name: {**_fields(device), "usable": device.usable} for name, device in listed.items()}
+
+
+def _fields(value: Device) -> dict[str, object]:
+    return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
 
 
 def stacks(listed: Mapping[str, Software]) -> list[Table]:

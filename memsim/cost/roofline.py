@@ -32,15 +32,29 @@ class Rates:
         flops = self.device.flops
         return flops.get("tf32" if self.tf32 and dtype == "fp32" else dtype, flops[VECTOR])
 
+    @property
+    def half(self) -> float:
+        """The data sheet's dense operations a second in 16 bits, which utilization is measured against whatever dtype
+        products are in: bf16 and fp16 are as fast where there are both.
+        """
+        return self.peak("bf16" if "bf16" in self.device.flops else "fp16")
+
+    @property
+    def bandwidth(self) -> float:
+        """The data sheet's bytes a second of the device's memory."""
+        assert self.device.memory_bandwidth is not None  # known of every device whose kernels are modelled
+        return self.device.memory_bandwidth
+
     def seconds(self, work: Work) -> float:
         """Returns the seconds of one execution."""
         reached = self.efficiency
         products = {"matmul": reached.matmul, "attention": reached.attention}
         rate = self.peak(work.dtype) * products[work.unit] if work.unit in products else self.device.flops[VECTOR]
-        return max(reached.launch, work.flops / rate, work.bytes / (self.device.memory_bandwidth * reached.memory))
+        return max(reached.launch, work.flops / rate, work.bytes / (self.bandwidth * reached.memory))
 
     def copied(self, nbytes: float) -> float:
-        """Returns the seconds that `nbytes` bytes take between host and device."""
+        """Seconds that so many bytes take between host and device."""
+        assert self.device.pcie is not None  # as for its bandwidth
         return max(self.efficiency.launch, nbytes / (self.device.pcie.bandwidth * self.efficiency.pcie))
 
     def scaled(self, factor: float) -> Rates:

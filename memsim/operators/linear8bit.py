@@ -8,8 +8,10 @@ the weight, and the indices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from memsim.cost.work import Work
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layout import is_contiguous, like
 from memsim.operators.base import Attrs, Inferred, Kind
@@ -18,6 +20,13 @@ from memsim.operators.elementwise import Edges, Grads, Specs
 if TYPE_CHECKING:
     from memsim.machine.storages import Machine
 
+AUTOCAST = "bf16"  # under which a quantized model runs, whatever its weights were (simulation/build.py)
+# Bytes moved for each element of x in fp16: quantized (2 read, 1 written), its magnitudes (2, 2), compared (2, 1), any
+# of them (1), and read as int8 (1).
+QUANTIZING = 12
+SCALING = 10  # and for each of the result: int32 written and read, fp16 written
+COPYING = 12  # and for each factor where fp32 copies are multiplied: fp32 written and read, 16 bits written and read
+
 
 class Linear8bit(Kind):
     """bnb.matmul(x, weight, bias): x [..., in], weight [out, in] of a byte each, bias [out] → [..., out], in x's dtype.
@@ -25,6 +34,8 @@ class Linear8bit(Kind):
     x stays with the node as an attribute of its context, where no hook of a checkpoint finds it, until the whole graph
     goes.
     """
+
+    unit = "matmul"
 
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x, weight = inputs[:2]
@@ -91,6 +102,28 @@ class Linear8bit(Kind):
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         return 2.0 * outputs[0].elements * inputs[1].shape[1]
+
+    def work(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> Work:
+        """A product of int8, or where 4 does not divide the input features of what autocast casts fp32 copies to; with
+        what it takes to quantize x and to scale the result.
+        """
+        x, weight, out = inputs[0], inputs[1], outputs[0]
+        moved = QUANTIZING * x.elements + weight.elements + SCALING * out.elements
+        if x.dtype != "fp16":  # x to fp16, and the result from it
+            moved += (ITEMSIZE[x.dtype] + 2) * (x.elements + out.elements)
+        if x.shape[-1] % 4:
+            moved += COPYING * (x.elements + weight.elements) + 4 * out.elements
+            return Work(self.unit, AUTOCAST, self.flops(inputs, outputs, attrs), moved)
+        return Work(self.unit, "int8", self.flops(inputs, outputs, attrs), moved)
+
+    def backward_work(self, inputs: Specs, outputs: Specs, attrs: Attrs, saved: Sequence[int]) -> Work:
+        """The gradient of x: a product in x's own dtype, for which the weight is dequantized; autocast does not reach
+        backward. PEFT's preparation makes that fp32 for most layers.
+        """
+        x, weight, out = inputs[0], inputs[1], outputs[0]
+        # the weight: int8 read, cast, scaled in place, and read
+        moved = out.nbytes + (1 + 4 * ITEMSIZE[x.dtype]) * weight.elements + x.nbytes
+        return Work(self.unit, x.dtype, self.backward_flops(inputs, outputs, attrs), moved)
 
 
 class Dequantize8bit(Kind):

@@ -8,8 +8,10 @@ WQLinearMMFunction (awq/modules/linear/gemm.py; GPTQModel's gemm_awq.py is the s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from memsim.cost.work import Work
 from memsim.graph.dtypes import ITEMSIZE
 from memsim.graph.layout import contiguous, like
 from memsim.operators.base import Attrs, Inferred, Kind
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 PACKED = 8  # weights in an int32
 SPLITS = 8  # partial sums of AutoAWQ's fused kernel, along the input features (split_k_iters)
+DEQUANTIZING = 4.5  # bytes moved for each weight: half a byte read, fp16 written and read
+CASTING = 4  # and for each element that is cast from one 16-bit dtype to the other: read and written
 FUSED_BELOW = 1024  # rows of x from which AutoAWQ dequantizes instead (FP16_MATMUL_HEURISTIC_CONDITION)
 
 
@@ -81,6 +85,8 @@ class LinearAwq(Kind):
     the dtype that it casts to.
     """
 
+    unit = "matmul"
+
     def infer(self, inputs: Specs, attrs: Attrs) -> tuple[Inferred, ...]:
         x, weight = inputs[:2]
         shape = (*x.shape[:-1], weight.shape[0])
@@ -127,6 +133,30 @@ class LinearAwq(Kind):
 
     def flops(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> float:
         return 2.0 * outputs[0].elements * inputs[1].shape[1]
+
+    def work(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> Work:
+        """A product in the dtype of its result: fp16 where the kernel multiplies by packed weights, else what autocast
+        casts x and the dequantized weight to.
+        """
+        x, weight = inputs[:2]
+        out = outputs[0]
+        if is_fused(inputs):
+            moved = x.nbytes + weight.elements / 2 + (2 * SPLITS + 1) * out.nbytes  # sums written, and read
+        else:
+            cast = CASTING * (x.elements + weight.elements) if attrs["autocast"] != x.dtype else 0
+            moved = x.nbytes + DEQUANTIZING * weight.elements + cast + out.nbytes
+        return Work(self.unit, out.dtype, self.flops(inputs, outputs, attrs), moved)
+
+    def backward_work(self, inputs: Specs, outputs: Specs, attrs: Attrs, saved: Sequence[int]) -> Work:
+        """The gradient of x, for which the weight is dequantized again, cast to the gradient's dtype, and repeated for
+        each sequence.
+        """
+        x, weight = inputs[:2]
+        out = outputs[0]
+        cast = CASTING * weight.elements if out.dtype != "fp16" else 0
+        repeated = 2 * ITEMSIZE[out.dtype] * weight.elements * x.shape[0]  # written, and read
+        moved = out.nbytes + DEQUANTIZING * weight.elements + cast + repeated + ITEMSIZE[out.dtype] * x.elements
+        return Work(self.unit, out.dtype, self.backward_flops(inputs, outputs, attrs), moved)
 
 
 def is_fused(inputs: Specs) -> bool:

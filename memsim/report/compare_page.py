@@ -69,13 +69,10 @@ def shared_facts(found: Cases) -> list[tuple[str, str]]:
 
 
 def _room(timeline: Curves) -> str:
-    memory = timeline.about.device_memory
-    return (
-        " ".join(
-            filter(None, (timeline.about.device, capacity(memory) if memory and not timeline.about.device else ""))
-        )
-        or "unlimited"
-    )
+    about = timeline.about
+    if not about.device:
+        return capacity(about.device_memory) if about.device_memory else "unlimited"
+    return f"{about.device}: {about.counted}" if about.counted else about.device
 
 
 HEADINGS = (
@@ -108,7 +105,7 @@ def _row(at: int, case: Case, found: Cases) -> str:
     time, timeline = case.timeline.step_time, case.timeline
     room = timeline.about.device_memory
     fits = (
-        "yes"
+        ("tight" if case.timeline.verdict == "tight" else "yes")
         if case.fits
         else f"no: lacks {gib(case.memory - room)}"
         if case.known and room and case.memory > room
@@ -186,7 +183,11 @@ def _meta(found: Cases) -> dict[str, Any]:
         "kinds": [{"key": slug(name), "name": name} for name in present],
         "capacity": room,
         "paceTitle": "time of a step, s" if found.same_tokens else "time for 1,000 tokens, s",
-        "capacityWords": " ".join(filter(None, (first.about.device, capacity(room)))) if room else "",
+        "capacityWords": " ".join(
+            filter(None, (first.about.device, capacity(room), "usable" if first.about.counted else ""))
+        )
+        if room
+        else "",
         "axes": {theme: axes(theme) for theme in ("light", "dark")},
         "config": config(),
     }

@@ -66,12 +66,19 @@ def _verdict(timeline: Curves) -> str:
     if not about.device_memory:
         return ""
     device = f"one {about.device}" if about.device else f"{capacity(about.device_memory)} of device memory"
+    beside = f" ({about.counted})" if about.counted else ""
     if oom is not None:
-        return f"does not fit {device}"
-    retries = int(timeline.answer.retries[timeline.answer.processed - 1]) if timeline.answer.processed else 0
+        return f"does not fit {device}{beside}"
+    retries = timeline.retries
     if retries:
-        return f"fits {device}, but only by giving back its cache {retries} {'time' if retries == 1 else 'times'}"
-    return f"fits {device} with {gib(about.device_memory - timeline.peak_reserved)} to spare"
+        times = f"{retries} {'time' if retries == 1 else 'times'}"
+        return f"fits {device}, but only by giving back its cache {times}{beside}"
+    spare = f"{gib(timeline.spare or 0)} to spare"
+    of = f" of {about.counted}" if about.counted else ""
+    if about.allowed is not None and about.allowed < about.device_memory:
+        of = f" of the {gib(about.allowed)} that per_process_memory_fraction allows"
+    how = ", but tightly:" if timeline.verdict == "tight" else " with"
+    return f"fits {device}{how} {spare}{of}"
 
 
 def _others(peak: int, devices: tuple[tuple[str, int], ...]) -> str:

@@ -79,8 +79,7 @@ def _first_step(timeline: Curves) -> str:
 
 
 def _retries(timeline: Curves) -> str:
-    answer = timeline.answer
-    count = int(answer.retries[answer.processed - 1]) if answer.processed else 0
+    count = timeline.retries
     if not count or timeline.out_of_memory:
         return ""
     return (

@@ -160,7 +160,8 @@ def _meta(timeline: Curves, present: tuple[Category, ...]) -> dict[str, Any]:
         "spans": [{"phase": span.phase, "start": span.start, "stop": span.stop} for span in timeline.spans],
         "operators": list(timeline.tape.operators),
         "capacity": timeline.about.device_memory,
-        "capacityWords": f"{timeline.about.device or 'device memory'} {capacity(timeline.about.device_memory or 0)}",
+        "capacityWords": f"{timeline.about.device or 'device memory'} {capacity(timeline.about.device_memory or 0)}"
+        + (" usable" if timeline.about.counted else ""),
         "oom": None if oom is None else {"event": oom.event, "words": words},
         "moments": parts.moments(timeline),
         "home": home,

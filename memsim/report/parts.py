@@ -223,7 +223,8 @@ def pace(timeline: Curves) -> str:
     sub = (
         f"The last step, as {rates.device.label} would execute it: {duration(time.total)}, "
         f"{time.tokens_per_second:,.0f} tokens/s, {percent(time.mfu)} of its "
-        f"matrix products' rate (MFU). A roofline over the data sheet at {percent(e.matmul)} of that rate, "
+        "matrix products' rate in 16 bits (MFU: what the model itself computes, forward and backward, without "
+        f"recomputation). A roofline over the data sheet at {percent(e.matmul)} of the rate of each product's dtype, "
         f"{percent(e.attention)} within attention, and "
         f"{percent(e.memory)} of the memory's bandwidth: an estimate, where memory is exact. Give --measured-step to "
         "calibrate it."
@@ -259,11 +260,11 @@ def devices(timeline: Curves) -> str:
             f'<span class="track"><span style="width:{100 * memory / scale:.2f}%"></span>'
             f'<i style="left:{100 * peak / scale:.2f}%"></i></span>'
         )
-        label = f'<span class="names">{names} <span class="soft">{capacity(memory)}</span></span>'
+        label = f'<span class="names">{names} <span class="soft">{capacity(memory)} usable</span></span>'
         rows.append(f'<li class="{"yes" if fits else "no"}">{label}{track}<span class="number">{verdict}</span></li>')
     sub = (
-        f"The line is the peak of reserved, {gib(peak)}. The CUDA context and other processes come on top of it, "
-        "about half a GiB on a device of your own. "
+        f"The line is the peak of reserved, {gib(peak)}. A device counts by what PyTorch sees of it less the CUDA "
+        "context; what other processes take comes on top. "
         "A device that lacks a little may still do, by giving back cached memory: simulate it to know."
     )
     return _section("devices", "Which devices hold it", sub, f'<ul class="devices">{"".join(rows)}</ul>')
@@ -319,7 +320,7 @@ def run(timeline: Curves) -> str:
         _copied("command", "Command", about.command) if about.command else "",
         _copied("yaml", "Run", about.yaml.strip()) if about.yaml else "",
     ]
-    message = out_of_memory_message(timeline.answer.out_of_memory)
+    message = out_of_memory_message(timeline.answer.out_of_memory, about.context)
     if message:
         parts.append(f'<h3 class="apart">What PyTorch would say</h3><pre>{escape(message)}</pre>')
     content = "".join(parts)

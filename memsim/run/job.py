@@ -49,7 +49,7 @@ class Run(Part):
     allocator: Annotated[str, BeforeValidator(values.text)] = ""
     # Addresses of the driver (allocator/compiled/linux_addresses.py). They decide ties in PyTorch up to 2.12.
     addresses: Literal["ascending", "linux"] = "ascending"
-    # a catalogue name, which sets the next two where they are not given
+    # a catalogue name: sets the next two where they are not given, memory to what PyTorch sees of it less the context
     device: Annotated[str | None, BeforeValidator(values.device)] = None
     device_memory_gib: Annotated[float, BeforeValidator(values.memory)] = 80.0
     sm: Annotated[int, values.whole(30, 200)] = 80  # compute capability times ten
@@ -118,7 +118,7 @@ class Run(Part):
 
     @property
     def device_bytes(self) -> int:
-        """Memory of the device in bytes."""
+        """Memory that PyTorch's allocator can have of the device, in bytes."""
         return int(self.device_memory_gib * GIB)
 
     def plain(self) -> dict[str, object]:

@@ -12,11 +12,11 @@ from memsim.units import GIB
 
 
 def keys_of_device(name: object) -> dict[str, object]:
-    """Returns the keys that a device of the catalogue sets."""
+    """The keys that a device of the catalogue sets: what PyTorch's allocator can have of it, and its kernels."""
     device = catalog.devices().get(name) if isinstance(name, str) else None
     if device is None:
         return {}
-    memory: dict[str, object] = {"device_memory_gib": device.memory / GIB}
+    memory: dict[str, object] = {"device_memory_gib": device.usable / GIB}
     return memory if device.sm is None else {**memory, "sm": device.sm}
 
 

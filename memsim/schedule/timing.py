@@ -73,7 +73,7 @@ def optimizer_seconds(name: str, clips: bool, parameters: Iterable[tuple[int, Pa
         )
         flops += muon.flops(p) if matrix else 0
         tensors += 1
-    seconds = moved / (rates.device.memory_bandwidth * rates.efficiency.memory) + flops / (
+    seconds = moved / (rates.bandwidth * rates.efficiency.memory) + flops / (
         rates.peak(muon.DTYPE) * rates.efficiency.matmul
     )
     return max(seconds, rates.efficiency.launch * min(tensors, 100))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from memsim.catalog import devices
 from memsim.cost.roofline import Rates
 from memsim.errors import InputError, Unreachable
 from memsim.framework.model import Checkpoint, Model
@@ -203,7 +204,9 @@ def find(run: Run) -> Found:
     assert isinstance(run.checkpointing, dict)
     budget = read_bytes(run.checkpointing["budget"])
     if budget > run.device_bytes:
-        raise InputError(f"checkpointing.budget: {gib(budget)} is more than the device's {gib(run.device_bytes)}")
+        raise InputError(
+            f"checkpointing.budget: {gib(budget)} is more than the device's {gib(run.device_bytes)}{_counted(run)}"
+        )
     search = Search(run, budget)
     if search.fits("none"):
         return Found("none", search.timeline("none"), 0.0, 0.0, len(search.simulated))
@@ -214,6 +217,12 @@ def find(run: Run) -> Found:
     if best is None:
         raise Unreachable(_least(search))
     return Found(best, search.timeline(best), search.seconds(best), bound, len(search.simulated))
+
+
+def _counted(run: Run) -> str:
+    """What the memory of the Run's device counts, in brackets; empty where the Run says its memory itself."""
+    device = devices().get(run.device or "")
+    return f" ({device.counted})" if device is not None and device.usable == run.device_bytes else ""
 
 
 def _by_plans(search: Search) -> tuple[Strategy | None, float]:

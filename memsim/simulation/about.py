@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from memsim.allocator.settings import Settings
 from memsim.framework.model import Model
 from memsim.models import is_assumed
 from memsim.passes.methods import packing_of
 from memsim.passes.packed import Packed
 from memsim.run.checkpointing import in_words
-from memsim.run.conflicts import QUANTIZED
 from memsim.schedule.optimizers.bitsandbytes import paged_state
 from memsim.simulation.device import rates_of
-from memsim.simulation.precision import AUTOCAST, WEIGHTS
+from memsim.simulation.support import stands_in
 from memsim.stacks.known import STACKS
 from memsim.timeline.about import About
 
@@ -74,29 +74,31 @@ def about(run: Run, model: Model, strict: bool = False) -> About:
             if isinstance(packing, Packed)
             else ()
         ),
+        *((("approximate", f"kernels of sm {run.sm} stand in for the device's"),) if stands_in(run) else ()),
     )
     catalogue = devices()
-    named = run.device is not None and catalogue[run.device].memory == run.device_bytes
+    # an explicit device_memory_gib wins over the device's
+    named = catalogue[run.device] if run.device and catalogue[run.device].usable == run.device_bytes else None
     return About(
         name=run.name,
         facts=facts,
         run=run.plain(),
         yaml=run.to_yaml(),
         command=f"memsim simulate {run.argument} -o report.html" if run.argument else "",
-        device=catalogue[run.device].label if named and run.device else "",
+        device=named.label if named else "",
         device_memory=run.device_bytes,
+        allowed=Settings.parse(run.allocator, STACKS[run.stack].torch).limit(run.device_bytes),
+        counted=named.counted if named else "",
+        context=named.context if named else 0,
         allocator=run.allocator,
         parameters=model.count(),
         paged_state=paged_state(run.optimizer, model),
         trainable_parameters=model.count(trainable=True),
         layers=len(model.pattern),
         devices=tuple(
-            (device.label, device.memory) for device in catalogue.values() if STACKS[run.stack].runs_on(device.sm or 0)
+            (device.label, device.usable) for device in catalogue.values() if STACKS[run.stack].runs_on(device.sm or 0)
         ),
         tokens=run.batch.size * tokens_of(model) * run.batch.accumulation,
         rates=rates_of(run),
-        dtype=AUTOCAST.get(run.precision, WEIGHTS.get(run.precision, run.precision))
-        if run.method.kind not in QUANTIZED
-        else "bf16",
         versions={name: STACKS[run.stack].versions[name] for name in ("torch", "transformers", "peft")},
     )

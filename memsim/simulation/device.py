@@ -14,15 +14,14 @@ if TYPE_CHECKING:
 
 
 def rates_of(run: Run) -> Rates:
-    """Returns the rates of the time estimate. They are those of the Run's device, or of the device in the catalogue
-    that is nearest in compute capability and memory.
+    """What the time estimate goes by: the Run's device, or of NVIDIA's in the catalogue the one that is nearest in
+    compute capability and memory.
     """
     from memsim.catalog import devices
 
     known = devices()
-    if run.device is not None:
-        device = known[run.device]
-    else:
+    device = known[run.device] if run.device is not None else None
+    if device is None or device.sm is None:
         device = min(
             (d for d in known.values() if d.sm is not None),
             key=lambda d: (abs((d.sm or 0) - run.sm), abs(d.memory - run.device_bytes)),

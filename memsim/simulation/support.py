@@ -21,6 +21,7 @@ from memsim.run.conflicts import (
 )
 from memsim.run.optimizer_names import OPTIMIZERS, held_by
 from memsim.schedule.optimizers.bitsandbytes import lacks_kernel
+from memsim.simulation.device import rates_of
 from memsim.simulation.precision import PRECISIONS
 from memsim.stacks.known import STACKS
 from memsim.stacks.software import Software
@@ -60,9 +61,7 @@ def check_towers(run: Run) -> None:
 
 
 def check_supported(run: Run) -> None:
-    """Raises Unsupported, naming the key, for a Run that is valid but not modelled yet."""
-    from memsim.catalog import devices
-
+    """Raises Unsupported for a Run that is valid but not modelled yet, naming the key."""
     for key, value, known in (("precision", run.precision, PRECISIONS), ("optimizer", run.optimizer, OPTIMIZERS)):
         if value not in known:
             raise Unsupported(f"{key}: {value} is not supported yet; {', '.join(known)} are")
@@ -77,11 +76,6 @@ def check_supported(run: Run) -> None:
     check_grad_scaler(run)
     if run.fsdp > 1:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
-    if run.device is not None and devices()[run.device].sm is None:
-        raise Unsupported(
-            f"device: {run.device} is not NVIDIA's, and its kernels are not modelled; device_memory_gib asks whether "
-            "a run fits its memory"
-        )
     if run.optimizer_in_backward:
         check_in_backward(run)
     check_towers(run)
@@ -197,7 +191,23 @@ def warnings_of(run: Run, strict: bool = False) -> list[str]:
     """Returns warnings of what the figures take for granted."""
     packing = packing_of(run.method)
     llama = [assumed(run)] if not strict and is_assumed(run.config) else []
-    return [*llama, *([packing.assumption] if isinstance(packing, Packed) else [])]
+    memory = [memory_alone(run)] if stands_in(run) else []
+    return [*llama, *([packing.assumption] if isinstance(packing, Packed) else []), *memory]
+
+
+def stands_in(run: Run) -> bool:
+    """Whether the Run's device is known by its memory alone, so that NVIDIA's kernels stand in for its own."""
+    from memsim.catalog import devices
+
+    return run.device is not None and devices()[run.device].sm is None
+
+
+def memory_alone(run: Run) -> str:
+    """The warning for a device whose kernels are not modelled."""
+    return (
+        f"device: {run.device} is not NVIDIA's: its memory is used, and the kernels of sm {run.sm} stand in for its "
+        f"own, whose workspaces and scratch memory may be others; times are those of {rates_of(run).device.label}"
+    )
 
 
 def assumed(run: Run) -> str:

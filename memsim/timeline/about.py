@@ -19,17 +19,20 @@ class About:
     yaml: str = ""  # the Run as its file
     command: str = ""  # command line that repeats this Timeline
     device: str = ""  # "A100-80GB"
-    device_memory: int | None = None  # bytes
+    device_memory: int | None = None  # bytes that the allocator can have
+    allowed: int | None = None  # bytes of them that per_process_memory_fraction lets the allocator reserve; None: all
+    counted: str = ""  # what those are of the device, in words, where they follow from its name
+    context: int = 0  # bytes of the device that its context takes beside them
     allocator: str = ""  # settings, as PYTORCH_ALLOC_CONF has them
     parameters: int | None = None
     trainable_parameters: int | None = None
     layers: int | None = None
     loaded_event: int | None = None  # the last event of building the model; by default of the phase "load"
-    first_event: int = 0  # of the Timeline's subject: events before it rebuild the state in which a recording began
-    devices: tuple[tuple[str, int], ...] = ()  # names and bytes of the devices that the headline may suggest
-    versions: Mapping[str, str] = field(default_factory=dict)  # versions of the stack that is simulated or was recorded
-    tokens: int = 0  # number of tokens in a step
-    rates: Rates | None = None  # rates by which times are estimated
-    note: str = ""  # one line of what was found for it
+    first_event: int = 0  # of what the Timeline is about: events before it rebuild the state in which a recording began
+    # names of the devices that the headline may suggest, and the bytes that the allocator can have of each
+    devices: tuple[tuple[str, int], ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the stack that is simulated or was recorded
+    tokens: int = 0  # in a step
+    rates: Rates | None = None  # what times are estimated by
+    note: str = ""  # what was found for it, in a line
     paged_state: int = 0  # bytes of optimizer state in managed memory of the host, which are in no figure of the device
-    dtype: str = "bf16"  # dtype of matrix products, against whose rate the utilization is measured

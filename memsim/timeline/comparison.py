@@ -76,7 +76,9 @@ class Case:
             "label": self.label,
             "run": None if timeline.about.run is None else dict(timeline.about.run),
             "fits": self.fits,
+            "verdict": timeline.verdict,
             "device_memory": timeline.about.device_memory,
+            "device_memory_counted": timeline.about.counted or None,
             "peak_reserved": timeline.peak_reserved,
             "peak_allocated": timeline.peak_allocated,
             "peak_requested": timeline.peak_requested,
@@ -130,9 +132,11 @@ class Cases:
             return (f"None of the {len(self.cases)} fits.", *self._least(least))
         about = best.timeline.about
         where = about.device or (f"{capacity(about.device_memory)} of device memory" if about.device_memory else "")
+        where += f" ({about.counted})" if about.counted else ""
+        tight = f" (tight: {gib(best.timeline.spare or 0)} to spare)" if best.timeline.verdict == "tight" else ""
         lines = [
             f"{_quoted(best.label)} is the fastest that fits{f' {where}' if where else ''}: "
-            f"{gib(best.memory)}{f', about {best.speed}' if best.speed else ''}."
+            f"{gib(best.memory)}{tight}{f', about {best.speed}' if best.speed else ''}."
         ]
         quicker = [case for case in self.cases if not case.fits and case.known and case.pace < WORTHWHILE * best.pace]
         if quicker:
@@ -176,6 +180,7 @@ class Cases:
             row: dict[str, object] = {
                 "run": case.label,
                 "fits": case.fits,
+                "verdict": case.timeline.verdict,
                 "peak_reserved": case.timeline.peak_reserved,
                 "peak_allocated": case.timeline.peak_allocated,
                 "peak_requested": case.timeline.peak_requested,

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
     from memsim.allocator.bound import Bounds
 
-MOST_PAIRS = 100_000_000  # most pairs of storages alive together for which a packing is looked for: about a second
+# What is left of a device below which a run that fits is tight: other processes, and libraries that ask the driver
+# themselves, may take as much.
+TIGHT_SHARE, TIGHT_BYTES = 0.03, 2**29
+MOST_PAIRS = 100_000_000  # of storages alive together, for which a packing is looked for: about a second
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +74,34 @@ class Curves:
     def out_of_memory(self) -> bool:
         """True if the device ran out of memory."""
         return self.answer.out_of_memory is not None
+
+    @property
+    def verdict(self) -> str | None:
+        """Whether the device completes the steps: "fits", "tight" where it does with less than 3 % or half a GiB to
+        spare or by giving back its cache, "no"; None where nothing is known of the device.
+        """
+        if self.out_of_memory:
+            return "no"
+        room, spare = self.room, self.spare
+        if room is None or spare is None:
+            return None
+        return "tight" if self.retries or spare < TIGHT_SHARE * room or spare < TIGHT_BYTES else "fits"
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that the allocator may reserve of the device; None where nothing is known of it."""
+        memory, allowed = self.about.device_memory, self.about.allowed
+        return memory if memory is None or allowed is None else min(memory, allowed)
+
+    @property
+    def spare(self) -> int | None:
+        """Bytes of those that the peak of reserved leaves, below zero where it needs more."""
+        return None if self.room is None else self.room - self.peak_reserved
+
+    @property
+    def retries(self) -> int:
+        """How often the allocator gave back its cache to make room."""
+        return int(self.answer.retries[self.answer.processed - 1]) if self.answer.processed else 0
 
     @property
     def peak_reserved(self) -> int:
@@ -162,7 +193,7 @@ class Curves:
         """The estimated time of the last step; None where nothing is known of time."""
         if self.tape.work is None or self.about.rates is None:
             return None
-        return step_time(self.tape, self.tape.work, self.about.tokens, self.about.rates.peak(self.about.dtype))
+        return step_time(self.tape, self.tape.work, self.about.tokens, self.about.rates.half)
 
     @cached_property
     def bounds(self) -> Bounds | None:
@@ -189,7 +220,11 @@ class Curves:
                 "loaded_allocated": self.loaded_allocated,
                 "paged_state": self.about.paged_state,
                 "steps": [step.to_json() for step in self.steps],
-                "oom": out_of_memory_message(self.answer.out_of_memory),
+                "fits": not self.out_of_memory,
+                "verdict": self.verdict,
+                "device_memory": self.about.device_memory,
+                "device_memory_counted": self.about.counted or None,
+                "oom": out_of_memory_message(self.answer.out_of_memory, self.about.context),
                 "peak_allocated": self.peak_allocated,
                 "peak_reserved": self.peak_reserved,
                 "peak_requested": self.peak_requested,

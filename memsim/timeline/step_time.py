@@ -13,9 +13,10 @@ class StepTime:
     backward: float  # without recomputation
     recomputation: float
     optimizer: float
-    tokens: int  # number of tokens in a step
-    flops: float  # those of the products that the step needs, forward and backward, without recomputation
-    peak: float  # the device's rate in the dtype of the products, in FLOP a second
+    tokens: int  # in a step
+    # of the products that the step needs, forward and backward, without recomputation, however they are quantized
+    flops: float
+    peak: float  # of the device, in FLOP a second of 16 bits
 
     @property
     def total(self) -> float:
@@ -29,8 +30,8 @@ class StepTime:
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilization (Chowdhery et al. 2022, PaLM, appendix B): the FLOPs that the step needs, as a share
-        of those that the device could do in its time.
+        """Model FLOPs utilization (Chowdhery et al. 2022, PaLM, appendix B): what the step needs of what the device
+        could do in its time in 16 bits. It follows from tokens a second, whatever the quantization.
         """
         return self.flops / (self.total * self.peak) if self.total else 0.0
 

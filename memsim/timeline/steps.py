@@ -110,8 +110,8 @@ def _step(number: int, mine: list[Span], answer: Answer) -> Step:
 
 
 def step_time(tape: Tape, work: NDArray[np.float64], tokens: int, peak: float) -> StepTime | None:
-    """Returns the time of the last step from `work` [n, 3]; None where there is no step. `peak` is the device's rate of
-    products in FLOP a second.
+    """The time of the last step from `work` [n, 3]; None where there is no step. `peak` is the device's rate of
+    products in 16 bits, in FLOP a second.
     """
     cut = [span for span in spans(tape) if span.step is not None]
     if not cut:

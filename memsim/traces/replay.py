@@ -70,6 +70,7 @@ def replay(
         facts=(("allocator", text or "default"),),
         allocator=text,
         device_memory=memory if memory < UNLIMITED else None,
+        allowed=settings.limit(memory),
         first_event=min(prefix, answer.processed - 1) if prefix else 0,
     )
     return Curves(requests, answer, about, unlimited)

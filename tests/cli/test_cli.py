@@ -220,6 +220,34 @@ def test_models_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["devices", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["a100-80gb"]["memory"] == 80 * 2**30 and listed["h100"]["datasheet"]
+    rtx = listed["rtx-4090"]
+    assert (rtx["total"], rtx["context"], rtx["usable"]) == (24207 * 2**20, 666 * 2**20, 23541 * 2**20)
+    assert rtx["sources"] == {
+        "total": "public out-of-memory messages of PyTorch: 23.64 to 23.70 GiB; the lowest",
+        "context": "0.45 to 0.65 GiB in public out-of-memory messages; the upper end",
+    }
+    assert listed["ascend-910b"]["flops"] == {} and listed["rtx-5080"]["total"] is None
+
+
+def test_a_device_that_is_known_by_its_memory_alone_is_simulated_and_said(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, label, room in (
+        ("mi300x", "MI300X", "about 186.24 GiB (the data sheet's 192 GiB less 3 %)"),
+        ("mi325x", "MI325X", "about 248.32 GiB (the data sheet's 256 GiB less 3 %)"),
+        ("ascend-910b", "Ascend 910B", "the 60.96 GiB that PyTorch sees"),
+    ):
+        assert main(["simulate", str(tiny), "--set", f"device={name}"]) == 0
+        said = capsys.readouterr()
+        assert (
+            f"memsim: warning: device: {name} is not NVIDIA's: its memory is used, and the kernels of sm 80 stand in "
+            "for its own, whose workspaces and scratch memory may be others; times are those of A100-80GB\n"
+        ) in said.err
+        assert f"fits one {label} with " in said.out and f" to spare of {room}, less 0.65 GiB of context." in said.out
+        assert "on A100-80GB (" in said.out
+    assert main(["simulate", str(tiny), "--set", "device=mi300x", "--set", "sm=90", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "the kernels of sm 90 stand in" in said.err and json.loads(said.out)["verdict"] == "fits"
 
 
 def test_stacks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,9 @@ def test_the_cheapest_takes_the_least_time_of_those_that_fit(found: Comparison) 
     assert found.smallest is not None and found.smallest.label == "full sgd"
     first, second = found.verdict()
     assert first.startswith("“none sgd” is the fastest that fits 1 GiB of device memory: ")
+    best = found.cheapest.timeline
+    assert best.verdict == "tight"
+    assert f" (tight: {(2**30 - best.peak_reserved) / 2**30:.3f} GiB to spare), about " in first
     assert second.startswith("“full sgd” needs least, ") and "more time" in second
 
 
@@ -72,8 +75,26 @@ def test_what_does_not_fit_is_said(tiny: Path) -> None:
     assert [case.fits for case in found.cases] == [False, True]
     assert found.cheapest is found.cases[1]
     assert any(line.startswith("“none” would be ") and line.endswith(" GiB too much.") for line in found.verdict())
+    data, rows = found.to_json()["cases"], list(csv.DictReader(found.to_csv().splitlines()))
+    assert [(case["fits"], case["verdict"]) for case in data] == [(False, "no"), (True, "tight")]
+    assert [(row["fits"], row["verdict"]) for row in rows] == [("False", "no"), ("True", "tight")]
     nowhere = memsim.compare([Run.load(tiny, set=["device_memory_gib=0.1"])] * 2)
     assert nowhere.cheapest is None and nowhere.verdict()[0] == "None of the 2 fits."
+
+
+def test_a_named_device_says_what_was_counted(tiny: Path) -> None:
+    runs = [Run.load(tiny, set=[f"checkpointing={kind}", "device=rtx-4090"]) for kind in ("none", "full")]
+    found = memsim.compare(runs, labels=["none", "full"])
+    counted = "the 23.64 GiB that PyTorch sees, less 0.65 GiB of CUDA context"
+    assert f" is the fastest that fits RTX 4090 ({counted}): " in found.verdict()[0]
+    for case in found.to_json()["cases"]:
+        assert (case["verdict"], case["device_memory_counted"]) == ("fits", counted)
+        assert case["device_memory"] == (24207 - 666) * 2**20
+    from memsim.report.compare_page import shared_facts
+
+    assert ("device", f"RTX 4090: {counted}") in shared_facts(found)
+    sheet = memsim.compare([Run.load(tiny, set=["device=rtx-4090", "device_memory_gib=24"])] * 2)
+    assert " is the fastest that fits 24 GiB of device memory: " in sheet.verdict()[0]
 
 
 def test_the_breakdown_adds_up_to_the_peak(found: Comparison) -> None:

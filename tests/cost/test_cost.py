@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
 import memsim
+from memsim import catalog
 from memsim.api import simulate
 from memsim.catalog import devices
 from memsim.cost.efficiency import Efficiency
@@ -39,6 +42,89 @@ def test_flops_of_a_step_are_six_for_each_parameter_and_token_and_attentions() -
     assert time.flops == pytest.approx(products + attention, rel=1e-12)
     assert time.total == pytest.approx(time.forward + time.backward + time.optimizer)
     assert time.recomputation == 0
+
+
+def work_of_layer(kind: str, quantization: str, **keys: object) -> tuple[Work, Work]:
+    """Forward and backward work of the first operator of a kind in a quantized layer of qwen2.5-0.5b, q_proj."""
+    from memsim.operators import KINDS
+    from memsim.simulation.build import model_of
+
+    size = {"batch": {"size": 1, "sequence": 2048}} | keys.pop("run", {})  # type: ignore[operator]
+    method = {"kind": "qlora", "quantization": quantization, **keys}
+    graph = model_of(Run(**{"model": "qwen2.5-0.5b", "method": method, **size})).layer_graphs[0]
+    op = next(op for op in graph.operators if op.kind == kind)
+    forward = KINDS[kind].work(op.inputs, op.outputs, op.attrs)
+    backward = KINDS[kind].backward_work(op.inputs, op.outputs, op.attrs, op.saved)
+    assert forward is not None and backward is not None
+    return forward, backward
+
+
+Q_PROJ = 2.0 * 2048 * 896 * 896  # FLOP
+
+
+def test_int8_multiplies_in_int8_and_backward_in_the_dtype_of_x() -> None:
+    """bitsandbytes: int8_scaled_mm forward, torch.matmul(grad, CB.to(A.dtype)) backward."""
+    forward, backward = work_of_layer("linear8bit", "int8")
+    assert (forward.unit, forward.dtype, forward.flops) == ("matmul", "int8", Q_PROJ)
+    assert (backward.unit, backward.dtype, backward.flops) == ("matmul", "fp32", Q_PROJ), "PEFT casts the norms to fp32"
+    tokens, weights = 2048 * 896, 896 * 896
+    assert forward.bytes == 12 * tokens + weights + 10 * tokens + 6 * 2 * tokens
+    assert backward.bytes == 4 * tokens + 17 * weights + 4 * tokens
+    lower = work_of_layer("linear8bit", "int8", casts="none")
+    assert [work.dtype for work in lower] == ["int8", "bf16"]
+    rates = Rates(A100, Efficiency(matmul=0.5))
+    assert rates.seconds(Work("matmul", "int8", 624e12, 1.0)) == pytest.approx(2.0)
+    volta = Rates(devices()["v100-16gb"], Efficiency(matmul=0.5))
+    assert volta.seconds(Work("matmul", "int8", 15.7e12, 1.0)) == pytest.approx(2.0), "it has no rate for int8"
+
+
+def test_int8_of_an_inner_width_that_4_does_not_divide_multiplies_what_autocast_casts() -> None:
+    config = dict(catalog.models()["qwen2.5-0.5b"]) | {"hidden_size": 898, "head_dim": 64}
+    forward, _ = work_of_layer("linear8bit", "int8", run={"model": config})
+    assert (forward.unit, forward.dtype) == ("matmul", "bf16")
+
+
+def test_awq_multiplies_dequantized_weights_in_16_bits() -> None:
+    forward, backward = work_of_layer("linear_awq", "awq")
+    assert (forward.unit, forward.dtype, forward.flops) == ("matmul", "bf16", Q_PROJ)
+    assert (backward.unit, backward.dtype, backward.flops) == ("matmul", "bf16", Q_PROJ)
+    tokens, weights = 2048 * 896, 896 * 896
+    assert forward.bytes == 2 * tokens + 4.5 * weights + 4 * (tokens + weights) + 2 * tokens
+    assert backward.bytes == 2 * tokens + 4.5 * weights + 4 * weights + 4 * weights + 2 * tokens
+    few, _ = work_of_layer("linear_awq", "awq", run={"batch": {"size": 1, "sequence": 1023}})
+    assert few.dtype == "fp16", "below 1024 rows AutoAWQ multiplies by packed weights"
+    assert few.bytes == 2 * 1023 * 896 + weights / 2 + 17 * 2 * 1023 * 896
+    product, _ = work_of_layer("mm", "gptq")
+    assert (product.unit, product.dtype, product.flops) == ("matmul", "bf16", Q_PROJ)
+
+
+def test_utilization_follows_from_tokens_a_second_whatever_the_quantization() -> None:
+    """The step of a 70B model that took AWQ and int8 45 s, with 0.2 % MFU, where NF4 took 6."""
+    size = {"model": "qwen2.5-72b", "batch": {"size": 1, "sequence": 2048}, "device": "a100-80gb", "steps": 1}
+    times = {}
+    for name in ("nf4", "int8", "gptq", "awq"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            time = simulate(Run(**size, checkpointing="full", method={"kind": "qlora", "quantization": name})).step_time
+        assert time is not None and time.peak == 312e12
+        times[name] = time
+        assert time.mfu / time.tokens_per_second == pytest.approx(time.flops / (2048 * 312e12), rel=1e-12)
+    assert len({round(time.flops) for time in times.values()}) == 1, "the model's own products, however stored"
+    assert times["awq"].total == pytest.approx(times["nf4"].total, rel=0.1)
+    assert times["gptq"].total == pytest.approx(times["nf4"].total, rel=0.1)
+    assert times["int8"].forward < times["nf4"].forward < times["int8"].backward / 5, "forward int8, backward fp32"
+    unprepared = simulate(
+        Run(**size, checkpointing="full", method={"kind": "qlora", "quantization": "int8", "casts": "none"})
+    ).step_time
+    assert unprepared is not None and unprepared.total < times["nf4"].total
+
+
+def test_utilization_is_measured_against_the_rate_of_16_bits() -> None:
+    for precision in ("bf16", "fp32", "tf32", "fp16", "amp-bf16"):
+        time = simulate(Run(**SMALL, precision=precision)).step_time
+        assert time is not None and time.peak == 312e12
+    volta = Rates(devices()["v100-16gb"])
+    assert volta.half == 125e12, "fp16, where there is no bf16"
 
 
 def test_full_checkpointing_costs_another_forward_of_the_layers() -> None:

@@ -118,16 +118,30 @@ def test_a_run_cannot_be_changed() -> None:
 
 def test_a_device_sets_memory_and_compute_capability_unless_they_are_given() -> None:
     run = Run(model="gpt2", device="h100")
-    assert (run.device_memory_gib, run.sm, run.device_bytes) == (80, 90, 80 * 2**30)
+    usable = (80998 - 666) * 2**20  # 79.10 GiB that PyTorch sees, less 0.65 of context
+    assert (run.device_memory_gib, run.sm, run.device_bytes) == (usable / 2**30, 90, usable)
     assert Run(model="gpt2", device="h100", device_memory_gib="40GiB").device_memory_gib == 40
     assert Run(model="gpt2", device="h100", sm=80).sm == 80
-    assert Run(model="gpt2", device="mi300x").device_bytes == 192 * 2**30
+    mi300x = Run(model="gpt2", device="mi300x")
+    assert (mi300x.device_bytes, mi300x.sm) == (int(0.97 * 192 * 2**30) - 666 * 2**20, 80)
+
+
+@pytest.mark.parametrize("name", catalog.devices())
+def test_a_device_survives_being_written_out_to_the_byte(name: str) -> None:
+    run, device = Run(model="gpt2", device=name), catalog.devices()[name]
+    assert run.device_bytes == device.usable
+    assert "device_memory_gib" not in run.to_yaml()
+    for again in (Run.load(run.plain()), Run.load(yamlfile.mapping(yamlfile.parse(run.to_yaml(), "yaml"), "yaml"))):
+        assert again == run and again.device_bytes == device.usable
+    sheet = Run(model="gpt2", device=name, device_memory_gib=device.memory / 2**30)
+    assert sheet.device_bytes == device.memory, "what is given wins, to the byte"
+    assert Run.load(sheet.plain()) == sheet != run and "device_memory_gib" in sheet.to_yaml()
 
 
 def test_a_device_that_is_set_decides_whatever_the_file_says_of_another(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("{model: gpt2, device_memory_gib: 24, sm: 86}")
-    assert Run.load(path, set=["device=h200"]).device_bytes == 141 * 2**30
+    assert Run.load(path, set=["device=h200"]).device_bytes == catalog.devices()["h200"].usable
     assert Run.load(path, set=["device=h200", "device_memory_gib=100"]).device_bytes == 100 * 2**30
 
 

@@ -111,6 +111,15 @@ def test_more_than_the_device_has() -> None:
         find(run_within("100GiB"))
 
 
+def test_more_than_a_named_device_has_says_what_was_counted() -> None:
+    reason = (
+        r"checkpointing.budget: 24.00 GiB is more than the device's 22.99 GiB \(the 23.64 GiB that PyTorch sees, less "
+        r"0.65 GiB of CUDA context\)"
+    )
+    with pytest.raises(InputError, match=reason):
+        find(Run(model="qwen2.5-0.5b", device="rtx-4090", checkpointing={"budget": "24GiB"}))
+
+
 def test_the_command_line_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["simulate", "qwen2.5-0.5b", "--set", "checkpointing={budget: 1GiB}"]) == 1
     assert "no strategy fits 1.00 GiB" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from made import MIB, Writer, random_tape, training
+from oplists import Script
 
 from memsim.allocator import allocate
 from memsim.allocator.answer import Answer, DriverAction
@@ -18,6 +19,8 @@ from memsim.tape import Category, Tape
 from memsim.timeline.about import About
 from memsim.timeline.steps import spans
 from memsim.traces import recorder
+from memsim.traces.oplist import tape_of_operations
+from memsim.traces.replay import replay
 
 GIB = 2**30
 RECORDED = (
@@ -34,6 +37,10 @@ RECORDED = (
 
 def timeline(tape: Tape, memory: int = 80 * GIB, about: About | None = None) -> Timeline:
     return Timeline(tape, allocate(tape, device_memory=memory), about or About())
+
+
+def requests(script: Script) -> Tape:
+    return tape_of_operations(np.array(script.rows, np.int64))
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -206,6 +213,74 @@ def test_the_headline_of_a_run_that_fits() -> None:
     assert found.headline().startswith("Peak 0.")
     assert "allocated): fits one A100-80GB with 79." in found.headline()
     assert found.headline().endswith("Optimizer state holds 26 % of the peak, logits and loss 23 %.")
+
+
+COUNTED = "the 23.64 GiB that PyTorch sees, less 0.65 GiB of CUDA context"
+
+
+@pytest.mark.parametrize(
+    ("spare", "verdict", "words"),
+    [
+        (512 * MIB, "fits", f"fits one Card with 0.500 GiB to spare of {COUNTED}"),
+        (512 * MIB - 1, "tight", f"fits one Card, but tightly: 0.500 GiB to spare of {COUNTED}"),
+        (0, "tight", f"fits one Card, but tightly: 0.000 GiB to spare of {COUNTED}"),
+        (80 * GIB, "fits", f"fits one Card with 80.00 GiB to spare of {COUNTED}"),
+    ],
+)
+def test_a_run_with_less_than_half_a_gib_to_spare_is_tight(spare: int, verdict: str, words: str) -> None:
+    tape = training()
+    memory = Timeline(tape, allocate(tape)).peak_reserved + spare
+    found = timeline(tape, memory, About(device="Card", device_memory=memory, counted=COUNTED))
+    assert (found.verdict, found.out_of_memory) == (verdict, False)
+    assert f"allocated): {words}." in found.headline()
+    data = found.to_json()
+    assert (data["fits"], data["verdict"], data["device_memory"]) == (True, verdict, memory)
+    assert data["device_memory_counted"] == COUNTED
+
+
+def test_a_run_with_less_than_3_percent_to_spare_is_tight() -> None:
+    script = Script()
+    script.alloc(97 * GIB)
+    for memory, verdict in ((100 * GIB, "fits"), (100 * GIB + 1, "fits"), (100 * GIB - 2 * MIB, "tight")):
+        assert timeline(requests(script), memory, About(device_memory=memory)).verdict == verdict
+
+
+def test_a_run_that_gives_back_its_cache_is_tight_and_nothing_is_known_without_a_device() -> None:
+    tape = training()
+    assert timeline(tape).verdict is None and timeline(tape).to_json()["device_memory_counted"] is None
+    script = Script()
+    first = script.alloc(3 * GIB)
+    script.free(first)
+    script.alloc(4 * GIB)
+    found = timeline(requests(script), 6 * GIB, About(device_memory=6 * GIB))
+    assert (found.peak_reserved, found.retries, found.verdict) == (4 * GIB, 1, "tight")
+    assert "fits 6 GiB of device memory, but only by giving back its cache 1 time." in found.headline()
+
+
+def test_a_memory_fraction_leaves_less_to_spare() -> None:
+    script = Script()
+    script.alloc(4 * GIB)
+    settings = "per_process_memory_fraction:0.5"
+    found = Timeline.of(replay(requests(script), settings, 10 * GIB))
+    assert (found.room, found.spare, found.verdict) == (5 * GIB, GIB, "fits")
+    assert "fits 10 GiB of device memory with 1.00 GiB to spare of the 5.00 GiB that per_process_memory_fraction " in (
+        found.headline()
+    )
+    assert replay(requests(script), settings, 9 * GIB).verdict == "fits"
+    assert replay(requests(script), settings, 9 * GIB - 4 * MIB).verdict == "tight"
+    assert replay(requests(script), settings, 7 * GIB).verdict == "no"
+
+
+def test_what_does_not_fit_says_what_was_counted_and_pytorch_reports_the_context_too() -> None:
+    tape = training()
+    whole = allocate(tape, device_memory=80 * GIB)
+    memory = int(whole.allocated.max()) - 10 * MIB
+    about = About(device="Card", device_memory=memory, counted=COUNTED, context=666 * MIB)
+    found = Timeline(tape, allocate(tape, device_memory=memory), about, whole)
+    data = found.to_json()
+    assert (data["fits"], data["verdict"]) == (False, "no")
+    assert f"does not fit one Card ({COUNTED})." in found.headline()
+    assert f"total capacity of {(memory + 666 * MIB) / MIB:.2f} MiB of which 10.01 MiB is free" in str(data["oom"])
 
 
 def test_the_headline_of_a_run_that_does_not_fit_names_what_would_hold_it() -> None:
