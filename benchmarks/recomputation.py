@@ -58,7 +58,7 @@ def layer_seconds(hidden: int, heads: int, batch: int, strategy: str) -> float:
 
 def main() -> None:
     """Prints the table."""
-    grid = grid(
+    rows = grid(
         "model",
         "full",
         "measured",
@@ -72,8 +72,8 @@ def main() -> None:
         for strategy, measured in (("full", full), ("megatron", selective)):
             added = layer_seconds(hidden, heads, batch, strategy) / none - 1
             cells += [f"{added:.1%}", "" if measured is None else f"{measured:.0%}"]
-        grid.add_row(name, *cells)
-    out().print(grid)
+        rows.add_row(name, *cells)
+    out().print(rows)
 
 
 if __name__ == "__main__":

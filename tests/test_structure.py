@@ -6,6 +6,8 @@ import ast
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import networkx as nx
@@ -112,3 +114,15 @@ def test_a_word_names_one_thing() -> None:
     )
     modules = Counter(path.stem for path in FILES if path.stem in ONCE)
     assert not [name for name, count in (names | modules).items() if count > 1]
+
+
+OUTSIDE = sorted(path for folder in ("benchmarks", "tests") for path in (PACKAGE.parent / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_what_benchmarks_and_tests_import_is_there(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "memsim":
+            module = import_module(str(node.module))
+            for name in node.names:
+                assert hasattr(module, name.name) or find_spec(f"{node.module}.{name.name}"), name.name
