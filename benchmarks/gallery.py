@@ -13,7 +13,7 @@ from pathlib import Path
 
 import memsim
 from memsim import catalog
-from memsim.cli.app import main as command
+from memsim.cli.entry import main as command
 from memsim.report.page import render, write
 
 COMPARISONS = {

@@ -108,10 +108,15 @@ def test_simulate_json_is_all_there_is_on_stdout(
     } <= set(data["steps"][0])
 
 
-def test_simulate_exits_with_1_where_memory_runs_out(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["simulate", str(tiny), "--set", "device_memory_gib=8MiB"]) == 1
+def test_an_answer_exits_with_0_and_with_1_where_it_must_fit(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["simulate", str(tiny), "--set", "device_memory_gib=8MiB"]
+    assert main(small) == 0
     assert "does not fit" in capsys.readouterr().out
-    assert main(["simulate", str(tiny), "--set", "device_memory_gib=8MiB", "--json"]) == 1
+    assert main([*small, "--must-fit"]) == 1
+    assert "does not fit" in capsys.readouterr().out
+    assert main(["simulate", str(tiny), "--must-fit"]) == 0
+    capsys.readouterr()
+    assert main([*small, "--json", "--must-fit"]) == 1
     assert json.loads(capsys.readouterr().out)["oom"].startswith("CUDA out of memory. Tried to allocate ")
 
 

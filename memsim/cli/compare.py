@@ -34,7 +34,7 @@ def run(
     as_csv: bool,
     yes: bool,
 ) -> int:
-    """The command; returns its exit code: 1 where nothing fits. Raises InputError."""
+    """The command; returns 1 where nothing fits, else 0. Raises InputError."""
     if as_json and as_csv:
         raise InputError("compare: --json and --csv both go to stdout; give one of them")
     if output is not None:

@@ -1,6 +1,7 @@
 """The command line: what each command takes, and `main`. A command's module is imported when the command is called.
 
-Exit codes: 0 done, 1 the answer is no, 2 the input is wrong.
+Exit codes: 0 answered, 1 the answer is no where a yes was asked for (--must-fit, a recording that differs), 2 the input
+is wrong.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ SetOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+MustFitOption = Annotated[bool, typer.Option("--must-fit", help="Exit with 1 where nothing fits the device's memory.")]
 
 
 @app.command("simulate")
@@ -59,11 +61,13 @@ def simulate_command(
             "--measured-step", metavar="TIME", help="What a step takes in truth, such as 1.83s: calibrates time."
         ),
     ] = None,
+    must_fit: MustFitOption = False,
 ) -> None:
-    """Simulate a run's training steps. Exits with 1 where they run out of memory."""
+    """Simulate a run's training steps."""
     from memsim.cli import simulate as command
 
-    _exit(command.run(run, settings, output, measured, strict, as_json))
+    code = command.run(run, settings, output, measured, strict, as_json)
+    _exit(code if must_fit else DONE)
 
 
 @app.command("validate")
@@ -164,11 +168,13 @@ def compare_command(
     as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout and nothing else.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Simulate more than 64 combinations.")] = False,
+    must_fit: MustFitOption = False,
 ) -> None:
-    """Simulate several runs side by side: memory against time. Exits with 1 where none fits."""
+    """Simulate several runs side by side: memory against time."""
     from memsim.cli import compare as command
 
-    _exit(command.run(runs, vary or (), settings or (), output, as_json, as_csv, yes))
+    code = command.run(runs, vary or (), settings or (), output, as_json, as_csv, yes)
+    _exit(code if must_fit else DONE)
 
 
 @app.command("graph")

@@ -15,7 +15,7 @@ from memsim.units import read_seconds
 def run(
     source: str, settings: Sequence[str] | None, output: Path | None, measured: str | None, strict: bool, as_json: bool
 ) -> int:
-    """The command; returns its exit code: 1 where the Run is out of memory. Raises InputError."""
+    """The command; returns 1 where the Run is out of memory, else 0. Raises InputError."""
     if output is not None:
         console.writable(output)
     timeline = simulated(loaded(source, settings), strict=strict, measured_step=_seconds(measured))
