@@ -127,8 +127,16 @@ def refused(**data: object) -> str:
             "lists the names; ",
         ),
         (
-            {"model": "Qwen/Qwen2.5-7B-Instruct"},
-            "model: 'Qwen/Qwen2.5-7B-Instruct' is not in the catalogue; did you mean qwen2.5-7b? ",
+            {"model": "Qwen/Qwen2.5-7B-Instrct"},
+            "model: 'Qwen/Qwen2.5-7B-Instrct' is neither in the catalogue nor in the Hugging Face cache (",
+        ),
+        (
+            {"model": "gemma3-12b"},
+            "model: 'gemma3-12b' is not in the catalogue; Gemma 3 from 4B on is a vision-language model: its ",
+        ),
+        (
+            {"model": {**LLAMA, "model_type": "gemma3", "vision_config": {"hidden_size": 1152}}},
+            "model.vision_config: gemma3 is more than a language model: its text_config, given as a config, is ",
         ),
         ({"model": "no/config.json"}, "model: 'no/config.json' is no such file"),
         ({"model": 5}, "model: 5 is not a model; give a name, the path of a Hugging Face config.json, or its fields"),
@@ -206,7 +214,12 @@ def test_the_file_is_named(tmp_path: Path) -> None:
         ("batch.size=0", "--set: batch.size: 0 is not a whole number"),
         ("batch.size=[", "--set batch.size: not valid YAML"),
         ("batch.size.x=1", "--set: batch.size.x: batch.size is 1, which has no keys"),
-        ("model.hidden_size=1", "--set: model.hidden_size: model is 'qwen2.5-72b', which has no keys"),
+        (
+            "model.hidden_size=1",
+            "--set: model.num_attention_heads: 64 does not divide the 1 of hidden_size; give head_dim or another",
+        ),
+        ("model.num_hidden_layer=1", "--set: model.num_hidden_layer: unknown key; did you mean num_hidden_layers?"),
+        ("model.rope.theta=1", "--set: model.rope.theta: model is 'qwen2.5-72b', which has no keys"),
         ("batch.sise=4", "--set: batch.sise: unknown key; did you mean batch.size?"),
         ("method=lora", "--set: method: 'lora' is not a mapping; write method: {kind: lora}"),
         ("model=qwen2.5-71b", "--set: model: 'qwen2.5-71b' is not in the catalogue; did you mean "),

@@ -69,8 +69,8 @@ class Run(Part):
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, object] | Run, *, set: Sequence[str] = ()) -> Run:
-        """A Run from a YAML file, a name (an example run, or a model for a run with defaults), a mapping, or another
-        Run.
+        """A Run from a YAML file, a name (an example run, or a model for a run with defaults), a model's config.json, a
+        mapping, or another Run.
 
         `set` changes keys: "batch.sequence=4096". A model's path is relative to the YAML file. Raises InputError.
         """
@@ -82,7 +82,7 @@ class Run(Part):
             data, name, where, folder = read(source)
             argument = shlex.quote(str(source))
         changes = tuple(change(text) for text in set)
-        data = changed_by(data, changes)
+        data = changed_by(data, changes, folder)
         run = cls.__new__(cls)
         _fill(run, data, where, folder, tuple(key for key, _ in changes))
         run._name, run._place = name, where
@@ -147,9 +147,9 @@ def _fill(run: Run, data: Mapping[str, Any], where: str, folder: Path, changed: 
     """Validates `data` into `run`. `changed` are the keys that came from --set, and are named so in errors."""
 
     def fail(key: str, reason: str) -> InputError:
-        place = (
-            "--set" if any(f"{key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{key}.") for k in changed) else where
-        )
+        inside = any(f"{key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{key}.") for k in changed)
+        fields = key.startswith("model.") and any(k.startswith("model.") for k in changed)  # a field against another
+        place = "--set" if inside or fields else where
         return InputError(_printable(f"{place}: {key}: {reason}" if key else f"{place}: {reason}"))
 
     given = keys_of_device(data.get("device"))
