@@ -57,7 +57,40 @@ def refused(**data: object) -> str:
             {"model": M, "optimizer": "AdamW"},
             "optimizer: 'AdamW' is not one of adamw, adamw-fused, adamw-for-loop, sgd, ",
         ),
-        ({"model": M, "checkpointing": True}, "checkpointing: True is not a strategy; there are none, full"),
+        (
+            {"model": M, "checkpointing": True},
+            "checkpointing: True is not a strategy; write full, or reentrant where use_reentrant is true (there are ",
+        ),
+        ({"model": M, "checkpointing": False}, "checkpointing: False is not a strategy; write none (there are none, "),
+        (
+            {"model": M, "attention": "fa2"},
+            "attention: 'fa2' is not one of sdpa, eager, flash_attention_2; did you mean flash_attention_2?",
+        ),
+        (
+            {"model": M, "packing": True},
+            "packing: unknown key; packed sequences are full ones: batch.sequence as long as they are packed, ",
+        ),
+        (
+            {"model": M, "deepspeed": "z3.json"},
+            "deepspeed: unknown key; memsim simulates one GPU, where nothing is sharded (`memsim keys` lists all)",
+        ),
+        (
+            {"model": M, "stage": 3},
+            "stage: unknown key; ZeRO's shards over several GPUs, of which memsim ",
+        ),
+        ({"model": M, "method": {"lora_r": 8}}, "method.lora_r: unknown key; write method.rank"),
+        (
+            {"model": "qwen2.5-7", "batch": {"seqence": 4, "size": 0}, "optimizer": "adamv", "packing": True},
+            "batch.seqence: unknown key; did you mean batch.sequence? (valid: size, sequence, accumulation, padding, "
+            "target); and packing: unknown key; packed sequences are full ones: batch.sequence as long as they are "
+            "packed, batch.padding: 0 (`memsim keys` lists all); and batch.size: 0 is not a whole number from 1 to "
+            "1048576; and optimizer: 'adamv' is not one of adamw, ",
+        ),
+        (
+            {"model": {**LLAMA, "hidden_size": 0}, "steps": 0},
+            "steps: 0 is not a whole number from 1 to 10000; and model.hidden_size: 0 is not a positive whole number",
+        ),
+        ({"model": "qwen2.5-7", "steps": 0}, "steps: 0 is not a whole number from 1 to 10000; and model: 'qwen2.5-7' "),
         (
             {"model": M, "method": "lora"},
             "method: 'lora' is not a mapping; write method: {kind: lora} (keys: kind, rank, targets, dropout, "
@@ -169,6 +202,22 @@ def refused(**data: object) -> str:
 )
 def test_one_line_says_what_is_wrong(data: dict[str, object], line: str) -> None:
     assert refused(**data).startswith(line)
+
+
+def test_many_wrong_keys_are_counted() -> None:
+    line = refused(**{"model": M, **{f"key{number}": 1 for number in range(20)}})
+    assert line.endswith("; and 12 more") and line.count("unknown key") == 8
+
+
+def test_keys_of_set_and_of_a_file_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: qwen2.5-7b\nbatch: {size: 0}\n")
+    with pytest.raises(InputError) as error:
+        Run.load(path, set=["steps=0"])
+    assert str(error.value) == (
+        f"{path}: batch.size: 0 is not a whole number from 1 to 1048576; and --set: steps: 0 is not a whole number "
+        "from 1 to 10000"
+    )
 
 
 def test_a_head_size_of_its_own_need_not_divide() -> None:

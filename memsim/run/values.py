@@ -17,6 +17,9 @@ PATTERN = "*+?|()[]{}^$\\"  # what tells a pattern from names
 ROUTINGS = ("balanced", "worst", "zeros")  # of tokens to experts
 
 
+WORDS: dict[Callable[[object], object], str] = {}  # of validators that are made for a key: what is valid
+
+
 def whole(least: int, most: int) -> BeforeValidator:
     def check(value: object) -> object:
         number = int(value) if isinstance(value, float) and value.is_integer() else value
@@ -24,6 +27,7 @@ def whole(least: int, most: int) -> BeforeValidator:
             raise ValueError(f"{show(value)} is not a whole number from {least} to {most}")
         return number
 
+    WORDS[check] = f"a whole number from {least} to {most}"
     return BeforeValidator(check)
 
 
@@ -34,6 +38,7 @@ def number(test: Callable[[float], bool], words: str) -> BeforeValidator:
             raise ValueError(f"{show(value)} is not {words}")
         return number
 
+    WORDS[check] = words
     return BeforeValidator(check)
 
 
