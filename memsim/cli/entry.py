@@ -94,11 +94,14 @@ def simulate_command(
         ),
     ] = None,
     must_fit: MustFitOption = False,
+    no_cures: Annotated[
+        bool, typer.Option("--no-cures", help="Do not try other allocator settings where memory runs out.")
+    ] = False,
 ) -> None:
     """Simulate a run's training steps."""
     from memsim.cli import simulate as command
 
-    code = command.run(run, settings, output, measured, strict, as_json)
+    code = command.run(run, settings, command.Asked(output, measured, strict, as_json, not no_cures))
     _exit(code if must_fit else DONE)
 
 

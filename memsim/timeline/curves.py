@@ -196,6 +196,7 @@ class Curves:
                 "peak_requested": self.peak_requested,
             }
             | ({} if self.step_time is None else {"time": self.step_time.to_json()})
+            | ({} if self.about.cures is None else {"cures": [cure.to_json() for cure in self.about.cures]})
         )
 
     def to_frame(self) -> pandas.DataFrame:
