@@ -193,6 +193,23 @@ def test_a_file_with_both_is_a_run(tmp_path: Path) -> None:
     assert refused(str(path)).startswith(f"{path}: model_type: unknown key")
 
 
+def test_a_config_with_keys_of_a_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps({**LLAMA, "batch": {"size": 2}}))
+    assert "model_type: unknown key" in refused(str(path))
+
+
+def test_a_path_that_is_wrong_is_not_looked_for_on_the_hub(
+    server: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert refused("runs/mine").startswith("runs/mine: no such file; give a YAML file or one of the runs ")
+    assert not server
+    cached(tmp_path / "cache", "runs/mine", LLAMA)
+    assert Run.load("runs/mine").config == LLAMA
+
+
 def test_a_file_named_as_on_the_hub_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Qwen" / "Qwen2.5-7B").mkdir(parents=True)

@@ -12,6 +12,9 @@ from memsim.run import hub, yamlfile
 from memsim.run.model_reference import changed
 from memsim.units import GIB
 
+# keys of a Run that no config of a model has
+OF_A_RUN = ("model", "method", "batch", "train", "checkpointing", "optimizer", "device", "steps")
+
 
 def keys_of_device(name: object) -> dict[str, object]:
     """The keys that a device of the catalogue sets."""
@@ -41,7 +44,7 @@ def read(source: str | Path) -> tuple[dict[str, object], str, str, Path]:
         exists = False
     if exists:
         return _of_file(path), path.stem, text, path.parent
-    if isinstance(source, str) and hub.is_name(text):
+    if isinstance(source, str) and _is_of_hub(text, path):
         return {"model": text}, path.name, text, Path()
     if path.suffix.lower() in hub.FILES or len(path.parts) > 1:
         raise InputError(f"{text}: no such file; give a YAML file or one of the runs {', '.join(examples)}")
@@ -50,6 +53,15 @@ def read(source: str | Path) -> tuple[dict[str, object], str, str, Path]:
         f"{text!r}: neither a file nor a name of the catalogue{hint} (runs: {', '.join(examples)}; `memsim models` "
         "lists the models)"
     )
+
+
+def _is_of_hub(text: str, path: Path) -> bool:
+    """Whether a name means a model of the hub. Where its owner is a folder here, it is rather a path that is wrong, and
+    nothing is fetched for it.
+    """
+    if not hub.is_name(text):
+        return False
+    return not path.parent.is_dir() or hub.in_catalogue(text) is not None or hub.in_cache(text) is not None
 
 
 def _of_file(path: Path) -> dict[str, object]:
@@ -71,7 +83,7 @@ def _json(path: Path) -> object:
 
 
 def _is_config(data: object) -> bool:
-    return isinstance(data, Mapping) and "model_type" in data and "model" not in data
+    return isinstance(data, Mapping) and "model_type" in data and not any(key in data for key in OF_A_RUN)
 
 
 def change(text: str) -> tuple[str, object]:
