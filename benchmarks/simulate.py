@@ -19,7 +19,6 @@ from memsim.simulation.build import model_of
 from memsim.simulation.pipeline import tape_of_run
 
 EXAMPLE = "qwen2.5-72b-lora"
-DOES_NOT_FIT = 1  # the exit code of a Run that needs more than its device has, as this one does
 TWO_STEPS = Run.load(EXAMPLE, set=["steps=2", "device_memory_gib=320"])
 
 
@@ -54,7 +53,7 @@ def test_command_line(benchmark: Any, tmp_path: Path) -> None:
     """The command, from config to HTML, once compiled."""
     page = tmp_path / "report.html"
     result = benchmark.pedantic(run, args=(["-o", str(page)],), rounds=5, warmup_rounds=1)
-    assert result.returncode == DOES_NOT_FIT, result.stderr
+    assert result.returncode == 0, result.stderr
     assert page.stat().st_size > 0
 
 
@@ -62,5 +61,5 @@ def test_first_run(benchmark: Any, tmp_path: Path) -> None:
     """The very first run on a machine, compilation included."""
     page = tmp_path / "report.html"
     result = benchmark.pedantic(run, args=(["-o", str(page)], tmp_path / "numba"), rounds=1)
-    assert result.returncode == DOES_NOT_FIT, result.stderr
+    assert result.returncode == 0, result.stderr
     assert "compiling" in result.stderr

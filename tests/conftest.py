@@ -21,3 +21,12 @@ def shared() -> Path:
 def golden(shared: Path) -> Path:
     """The folder of recorded runs."""
     return shared / "golden" / "results"
+
+
+@pytest.fixture(autouse=True)
+def no_hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps every test off the Hugging Face hub, and out of the cache of whoever runs it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.getbasetemp() / "no-hugging-face"))
+    for name in ("HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)

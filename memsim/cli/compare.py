@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import warnings
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from memsim.api import compare
 from memsim.cli import console, tables
-from memsim.cli.running import simulated
+from memsim.cli.running import print_json, simulated
 from memsim.errors import InputError
 from memsim.results.answers import Timeline
 from memsim.results.side_by_side import Comparison
@@ -34,7 +33,7 @@ def run(
     as_csv: bool,
     yes: bool,
 ) -> int:
-    """The command; returns its exit code: 1 where nothing fits. Raises InputError."""
+    """The command; returns 1 where nothing fits, else 0. Raises InputError."""
     if as_json and as_csv:
         raise InputError("compare: --json and --csv both go to stdout; give one of them")
     if output is not None:
@@ -69,7 +68,7 @@ def run(
         with console.written(output) as path:
             found.write_html(path)
     if as_json:
-        print(json.dumps(found.to_json(), indent=1))
+        print_json(found.to_json())
     elif as_csv:
         print(found.to_csv(), end="")
     else:

@@ -1,6 +1,7 @@
 """The command line: what each command takes, and `main`. A command's module is imported when the command is called.
 
-Exit codes: 0 done, 1 the answer is no, 2 the input is wrong.
+Exit codes: 0 answered, 1 the answer is no where a yes was asked for (--must-fit, a recording that differs), 2 the input
+is wrong.
 """
 
 from __future__ import annotations
@@ -21,15 +22,30 @@ DONE, NO, WRONG = 0, 1, 2
 # click's; newer typer carries its own click and names it nowhere public
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
+KEYS = "`memsim keys` lists the keys of a run, with their values and defaults."
+
 app = typer.Typer(
     name="memsim",
     help="What a training step will do to GPU memory, event by event, before it is launched.",
-    add_completion=False,
+    epilog=KEYS,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A YAML file or a name (see `memsim models`).")]
+
+def _names(incomplete: str) -> list[str]:
+    """The names that a RUN may begin so, for the shell's completion."""
+    from memsim import catalog
+
+    return [name for name in (*catalog.examples(), *catalog.models()) if name.startswith(incomplete)]
+
+
+RUN_HELP = (
+    "A YAML file, a model's config.json, or a name: an example, a model (`memsim models`), or one of the Hugging Face "
+    "hub, such as Qwen/Qwen2.5-7B-Instruct."
+)
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP, autocompletion=_names)]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -37,9 +53,27 @@ SetOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+MustFitOption = Annotated[bool, typer.Option("--must-fit", help="Exit with 1 where nothing fits the device's memory.")]
 
 
-@app.command("simulate")
+def _version(asked: bool) -> None:
+    if asked:
+        from memsim.version import version
+
+        print(f"memsim {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def memsim_command(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """What a training step will do to GPU memory, event by event, before it is launched."""
+
+
+@app.command("simulate", epilog=KEYS)
 def simulate_command(
     run: RunArgument,
     output: Annotated[
@@ -59,17 +93,26 @@ def simulate_command(
             "--measured-step", metavar="TIME", help="What a step takes in truth, such as 1.83s: calibrates time."
         ),
     ] = None,
+    must_fit: MustFitOption = False,
+    no_cures: Annotated[
+        bool, typer.Option("--no-cures", help="Do not try other allocator settings where memory runs out.")
+    ] = False,
 ) -> None:
-    """Simulate a run's training steps. Exits with 1 where they run out of memory."""
+    """Simulate a run's training steps."""
     from memsim.cli import simulate as command
 
-    _exit(command.run(run, settings, output, measured, strict, as_json))
+    code = command.run(run, settings, command.Asked(output, measured, strict, as_json, not no_cures))
+    _exit(code if must_fit else DONE)
 
 
-@app.command("validate")
+@app.command("validate", epilog=KEYS)
 def validate_command(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="FOLDER", help="Recorded runs: NAME.json, and NAME.npz with their events.")
+        Path | None,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Recorded runs: NAME.json, and NAME.npz with their events; by default those in a clone's traces/.",
+        ),
     ] = None,
     published: Annotated[
         Path | None,
@@ -87,19 +130,20 @@ def validate_command(
     ] = False,
 ) -> None:
     """Compare simulated with recorded runs. Exits with 1 where one is past the tolerance."""
-    if (folder is None) == (published is None):
-        raise InputError("validate: needs a folder of recorded runs, or --published FILE, and not both")
-    if folder is not None:
-        from memsim.cli import validate as command
-
-        _exit(command.run(folder, pattern, tolerance, events, as_json))
-    elif published is not None:
+    if folder is not None and published is not None:
+        raise InputError("validate: takes a folder of recorded runs or --published FILE, not both")
+    if published is not None:
         from memsim.cli import published as comparison
 
         comparison.run(published, as_json)
+    else:
+        from memsim.cli import validate as command
+
+        folders = [folder] if folder is not None else command.shipped()
+        _exit(command.run(folders, pattern, tolerance, events, as_json))
 
 
-@app.command("diff")
+@app.command("diff", epilog=KEYS)
 def diff_command(
     run: RunArgument,
     trace: Annotated[Path, typer.Argument(metavar="TRACE.npz", help="A recording of the same run.")],
@@ -115,7 +159,7 @@ def diff_command(
     _exit(command.run(run, trace, settings, context, addresses))
 
 
-@app.command("replay")
+@app.command("replay", epilog=KEYS)
 def replay_command(
     traces: Annotated[
         list[Path],
@@ -150,9 +194,11 @@ def replay_command(
     _exit(command.run(traces, allocators, device_memory, torch, output, check, smallest, as_json))
 
 
-@app.command("compare")
+@app.command("compare", epilog=KEYS)
 def compare_command(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="YAML files or names (see `memsim models`).")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="As for `memsim simulate`.", autocompletion=_names)
+    ],
     vary: Annotated[
         list[str] | None,
         typer.Option("--vary", metavar="KEY=A,B", help="Values to try of a key. May be repeated: all combinations."),
@@ -164,14 +210,16 @@ def compare_command(
     as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout and nothing else.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Simulate more than 64 combinations.")] = False,
+    must_fit: MustFitOption = False,
 ) -> None:
-    """Simulate several runs side by side: memory against time. Exits with 1 where none fits."""
+    """Simulate several runs side by side: memory against time."""
     from memsim.cli import compare as command
 
-    _exit(command.run(runs, vary or (), settings or (), output, as_json, as_csv, yes))
+    code = command.run(runs, vary or (), settings or (), output, as_json, as_csv, yes)
+    _exit(code if must_fit else DONE)
 
 
-@app.command("graph")
+@app.command("graph", epilog=KEYS)
 def graph_command(
     run: RunArgument,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The HTML file to write.")],
@@ -183,7 +231,7 @@ def graph_command(
     command.run(run, settings, output)
 
 
-@app.command("models")
+@app.command("models", epilog=KEYS)
 def models_command(as_json: JsonOption = False) -> None:
     """List the models of the catalogue."""
     from memsim.cli import lists
@@ -191,7 +239,7 @@ def models_command(as_json: JsonOption = False) -> None:
     lists.models(as_json)
 
 
-@app.command("devices")
+@app.command("devices", epilog=KEYS)
 def devices_command(as_json: JsonOption = False) -> None:
     """List the devices of the catalogue."""
     from memsim.cli import lists
@@ -199,7 +247,15 @@ def devices_command(as_json: JsonOption = False) -> None:
     lists.devices(as_json)
 
 
-@app.command("stacks")
+@app.command("keys")
+def keys_command(as_json: JsonOption = False) -> None:
+    """List the keys of a run, with their values and defaults."""
+    from memsim.cli import keys
+
+    keys.run(as_json)
+
+
+@app.command("stacks", epilog=KEYS)
 def stacks_command(as_json: JsonOption = False) -> None:
     """List the stacks: versions of the framework, and how they differ."""
     from memsim.cli import lists
@@ -224,9 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.note(f"memsim: {error}")
         return NO
     except UsageError as error:
-        return _wrong(
-            f"{error.format_message()} (see `memsim --help`)" if hasattr(error, "format_message") else str(error)
-        )
+        return _wrong(f"{_said(error)} (see `{_command_of(error)} --help`)")
     except (BrokenPipeError, SystemExit):  # the reader, such as `head`, has seen enough; typer turns that into an exit
         _discard_stdout()
         return DONE
@@ -236,6 +290,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 130
     return code if isinstance(code, int) else DONE
+
+
+def _said(error: Exception) -> str:
+    return str(error.format_message()) if hasattr(error, "format_message") else str(error)
+
+
+def _command_of(error: Exception) -> str:
+    """The command whose usage was wrong: "memsim simulate"."""
+    return str(getattr(getattr(error, "ctx", None), "command_path", "memsim"))
 
 
 def _discard_stdout() -> None:

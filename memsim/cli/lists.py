@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 from memsim import catalog
 from memsim.cli import console, tables
+from memsim.cli.running import print_json
 from memsim.stacks.known import STACKS
 
 
 def models(as_json: bool) -> None:
     """The catalogue's models, and the Runs that ship."""
     if as_json:
-        print(json.dumps(tables.plain(catalog.models()), indent=1))
+        print_json({name: tables.plain(fields) for name, fields in catalog.models().items()})
         return
     screen = console.out()
     screen.print(tables.models(catalog.models()))
@@ -23,7 +22,7 @@ def models(as_json: bool) -> None:
 def devices(as_json: bool) -> None:
     """The catalogue's devices."""
     if as_json:
-        print(json.dumps(tables.devices_json(catalog.devices()), indent=1))
+        print_json(tables.devices_json(catalog.devices()))
         return
     screen = console.out()
     screen.print(tables.devices(catalog.devices()))
@@ -38,7 +37,7 @@ def devices(as_json: bool) -> None:
 def stacks(as_json: bool) -> None:
     """The stacks, and in what each differs from the golden one."""
     if as_json:
-        print(json.dumps(tables.stacks_json(STACKS), indent=1))
+        print_json(tables.stacks_json(STACKS))
         return
     for rows in tables.stacks(STACKS):
         console.out().print(rows, "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.text import Text
 
 from memsim.api import replay
 from memsim.cli import console, tables
+from memsim.cli.running import print_json
 from memsim.errors import InputError
 from memsim.results.write import SUFFIXES, write
 from memsim.search import allocators as whatif
@@ -59,7 +59,7 @@ def run(
             write(replay(trace, chosen[0], device_memory, torch), place, output.suffix)
         console.note(f"memsim: wrote {output}")
     if as_json:
-        print(json.dumps([row.to_json() for row in rows], indent=1))
+        print_json({"rows": [row.to_json() for row in rows]})
     else:
         console.out().print(settings_table(rows))
     return 1 if any(row.out_of_memory_event is not None for row in rows) else 0
@@ -75,7 +75,7 @@ def _check(paths: Sequence[Path], device_memory: str | None, torch: str | None, 
     with console.progress("comparing", len(paths)) as advance:
         found += [advance(check(load_trace(path, device_memory), torch)) for path in paths]
     if as_json:
-        print(json.dumps([vars(row) for row in found], indent=1))
+        print_json({"rows": [vars(row) for row in found]})
     else:
         for row in found:
             where = "" if row.first is None else f", first difference at event {row.first}"

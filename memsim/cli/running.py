@@ -15,6 +15,7 @@ from memsim.results.answers import Timeline
 from memsim.run.job import Run
 
 DONE, NO = 0, 1  # exit codes
+SCHEMA = 1  # of what commands print as JSON: another number where a key goes or means something else (docs/schema)
 
 
 def loaded(source: str | Mapping[str, Any], settings: Sequence[str] | None = None) -> Run:
@@ -51,6 +52,6 @@ def naming(run: Run) -> Iterator[None]:
         raise type(error)(f"{run.place}: {error}") from error
 
 
-def print_json(data: object) -> None:
-    """Prints JSON on stdout."""
-    print(json.dumps(data, indent=1))
+def print_json(data: Mapping[str, object]) -> None:
+    """Prints JSON on stdout, with the number of its schema (docs/schema)."""
+    print(json.dumps({"schema": SCHEMA, **data}, indent=1))

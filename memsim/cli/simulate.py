@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from memsim.cli import console, tables
 from memsim.cli.running import DONE, NO, loaded, print_json, simulated
 from memsim.errors import InputError
 from memsim.results.write import write
+from memsim.search.cures import with_cures
 from memsim.units import read_seconds
 
 
-def run(
-    source: str, settings: Sequence[str] | None, output: Path | None, measured: str | None, strict: bool, as_json: bool
-) -> int:
-    """The command; returns its exit code: 1 where the Run is out of memory. Raises InputError."""
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a simulation beside the Run."""
+
+    output: Path | None = None
+    measured: str | None = None  # what a step takes in truth, such as "1.83s"
+    strict: bool = False
+    as_json: bool = False
+    cures: bool = True  # whether allocator settings are tried where memory runs out
+
+
+def run(source: str, settings: Sequence[str] | None, asked: Asked) -> int:
+    """The command; returns 1 where the Run is out of memory, else 0. Raises InputError."""
+    output, measured = asked.output, asked.measured
     if output is not None:
         console.writable(output)
-    timeline = simulated(loaded(source, settings), strict=strict, measured_step=_seconds(measured))
+    job = loaded(source, settings)
+    timeline = simulated(job, strict=asked.strict, measured_step=_seconds(measured))
+    if asked.cures:
+        timeline = with_cures(job, timeline)
     if measured is not None and timeline.about.rates is not None:
         console.note(f"memsim: calibrated: {timeline.about.rates.efficiency.as_settings()}")
     if output is not None:
@@ -26,7 +41,7 @@ def run(
             write(timeline, path, output.suffix)
     if timeline.about.note:
         console.note(f"memsim: {timeline.about.note}")
-    if as_json:
+    if asked.as_json:
         print_json(timeline.to_json())
     else:
         screen = console.out()

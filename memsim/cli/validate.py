@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from rich.table import Table
@@ -9,14 +11,29 @@ from rich.text import Text
 
 from memsim.cli import console, tables
 from memsim.cli.running import DONE, NO, print_json, simulated_as_recorded
+from memsim.errors import InputError
 from memsim.units import gib
 from memsim.validation import recorded as checks
 from memsim.validation.recorded import METRICS, Peak, RanOut, Row, summarize
 
+SHIPPED = ("golden", "held-out")  # folders of recordings in a clone's traces/
 
-def run(folder: Path, pattern: str, tolerance: float, events: bool, as_json: bool) -> int:
+
+def shipped() -> list[Path]:
+    """The folders of recordings that ship with memsim's source. Raises InputError where this is no clone."""
+    folder = Path(__file__).parents[2] / "traces"
+    found = [folder / name for name in SHIPPED if (folder / name).is_dir()]
+    if not found:
+        raise InputError(
+            "validate: needs a folder of recorded runs, or --published FILE; in a clone of memsim's source neither is "
+            "needed, for recordings ship in its traces/"
+        )
+    return found
+
+
+def run(folders: Sequence[Path], pattern: str, tolerance: float, events: bool, as_json: bool) -> int:
     """The command; returns its exit code: 1 where a run is past the tolerance. Raises InputError."""
-    found = checks.files(folder, pattern)
+    found = checks.files(folders[0], pattern) if len(folders) == 1 else _matching(folders, pattern)
     console.say_if_cold()
     with console.progress("comparing", len(found)) as advance:
         rows = [advance(checks.check(path, simulated_as_recorded, events)) for path in found]
@@ -31,6 +48,14 @@ def run(folder: Path, pattern: str, tolerance: float, events: bool, as_json: boo
         for line in summary_lines(rows, tolerance):
             screen.print(line, markup=False, soft_wrap=not screen.is_terminal)
     return DONE if checks.passed(rows, tolerance) else NO
+
+
+def _matching(folders: Sequence[Path], pattern: str) -> list[Path]:
+    """The recordings of several folders whose names match, of which some folder may have none."""
+    found = [path for folder in folders for path in checks.files(folder) if fnmatch(path.stem, pattern)]
+    if not found:
+        raise InputError(f"validate: no recording that ships matches {pattern!r}")
+    return found
 
 
 def recorded_table(rows: list[Row], tolerance: float) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memsim.allocator.answer import OutOfMemory
+from memsim.report.cured import cured
 from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT, phase_words
 from memsim.units import capacity, duration, gib, percent, share, size
 
@@ -32,7 +33,9 @@ def sentences(timeline: Curves) -> tuple[str, ...]:
     others = _others(timeline.peak_reserved, about.devices) if oom is not None or not about.device_memory else ""
     answer = f"{answer}; {others}" if others else answer
     return tuple(
-        sentence for sentence in (f"{answer}.", where, dominant(timeline), paged(timeline), pace(timeline)) if sentence
+        sentence
+        for sentence in (f"{answer}.", where, dominant(timeline), paged(timeline), pace(timeline), cured(timeline))
+        if sentence
     )
 
 

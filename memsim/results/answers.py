@@ -6,6 +6,7 @@ from pathlib import Path
 
 from memsim.report.headline import headline
 from memsim.timeline.curves import Curves
+from memsim.units import gib
 
 
 class Timeline(Curves):
@@ -15,6 +16,12 @@ class Timeline(Curves):
     def of(cls, curves: Curves) -> Timeline:
         """Returns the Timeline of these curves."""
         return cls(curves.tape, curves.answer, curves.about, curves.unlimited)
+
+    def __repr__(self) -> str:
+        """One line: what it is of, its peaks, whether memory runs out."""
+        peaks = f"{gib(self.peak_reserved)} peak reserved, {gib(self.peak_allocated)} peak allocated"
+        name, ran_out = self.about.name or "unnamed", ", out of memory" if self.out_of_memory else ""
+        return f"<Timeline {name}: {peaks}{ran_out}, {len(self.tape):,} events>"
 
     def headline(self) -> str:
         """Returns the answer in one or two sentences."""

@@ -28,6 +28,9 @@ def read_strategy(value: object) -> Strategy:
     """
     if isinstance(value, str) and value in NAMES:
         return value
+    if isinstance(value, bool):
+        said = "full, or reentrant where use_reentrant is true" if value else "none"
+        raise ValueError(f"{value} is not a strategy; write {said} (there are {FORMS})")
     if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in MAPPINGS:
         raise ValueError(f"{_show(value)} is not a strategy; there are {FORMS}")
     ((key, inner),) = value.items()

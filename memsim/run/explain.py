@@ -6,29 +6,41 @@ import difflib
 from typing import TYPE_CHECKING, Any, get_args
 
 from memsim.errors import SHOWN, nearest, show
+from memsim.run import meant
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
+    from pydantic_core import ErrorDetails
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
-    """Returns the dotted key and the reason of the most telling error. An unknown key comes first, for it explains a
-    missing one.
+def explain(error: ValidationError, model: type[BaseModel]) -> list[tuple[str, str]]:
+    """The dotted key and the reason of every error, each key once: unknown keys first, for they explain a missing
+    one, which is left out beside them.
     """
     errors = error.errors(include_url=False)
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    loc = tuple(str(part) for part in first["loc"])
-    value = first["input"]
-    kind = first["type"]
+    unknown = [e for e in errors if e["type"] == "extra_forbidden"]
+    others = [e for e in errors if e["type"] != "extra_forbidden" and not (unknown and e["type"] == "missing")]
+    found: dict[str, str] = {}
+    for one in [*unknown, *others]:
+        key, reason = _explained(one, model)
+        found.setdefault(key, reason)
+    return list(found.items())
+
+
+def _explained(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
+    loc = tuple(str(part) for part in error["loc"])
+    value = error["input"]
+    kind = error["type"]
     if kind == "extra_forbidden":
         return ".".join(part[:SHOWN] for part in loc), _unknown_key(loc, model)
     loc = tuple(part for part in loc if _is_key(part, model))
     key = ".".join(loc)
     if kind == "value_error":
-        return key, str(first["ctx"]["error"])
+        return key, str(error["ctx"]["error"])
     if kind == "literal_error":
         options = _options(loc, model)
-        return key, f"{show(value)} is not one of {', '.join(options)}{nearest(str(value), options)}"
+        near = meant.of_value(key, value) or nearest(str(value), options)
+        return key, f"{show(value)} is not one of {', '.join(options)}{near}"
     if kind == "missing":
         return key, (
             "missing; give a name (`memsim models` lists them), the path of a Hugging Face config.json, or its fields"
@@ -37,7 +49,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
         inner = keys(model, loc)
         example = f"{{{inner[0]}: {value}}}" if isinstance(value, (str, int)) and inner else "{…}"
         return key, f"{show(value)} is not a mapping; write {loc[-1]}: {example} (keys: {', '.join(inner)})"
-    return key, f"{show(value)}: {first['msg']}"
+    return key, f"{show(value)}: {error['msg']}"
 
 
 def keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> list[str]:
@@ -53,6 +65,9 @@ def keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> list[str]:
 
 def _unknown_key(loc: tuple[str, ...], model: type[BaseModel]) -> str:
     valid = keys(model, loc[:-1])
+    known = meant.of_key(".".join(loc))
+    if known:
+        return f"unknown key; {known} (`memsim keys` lists all)"
     every = [
         name for outer in keys(model) for name in (outer, *(f"{outer}.{inner}" for inner in keys(model, (outer,))))
     ]

@@ -16,6 +16,7 @@ from memsim.errors import InputError
 from memsim.run import values, yamlfile
 from memsim.run.checkpointing import read_strategy
 from memsim.run.explain import explain
+from memsim.run.hub import is_name
 from memsim.run.keys import Batch, EfficiencyKeys, Method, Part, Train
 from memsim.run.model_reference import Resolved, resolve
 from memsim.run.optimizer_names import optimizer_name
@@ -23,6 +24,7 @@ from memsim.run.sources import change, changed_by, keys_of_device, read
 from memsim.units import GIB
 
 KEYWORDS = "keyword arguments"
+MOST_SHOWN = 8  # keys that are wrong, in an error
 LARGEST_BATCH = 2**28  # tokens; beyond it byte counts would no longer fit 64 bits
 
 
@@ -69,8 +71,8 @@ class Run(Part):
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, object] | Run, *, set: Sequence[str] = ()) -> Run:
-        """Loads a Run from a YAML file, a name (an example run, or a model for a run with defaults), a mapping, or
-        another Run.
+        """A Run from a YAML file, a name (an example run, or a model for a run with defaults), a model's config.json, a
+        mapping, or another Run.
 
         `set` changes keys: "batch.sequence=4096". A model's path is relative to the YAML file. Raises InputError.
         """
@@ -82,7 +84,7 @@ class Run(Part):
             data, name, where, folder = read(source)
             argument = shlex.quote(str(source))
         changes = tuple(change(text) for text in set)
-        data = changed_by(data, changes)
+        data = changed_by(data, changes, folder)
         run = cls.__new__(cls)
         _fill(run, data, where, folder, tuple(key for key, _ in changes))
         run._name, run._place = name, where
@@ -149,16 +151,17 @@ def _fill(run: Run, data: Mapping[str, Any], where: str, folder: Path, changed: 
     """Validates `data` into `run`. `changed` are the keys that came from --set; errors name them so."""
 
     def fail(key: str, reason: str) -> InputError:
-        place = (
-            "--set" if any(f"{key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{key}.") for k in changed) else where
-        )
+        inside = any(f"{key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{key}.") for k in changed)
+        fields = key.startswith("model.") and any(k.startswith("model.") for k in changed)  # a field against another
+        place = "--set" if inside or fields else where
         return InputError(_printable(f"{place}: {key}: {reason}" if key else f"{place}: {reason}"))
 
     given = keys_of_device(data.get("device"))
     try:
         BaseModel.__init__(run, **{**given, **data})
     except ValidationError as error:
-        raise fail(*explain(error, Run)) from None
+        wrong = [*explain(error, Run), *_wrong_fields(data.get("model"), folder)]
+        raise _together([fail(key, reason) for key, reason in wrong]) from None
     if run.batch.size * run.batch.sequence > LARGEST_BATCH:
         raise fail("batch", f"{run.batch.size} × {run.batch.sequence} tokens are more than {LARGEST_BATCH}")
     try:
@@ -166,6 +169,26 @@ def _fill(run: Run, data: Mapping[str, Any], where: str, folder: Path, changed: 
     except InputError as error:
         key, _, reason = str(error).partition(": ")
         raise fail(key, reason) from None
+
+
+def _wrong_fields(model: object, folder: Path) -> list[tuple[str, str]]:
+    """What is wrong with a model, where other keys are wrong too; nothing is fetched to know it."""
+    try:
+        if isinstance(model, Mapping) or (isinstance(model, str) and not is_name(model)):
+            resolve(model, folder)
+    except InputError as error:
+        key, _, reason = str(error).partition(": ")
+        return [(key, reason)]
+    return []
+
+
+def _together(errors: Sequence[InputError]) -> InputError:
+    """All errors in a line; MOST_SHOWN of them in full."""
+    first, *more = (str(error) for error in errors)
+    place = first.partition(": ")[0]
+    rest = "".join(f"; and {line.removeprefix(f'{place}: ')}" for line in more[: MOST_SHOWN - 1])
+    left = len(errors) - MOST_SHOWN
+    return InputError(f"{first}{rest}{f'; and {left} more' if left > 0 else ''}")
 
 
 def _printable(line: str) -> str:

@@ -1,4 +1,4 @@
-"""Finds the model that `model:` refers to: a catalogue name, a Hugging Face config.json, or its fields written out."""
+"""What `model:` refers to: a name of the catalogue or of the Hugging Face hub, a config.json, or its fields."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memsim import catalog
-from memsim.errors import InputError, nearest, show
-from memsim.run import yamlfile
+from memsim.errors import InputError, Unsupported, show
+from memsim.run import hub, yamlfile
 
 # Fields that are sizes, and so positive whole numbers wherever they are given.
 SIZES = (
@@ -63,9 +63,17 @@ def resolve(model: str | Mapping[str, object], folder: Path) -> Resolved:
     known = catalog.models()
     if model in known:
         return Resolved(model, dict(known[model]))
-    path = _find(model, folder)
+    path, name = _find(model, folder), ""
+    if path is None and hub.is_name(model):
+        entry, name = hub.in_catalogue(model), model.rsplit("/", 1)[-1]
+        if entry is not None:
+            return Resolved(entry, dict(known[entry]))
+        try:
+            path = hub.config_file(model)
+        except InputError as error:
+            raise InputError(f"model: {error}") from None
     if path is None:
-        hint = nearest(model, known)
+        hint = hub.nearest_model(model, known)
         what = (
             "is no such file"
             if model.endswith(".json") or model.startswith((".", "/", "~"))
@@ -83,7 +91,20 @@ def resolve(model: str | Mapping[str, object], folder: Path) -> Resolved:
         raise InputError(f"model: {path}: not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise InputError(f"model: {path}: not a Hugging Face config: a JSON object with model_type and sizes")
-    return Resolved(_check(config, f"model: {path}"), config, from_file=True)
+    called = _check(config, f"model: {path}")
+    return Resolved(name or called, config, from_file=True)
+
+
+def changed(model: str | Mapping[str, object], folder: Path, key: str, value: object) -> dict[str, object]:
+    """The fields of a model's config, one of them changed. Raises InputError that begins with the key."""
+    if isinstance(model, Mapping):
+        return {**model, key: value}
+    found = resolve(model, folder)
+    if key not in found.config and key not in SIZES:
+        near = difflib.get_close_matches(key, {*found.config, *SIZES}, 1, cutoff=0.85)
+        if near:
+            raise InputError(f"model.{key}: unknown key; did you mean {near[0]}?")
+    return {**found.config, key: value, "_name_or_path": f"{found.name}, changed"}
 
 
 def _find(model: str, folder: Path) -> Path | None:
@@ -103,6 +124,12 @@ def _check(config: Mapping[str, object], where: str) -> str:
     """Checks what holds for every family, and returns a name for people. `where` begins the error."""
     kind = config.get("model_type")
     dot = "." if where == "model" else ": "
+    seen = next((key for key in ("vision_config", "audio_config", "text_config") if config.get(key)), None)
+    if seen is not None:
+        raise Unsupported(
+            f"{where}{dot}{seen}: {kind if isinstance(kind, str) else 'this'} is more than a language model: "
+            f"{hub.OF_ITS_TEXT}"
+        )
     if not isinstance(kind, str) or not kind:
         raise InputError(f"{where}{dot}model_type: missing; give the family, such as model_type: qwen2")
     for key in SIZES:

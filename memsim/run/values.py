@@ -17,6 +17,9 @@ PATTERN = "*+?|()[]{}^$\\"  # characters that tell a pattern from names
 ROUTINGS = ("balanced", "worst", "zeros")  # ways in which tokens go to experts
 
 
+WORDS: dict[Callable[[object], object], str] = {}  # of validators that are made for a key: what is valid
+
+
 def whole(least: int, most: int) -> BeforeValidator:
     """Returns a validator of whole numbers from `least` to `most`."""
 
@@ -26,6 +29,7 @@ def whole(least: int, most: int) -> BeforeValidator:
             raise ValueError(f"{show(value)} is not a whole number from {least} to {most}")
         return number
 
+    WORDS[check] = f"a whole number from {least} to {most}"
     return BeforeValidator(check)
 
 
@@ -38,6 +42,7 @@ def number(test: Callable[[float], bool], words: str) -> BeforeValidator:
             raise ValueError(f"{show(value)} is not {words}")
         return number
 
+    WORDS[check] = words
     return BeforeValidator(check)
 
 

@@ -9,6 +9,20 @@ from memsim.cost.roofline import Rates
 
 
 @dataclass(frozen=True)
+class Cure:
+    """An allocator setting that was tried on a run that is out of memory."""
+
+    set: str  # as PYTORCH_ALLOC_CONF has it, the whole of it; empty: PyTorch's defaults
+    peak_reserved: int  # bytes; where memory runs out all the same, until then
+    fits: bool
+    retries: int = 0  # how often the cache was given back
+
+    def to_json(self) -> dict[str, object]:
+        """As plain data."""
+        return {"set": self.set, "peak_reserved": self.peak_reserved, "fits": self.fits}
+
+
+@dataclass(frozen=True)
 class About:
     """The subject of a Timeline. Everything may be unknown, as for a recording that names nothing."""
 
@@ -36,3 +50,4 @@ class About:
     rates: Rates | None = None  # what times are estimated by
     note: str = ""  # what was found for it, in a line
     paged_state: int = 0  # bytes of optimizer state in managed memory of the host, which are in no figure of the device
+    cures: tuple[Cure, ...] | None = None  # settings that were tried where memory runs out; None: nobody looked

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from memsim.timeline.curves import Curves
+from memsim.timeline.frames import needed_pandas
 from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT
 from memsim.units import capacity, duration, gib, percent
 
@@ -205,10 +206,8 @@ class Cases:
         return text.getvalue()
 
     def to_frame(self) -> pandas.DataFrame:
-        """Returns the rows as a pandas frame. Raises ImportError where pandas is not installed."""
-        import pandas
-
-        return pandas.DataFrame(self.rows()).set_index("run")
+        """The rows as a pandas frame. Raises ImportError where pandas is not installed."""
+        return needed_pandas().DataFrame(self.rows()).set_index("run")
 
 
 def _quoted(label: str) -> str:

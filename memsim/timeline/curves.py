@@ -14,6 +14,7 @@ from memsim.allocator.message import out_of_memory_message
 from memsim.tape import SECONDS, Action, Category, Tape
 from memsim.timeline.about import About
 from memsim.timeline.blockmap import BlockMap, Fragmentation, block_map, fragmentation
+from memsim.timeline.frames import needed_pandas
 from memsim.timeline.lifetimes import Lifetimes, curves, lifetimes
 from memsim.timeline.moment import Moment, moment
 from memsim.timeline.step_time import StepTime
@@ -230,6 +231,7 @@ class Curves:
                 "peak_requested": self.peak_requested,
             }
             | ({} if self.step_time is None else {"time": self.step_time.to_json()})
+            | ({} if self.about.cures is None else {"cures": [cure.to_json() for cure in self.about.cures]})
         )
 
     def to_frame(self) -> pandas.DataFrame:
@@ -238,8 +240,7 @@ class Curves:
 
         Raises ImportError where pandas is not installed.
         """
-        import pandas
-
+        pandas = needed_pandas()
         n = self.whole.processed
         tape, names = self.tape, np.array([kind.name.lower() for kind in Category])
         columns: dict[str, object] = {

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from memsim.api import simulate
-from memsim.cli import console
+from memsim.cli import console, validate
 from memsim.cli.entry import main
 from memsim.errors import InputError
+from memsim.run import listing
 from memsim.run.job import Run
 from memsim.traces.recorder import ACTIONS
 from memsim.validation import sequences as events
+from memsim.version import version
 
 TINY = """\
 model: {
@@ -108,10 +110,15 @@ def test_simulate_json_is_all_there_is_on_stdout(
     } <= set(data["steps"][0])
 
 
-def test_simulate_exits_with_1_where_memory_runs_out(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["simulate", str(tiny), "--set", "device_memory_gib=8MiB"]) == 1
+def test_an_answer_exits_with_0_and_with_1_where_it_must_fit(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["simulate", str(tiny), "--set", "device_memory_gib=8MiB"]
+    assert main(small) == 0
     assert "does not fit" in capsys.readouterr().out
-    assert main(["simulate", str(tiny), "--set", "device_memory_gib=8MiB", "--json"]) == 1
+    assert main([*small, "--must-fit"]) == 1
+    assert "does not fit" in capsys.readouterr().out
+    assert main(["simulate", str(tiny), "--must-fit"]) == 0
+    capsys.readouterr()
+    assert main([*small, "--json", "--must-fit"]) == 1
     assert json.loads(capsys.readouterr().out)["oom"].startswith("CUDA out of memory. Tried to allocate ")
 
 
@@ -208,6 +215,75 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for command in ("simulate", "validate", "diff", "graph", "models", "devices"):
         assert f"\n  {command} " in out
+
+
+COMMANDS = ("simulate", "validate", "diff", "replay", "compare", "graph", "models", "devices", "stacks")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_names_the_keys_and_h_is_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "-h"]) == 0
+    short = capsys.readouterr().out
+    assert f"Usage: memsim {command} " in short and "memsim keys" in short
+    assert main([command, "--help"]) == 0 and capsys.readouterr().out == short
+
+
+def test_a_usage_error_names_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["simulate"], "(see `memsim simulate --help`)"),
+        (["compare", "a", "--vry", "x"], "(see `memsim compare --help`)"),
+        (["validate", "x", "--tolerance", "much"], "(see `memsim validate --help`)"),
+        (["simualte"], "(see `memsim --help`)"),
+    ):
+        assert main(arguments) == 2 and one_line(capsys).endswith(f"{words}\n")
+
+
+def test_the_version_and_the_module() -> None:
+    for command in (["-m", "memsim"], ["-m", "memsim.cli"]):
+        done = subprocess.run([sys.executable, *command, "--version"], capture_output=True, text=True, check=True)
+        assert done.stdout == f"memsim {version()}\n" and done.stderr == ""
+
+
+def test_the_shell_completes_commands_and_names() -> None:
+    for words, at, found in (("memsim sim", 1, {"simulate"}), ("memsim simulate qwen2.5-7b", 2, {"qwen2.5-7b-lora"})):
+        asked = {"_MEMSIM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+        done = subprocess.run(
+            [sys.executable, "-m", "memsim"], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+        )
+        assert found <= set(done.stdout.split()) and done.stderr == ""
+
+
+def test_keys_lists_every_key_with_what_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "--json"]) == 0
+    rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)["keys"]}
+    run = Run(model="gpt2")
+    dotted = {
+        key if not isinstance(value, dict) else f"{key}.{inner}"
+        for key, value in run.model_dump().items()
+        for inner in (value if isinstance(value, dict) else [""])
+    }
+    assert set(rows) == dotted and set(listing.ABOUT) == dotted, "each key is described"
+    assert all(row["values"] and row["description"] for row in rows.values())
+    assert [key for key, row in rows.items() if row["required"]] == ["model"]
+    assert rows["batch.sequence"]["values"] == "a whole number from 1 to 16777216"
+    assert rows["attention"]["values"] == "sdpa, eager, flash_attention_2" and rows["attention"]["default"] == "sdpa"
+    assert rows["clip_grad_norm"]["values"] == "a positive number or null"
+    assert rows["steps"]["default"] == 3 and rows["method.modules_to_save"]["default"] == []
+    assert main(["keys"]) == 0
+    assert "a whole number from 1 to 16777216" in capsys.readouterr().out
+
+
+def test_validate_alone_takes_the_recordings_that_ship(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert main(["validate", "--filter", "[qw]*-lora8", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert {row["name"] for row in data["runs"]} == {"qwen2.5-7b-lora8", "qwen3-8b-lora8"}
+    assert main(["validate", "--filter", "nothing-like-it"]) == 2
+    assert "no recording that ships matches 'nothing-like-it'" in one_line(capsys)
+    monkeypatch.setattr(validate, "__file__", str(tmp_path / "a" / "b" / "c.py"))
+    assert main(["validate"]) == 2
+    assert "needs a folder of recorded runs, or --published FILE; in a clone of memsim" in one_line(capsys)
 
 
 def test_models_and_devices(capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,9 +142,14 @@ def test_the_command_varies_keys_in_all_combinations(
     assert "{size: 1, sequence: 64}" in capsys.readouterr().out
 
 
-def test_nothing_fits_is_exit_code_1(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", str(tiny), "--vary", "checkpointing=none,full", "--set", "device_memory_gib=0.1"]) == 1
+def test_nothing_fits_is_an_answer_and_exit_code_1_where_it_must_fit(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", str(tiny), "--vary", "checkpointing=none,full"]
+    assert main([*command, "--set", "device_memory_gib=0.1"]) == 0
     assert capsys.readouterr().out.startswith("None of the 2 fits.")
+    assert main([*command, "--set", "device_memory_gib=0.1", "--must-fit"]) == 1
+    assert main([*command, "--must-fit"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,40 @@ def refused(**data: object) -> str:
             {"model": M, "optimizer": "AdamW"},
             "optimizer: 'AdamW' is not one of adamw, adamw-fused, adamw-for-loop, sgd, ",
         ),
-        ({"model": M, "checkpointing": True}, "checkpointing: True is not a strategy; there are none, full"),
+        (
+            {"model": M, "checkpointing": True},
+            "checkpointing: True is not a strategy; write full, or reentrant where use_reentrant is true (there are ",
+        ),
+        ({"model": M, "checkpointing": False}, "checkpointing: False is not a strategy; write none (there are none, "),
+        (
+            {"model": M, "attention": "fa2"},
+            "attention: 'fa2' is not one of sdpa, eager, flash_attention_2; did you mean flash_attention_2?",
+        ),
+        (
+            {"model": M, "packing": True},
+            "packing: unknown key; packed sequences are full ones: batch.sequence as long as they are packed, ",
+        ),
+        (
+            {"model": M, "deepspeed": "z3.json"},
+            "deepspeed: unknown key; memsim simulates one GPU, where nothing is sharded (`memsim keys` lists all)",
+        ),
+        (
+            {"model": M, "stage": 3},
+            "stage: unknown key; ZeRO's shards over several GPUs, of which memsim ",
+        ),
+        ({"model": M, "method": {"lora_r": 8}}, "method.lora_r: unknown key; write method.rank"),
+        (
+            {"model": "qwen2.5-7", "batch": {"seqence": 4, "size": 0}, "optimizer": "adamv", "packing": True},
+            "batch.seqence: unknown key; did you mean batch.sequence? (valid: size, sequence, accumulation, padding, "
+            "target); and packing: unknown key; packed sequences are full ones: batch.sequence as long as they are "
+            "packed, batch.padding: 0 (`memsim keys` lists all); and batch.size: 0 is not a whole number from 1 to "
+            "1048576; and optimizer: 'adamv' is not one of adamw, ",
+        ),
+        (
+            {"model": {**LLAMA, "hidden_size": 0}, "steps": 0},
+            "steps: 0 is not a whole number from 1 to 10000; and model.hidden_size: 0 is not a positive whole number",
+        ),
+        ({"model": "qwen2.5-7", "steps": 0}, "steps: 0 is not a whole number from 1 to 10000; and model: 'qwen2.5-7' "),
         (
             {"model": M, "method": "lora"},
             "method: 'lora' is not a mapping; write method: {kind: lora} (keys: kind, rank, targets, dropout, "
@@ -127,8 +160,16 @@ def refused(**data: object) -> str:
             "lists the names; ",
         ),
         (
-            {"model": "Qwen/Qwen2.5-7B-Instruct"},
-            "model: 'Qwen/Qwen2.5-7B-Instruct' is not in the catalogue; did you mean qwen2.5-7b? ",
+            {"model": "Qwen/Qwen2.5-7B-Instrct"},
+            "model: 'Qwen/Qwen2.5-7B-Instrct' is neither in the catalogue nor in the Hugging Face cache (",
+        ),
+        (
+            {"model": "gemma3-12b"},
+            "model: 'gemma3-12b' is not in the catalogue; Gemma 3 from 4B on is a vision-language model: its ",
+        ),
+        (
+            {"model": {**LLAMA, "model_type": "gemma3", "vision_config": {"hidden_size": 1152}}},
+            "model.vision_config: gemma3 is more than a language model: its text_config, given as a config, is ",
         ),
         ({"model": "no/config.json"}, "model: 'no/config.json' is no such file"),
         ({"model": 5}, "model: 5 is not a model; give a name, the path of a Hugging Face config.json, or its fields"),
@@ -161,6 +202,22 @@ def refused(**data: object) -> str:
 )
 def test_one_line_says_what_is_wrong(data: dict[str, object], line: str) -> None:
     assert refused(**data).startswith(line)
+
+
+def test_many_wrong_keys_are_counted() -> None:
+    line = refused(**{"model": M, **{f"key{number}": 1 for number in range(20)}})
+    assert line.endswith("; and 12 more") and line.count("unknown key") == 8
+
+
+def test_keys_of_set_and_of_a_file_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: qwen2.5-7b\nbatch: {size: 0}\n")
+    with pytest.raises(InputError) as error:
+        Run.load(path, set=["steps=0"])
+    assert str(error.value) == (
+        f"{path}: batch.size: 0 is not a whole number from 1 to 1048576; and --set: steps: 0 is not a whole number "
+        "from 1 to 10000"
+    )
 
 
 def test_a_head_size_of_its_own_need_not_divide() -> None:
@@ -206,7 +263,12 @@ def test_the_file_is_named(tmp_path: Path) -> None:
         ("batch.size=0", "--set: batch.size: 0 is not a whole number"),
         ("batch.size=[", "--set batch.size: not valid YAML"),
         ("batch.size.x=1", "--set: batch.size.x: batch.size is 1, which has no keys"),
-        ("model.hidden_size=1", "--set: model.hidden_size: model is 'qwen2.5-72b', which has no keys"),
+        (
+            "model.hidden_size=1",
+            "--set: model.num_attention_heads: 64 does not divide the 1 of hidden_size; give head_dim or another",
+        ),
+        ("model.num_hidden_layer=1", "--set: model.num_hidden_layer: unknown key; did you mean num_hidden_layers?"),
+        ("model.rope.theta=1", "--set: model.rope.theta: model is 'qwen2.5-72b', which has no keys"),
         ("batch.sise=4", "--set: batch.sise: unknown key; did you mean batch.size?"),
         ("method=lora", "--set: method: 'lora' is not a mapping; write method: {kind: lora}"),
         ("model=qwen2.5-71b", "--set: model: 'qwen2.5-71b' is not in the catalogue; did you mean "),

@@ -49,7 +49,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     path = str(saved(tmp_path / "o.npz"))
     options = ["--allocator", "", "--allocator", "expandable_segments:True", "--smallest-device", "--json"]
     assert main(["replay", path, *options]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(capsys.readouterr().out)["rows"]
     trace = load_trace(path)
     assert [row["smallest_device"] for row in rows] == [least_memory(trace, row["allocator"]) for row in rows]
     assert main(["replay", path, "--smallest-device"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 from made import MIB, Writer, random_tape, training
 from oplists import Script
 
+import memsim
 from memsim.allocator import allocate
 from memsim.allocator.answer import Answer, DriverAction
 from memsim.results.answers import Timeline
@@ -21,6 +23,7 @@ from memsim.timeline.steps import spans
 from memsim.traces import recorder
 from memsim.traces.oplist import tape_of_operations
 from memsim.traces.replay import replay
+from memsim.units import gib
 
 GIB = 2**30
 RECORDED = (
@@ -302,3 +305,19 @@ def test_a_recording_without_categories_gets_no_sentence_about_them() -> None:
     write = Writer()
     write.alloc(3 * MIB)
     assert timeline(write.tape()).headline().endswith("allocated).")
+
+
+def test_repr_is_one_line() -> None:
+    timeline = memsim.simulate(memsim.Run.load("qwen2.5-0.5b", set=["model.num_hidden_layers=2", "steps=2"]))
+    assert repr(timeline) == (
+        f"<Timeline qwen2.5-0.5b: {gib(timeline.peak_reserved)} peak reserved, {gib(timeline.peak_allocated)} peak "
+        f"allocated, {len(timeline.tape):,} events>"
+    )
+
+
+def test_a_frame_without_pandas_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeline = memsim.simulate(memsim.Run.load("qwen2.5-0.5b", set=["model.num_hidden_layers=1", "steps=2"]))
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    for thing in (timeline, memsim.compare([timeline, timeline])):
+        with pytest.raises(ImportError, match="needs pandas, which memsim does not install: pip install pandas"):
+            thing.to_frame()

@@ -42,8 +42,8 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, words: str) -> None
 
 
 def test_the_command_takes_a_folder_or_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate"]) == 2
-    assert "a folder of recorded runs, or --published FILE" in capsys.readouterr().err
+    assert main(["validate", str(tmp_path), "--published", str(tmp_path / "p.jsonl")]) == 2
+    assert "takes a folder of recorded runs or --published FILE, not both" in capsys.readouterr().err
     row = dict.fromkeys(published.NEEDED, "x") | {"parallelism": "8 GPUs"}
     (tmp_path / "p.jsonl").write_text(json.dumps(row))
     assert main(["validate", "--published", str(tmp_path / "p.jsonl"), "--json"]) == 0
