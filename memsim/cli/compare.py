@@ -13,7 +13,8 @@ from rich.text import Text
 
 from memsim.api import compare
 from memsim.cli import console, tables
-from memsim.cli.running import print_json, simulated
+from memsim.cli.console import print_json
+from memsim.cli.running import simulated
 from memsim.errors import InputError
 from memsim.results.answers import Timeline
 from memsim.results.side_by_side import Comparison

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from memsim.errors import InputError
 
 T = TypeVar("T")
 LARGE = 8 << 20  # bytes of a file that takes a moment to read
+SCHEMA = 1  # of what commands print as JSON: another number where a key goes or means something else (docs/schema)
 PLAIN_WIDTH = 160  # columns of a table that goes to a file or a pipe, where nobody can widen the window
 
 
@@ -96,3 +98,8 @@ def reading(path: Path) -> Iterator[Callable[[BinaryIO], BinaryIO]]:
         return
     with Progress(console=Console(stderr=True), transient=True) as bar:
         yield lambda file: bar.wrap_file(file, total=path.stat().st_size, description=f"reading {path.name}")
+
+
+def print_json(data: Mapping[str, object]) -> None:
+    """Prints JSON on stdout, with the number of its schema (docs/schema)."""
+    print(json.dumps({"schema": SCHEMA, **data}, indent=1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from memsim.cli import console, tables
-from memsim.cli.running import print_json
+from memsim.cli.console import print_json
 from memsim.run.listing import keys_of_run
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memsim import catalog
 from memsim.cli import console, tables
-from memsim.cli.running import print_json
+from memsim.cli.console import print_json
 from memsim.stacks.known import STACKS
 
 

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from memsim.cli import console, tables
-from memsim.cli.running import print_json, simulated_as_recorded
+from memsim.cli.console import print_json
+from memsim.cli.running import simulated_as_recorded
 from memsim.validation import published
 from memsim.validation.published import PARTS, Measured
 

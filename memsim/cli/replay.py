@@ -10,7 +10,7 @@ from rich.text import Text
 
 from memsim.api import replay
 from memsim.cli import console, tables
-from memsim.cli.running import print_json
+from memsim.cli.console import print_json
 from memsim.errors import InputError
 from memsim.results.write import SUFFIXES, write
 from memsim.search import allocators as whatif

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from memsim.results.answers import Timeline
 from memsim.run.job import Run
 
 DONE, NO = 0, 1  # exit codes
-SCHEMA = 1  # of what commands print as JSON: another number where a key goes or means something else (docs/schema)
 
 
 def loaded(source: str | Mapping[str, Any], settings: Sequence[str] | None = None) -> Run:
@@ -50,8 +48,3 @@ def naming(run: Run) -> Iterator[None]:
         yield
     except (InputError, Unreachable) as error:
         raise type(error)(f"{run.place}: {error}") from error
-
-
-def print_json(data: Mapping[str, object]) -> None:
-    """Prints JSON on stdout, with the number of its schema (docs/schema)."""
-    print(json.dumps({"schema": SCHEMA, **data}, indent=1))

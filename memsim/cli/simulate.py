@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memsim.cli import console, tables
-from memsim.cli.running import DONE, NO, loaded, print_json, simulated
+from memsim.cli.console import print_json
+from memsim.cli.running import DONE, NO, loaded, simulated
 from memsim.errors import InputError
 from memsim.results.write import write
 from memsim.search.cures import with_cures

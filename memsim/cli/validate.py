@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from memsim.cli import console, tables
-from memsim.cli.running import DONE, NO, print_json, simulated_as_recorded
+from memsim.cli.console import print_json
+from memsim.cli.running import DONE, NO, simulated_as_recorded
 from memsim.errors import InputError
 from memsim.units import gib
 from memsim.validation import recorded as checks
