@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from memsim.errors import InputError
 from memsim.tape import Action, Category, Tape
+from memsim.traces.frames import Stacks, named
 from memsim.traces.rebuild import SMALL_SEGMENT, Rebuilt, Segment, rebuild
 from memsim.traces.recorder import (
     ALLOC,
@@ -27,6 +28,7 @@ from memsim.traces.recorder import (
 from memsim.traces.trace import Trace
 
 Ints = NDArray[np.int64]
+Placed = tuple[Ints, Ints, NDArray[np.bool_], Ints]
 BEFORE = ("before",)  # the phase of what rebuilds the first state
 PLACES = 4  # rows that one event may become
 
@@ -49,6 +51,7 @@ def trace_of_events(
     settings: str = "",
     device_memory: int | None = None,
     torch: str | None = None,
+    stacks: Stacks | None = None,
 ) -> Trace:
     """The Trace of recorded events, which begins with the requests that rebuild the `initial` segments.
 
@@ -63,7 +66,7 @@ def trace_of_events(
         raise InputError(f"{source}: event {negative[0]}: {int(events.bytes[negative[0]])} bytes; 0 and more is valid")
     start = rebuild(initial)
     lives = _lives(events, start, source)
-    table, address, known = _rows(events, lives, start, _emptied(events, start, settings, device_memory))
+    table, address, known, origin = _rows(events, lives, start, _emptied(events, start, settings, device_memory))
     n = len(table)
     tape = Tape(
         action=table[:, 0].astype(np.uint8),
@@ -75,10 +78,11 @@ def trace_of_events(
         layer=np.full(n, -1, np.int32),
         category=np.full(n, Category.UNATTRIBUTED, np.uint8),
         phases=(*events.phases, *(BEFORE if start.rows else ())),
-        operators=("trace",),
+        operators=("",),
     )
     given = np.array([*start.given, *_given(events, start).tolist()], np.int64)
-    return Trace(tape, source, kind, address, known, None, len(start.rows), given, settings, device_memory, torch)
+    trace = Trace(tape, source, kind, address, known, None, len(start.rows), given, settings, device_memory, torch)
+    return trace if stacks is None else named(trace, stacks, origin)
 
 
 def memory_of(events: Recording, reserved: int = 0) -> int | None:
@@ -158,9 +162,9 @@ def _streams(lives: _Lives) -> Ints:
     return np.array(chosen, np.int64)
 
 
-def _rows(events: Recording, lives: _Lives, start: Rebuilt, emptied: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    """(rows of action, storage, bytes, stream, phase; recorded addresses; whether they are recorded), those of `start`
-    first.
+def _rows(events: Recording, lives: _Lives, start: Rebuilt, emptied: Ints) -> Placed:
+    """(rows of action, storage, bytes, stream, phase; recorded addresses; whether they are recorded; the event of
+    each), those of `start` first, whose event is -1.
     """
     n = len(events)
     born = np.flatnonzero((events.action == ALLOC) | (events.action == OOM))
@@ -204,7 +208,8 @@ def _rows(events: Recording, lives: _Lives, start: Rebuilt, emptied: Ints) -> tu
     first = np.concatenate([prefix, np.full((len(prefix), 1), len(events.phases))], axis=1)
     address = np.concatenate([np.zeros(len(prefix), np.int64), table[:, 6]])
     known = np.concatenate([np.zeros(len(prefix), bool), table[:, 1] == int(Action.ALLOC)])
-    return np.concatenate([first, table[:, 1:6]]), address, known
+    origin = np.concatenate([np.full(len(prefix), -1, np.int64), table[:, 0] // PLACES])
+    return np.concatenate([first, table[:, 1:6]]), address, known, origin
 
 
 def _emptied(events: Recording, start: Rebuilt, settings: str, device_memory: int | None) -> Ints:

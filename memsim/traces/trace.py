@@ -30,3 +30,4 @@ class Trace:
     device_memory: int | None = None  # bytes, where the file says or implies it
     torch: str | None = None  # version, where the file says it
     answer: Answer | None = None  # where totals are all that was recorded: they are not to be replayed
+    device: int | None = None  # which of them, where a snapshot has events of several
