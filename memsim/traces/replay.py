@@ -99,6 +99,7 @@ def _command(trace: Trace, allocator: str | None, device_memory: int | str | Non
     argv += [] if allocator is None else ["--allocator", allocator]
     argv += [] if device_memory is None else ["--device-memory", _size(device_memory)]
     argv += [] if torch is None else ["--torch", torch]
+    argv += [] if trace.device is None else ["--device", str(trace.device)]
     return shlex.join([*argv, "-o", "report.html"])
 
 
