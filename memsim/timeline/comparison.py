@@ -207,7 +207,8 @@ class Cases:
         most = max(known, key=lambda case: case.memory)
         failed = [case for case in self.cases if not case.fits]
         if most.memory == least.memory and not failed:
-            return (f"All {len(self.cases)} need {size(least.memory)}: the settings make no difference.",)
+            every = "Both" if len(self.cases) == 2 else f"All {len(self.cases)}"
+            return (f"{every} need {size(least.memory)}: the settings make no difference.",)
         more = "" if most is least else f", {size(most.memory - least.memory)} less than {_quoted(most.label)}"
         those = " of those that fit" if failed else ""
         lines = [f"{_quoted(least.label)} needs least{those}: {size(least.memory)}{more}."]

@@ -88,7 +88,8 @@ def _facts(trace: Trace) -> tuple[tuple[str, str], ...]:
     action, storage = trace.tape.action[: trace.prefix], trace.tape.storage[: trace.prefix]
     held = (action == Action.ALLOC) & ~np.isin(storage, storage[action == Action.FREE])
     count = int(held.sum())
-    words = f"{size_words(int(trace.tape.bytes[: trace.prefix][held].sum()))} in {count:,} blocks"
+    total = int(trace.tape.bytes[: trace.prefix][held].sum())
+    words = f"{size_words(total)} in {count:,} {'block' if count == 1 else 'blocks'}"
     begins = (("held at its start", f"{words}, rebuilt from its end"),) if count else ()
     return (("trace", _name(trace)), *device, *begins)
 
