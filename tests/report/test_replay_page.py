@@ -53,7 +53,7 @@ def middle(tmp_path_factory: pytest.TempPathFactory) -> Timeline:
             "is_expandable": False,
         }
         segments.append(segment | {"blocks": [block, gap]})
-    for at in range(40):
+    for _ in range(40):
         row: dict[str, Any] = {"addr": (1 << 30) + 10 * MIB, "size": 2 * MIB, "stream": 0, "frames": FRAMES}
         rows += [{"action": "alloc", **row}, {"action": "free_requested", **row}, {"action": "free_completed", **row}]
     path = tmp_path_factory.mktemp("trace") / "middle.pickle"
@@ -132,10 +132,12 @@ def test_a_spike_keeps_a_visible_width(browser: Browser, tmp_path: Path) -> None
     Timeline(tape, allocate(tape)).write_html(tmp_path / "report.html")
     browser.look()
     browser.open(tmp_path / "report.html")
-    script = """const div = document.getElementById(arguments[0]), {x, y} = div.data.find((t) => t.name === 'allocated');
+    script = """const div = document.getElementById(arguments[0]);
+    const {x, y} = div.data.find((t) => t.name === 'allocated');
     const top = y.indexOf(Math.max(...y)), end = y.findIndex((value, at) => at > top && value < 0.9 * y[top]);
     const pixels = div.querySelector('.nsewdrag').getBoundingClientRect().width, all = div.layout.xaxis.range;
-    return [y[top], (x[end] - x[top]) / (all[1] - all[0]) * pixels, x.every((value, at) => !at || value >= x[at - 1])]"""
+    const width = (x[end] - x[top]) / (all[1] - all[0]) * pixels;
+    return [y[top], width, x.every((value, at) => !at || value >= x[at - 1])]"""
     for name in ("overview", "closeup"):
         height, width, ordered = browser.run(script, name)
         assert height == pytest.approx(72) and 2.5 <= width <= 4 and ordered
