@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_said(tiny: Path) -> None:
     )
     assert [case.fits for case in found.cases] == [False, True]
     assert found.cheapest is found.cases[1]
-    assert any(line.startswith("“none” would be ") and line.endswith(" GiB too much.") for line in found.verdict())
+    assert any(line.startswith("“none” would be ") and line.endswith(" MiB too much.") for line in found.verdict())
     nowhere = memsim.compare([Run.load(tiny, set=["device_memory_gib=0.1"])] * 2)
     assert nowhere.cheapest is None and nowhere.verdict()[0] == "None of the 2 fits."
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from memsim.timeline.curves import Curves
 from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT
-from memsim.units import capacity, duration, gib, percent, size
+from memsim.units import capacity, duration, percent, size
 
 if TYPE_CHECKING:
     import pandas
@@ -173,7 +173,7 @@ class Cases:
         where = best.room if about.device or not best.room else f"{best.room} of device memory"
         lines = [
             f"{_quoted(best.label)} is the fastest that fits{f' {where}' if where else ''}: "
-            f"{gib(best.memory)}{f', about {best.speed}' if best.speed else ''}."
+            f"{size(best.memory)}{f', about {best.speed}' if best.speed else ''}."
         ]
         quicker = [case for case in self.cases if not case.fits and case.known and case.pace < WORTHWHILE * best.pace]
         if quicker:
@@ -181,11 +181,11 @@ class Cases:
             room = fastest.timeline.about.device_memory or 0
             gain = f"{percent(best.pace / fastest.pace - 1)} faster"
             lines.append(
-                f"{_quoted(fastest.label)} would be {gain}, but needs {gib(fastest.memory)}: "
-                f"{gib(fastest.memory - room)} too much."
+                f"{_quoted(fastest.label)} would be {gain}, but needs {size(fastest.memory)}: "
+                f"{size(fastest.memory - room)} too much."
             )
         if least is not None and least.memory < best.memory:
-            line = f"{_quoted(least.label)} needs least, {gib(least.memory)}: {gib(best.memory - least.memory)} less"
+            line = f"{_quoted(least.label)} needs least, {size(least.memory)}: {size(best.memory - least.memory)} less"
             line += (
                 (f", and {percent(least.pace / best.pace - 1)} more time")
                 if best.pace and least.pace > best.pace
@@ -198,8 +198,8 @@ class Cases:
         if least is None:
             return ()
         room = least.timeline.about.device_memory
-        more = f", {gib(least.memory - room)} too much" if room and least.memory > room else ""
-        return (f"{_quoted(least.label)} needs least: {gib(least.memory)}{more}.",)
+        more = f", {size(least.memory - room)} too much" if room and least.memory > room else ""
+        return (f"{_quoted(least.label)} needs least: {size(least.memory)}{more}.",)
 
     def _by_memory(self, least: Case) -> tuple[str, ...]:
         """The sentences where nothing is known of time: of replays."""

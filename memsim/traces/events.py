@@ -58,8 +58,9 @@ def trace_of_events(
     A free that completes at once is a FREE. One that completes later waits for an event on another stream, which the
     recording does not name: it is the RECORD_STREAM of a stream of its own, and the COMPLETE of that. A run of
     segment_free that no failed allocation explains becomes an EMPTY_CACHE. Without a known device memory one stands for
-    every run: where the allocator released its cache to try again, the addresses are the same. Raises InputError for a
-    negative size, a free of what was never allocated, an address that is allocated twice.
+    every run: where the allocator released its cache to try again, the addresses are the same. `stacks` name the
+    requests. Raises InputError for a negative size, a free of what was never allocated, an address that is allocated
+    twice.
     """
     negative = np.flatnonzero(events.bytes < 0)
     if len(negative):
