@@ -52,7 +52,7 @@ def replay(
             )
         about = About(
             name=_name(trace),
-            facts=(*_facts(trace), ("recorded by", "the profiler: totals, no requests")),
+            facts=(*_facts(trace, trace.answer), ("recorded by", "the profiler: totals, no requests")),
             command=_command(trace, None, None, None),
             first_event=trace.prefix,
         )
@@ -68,7 +68,7 @@ def replay(
     answer, unlimited = allocate_beyond(requests, settings, memory, prefix=prefix)
     about = About(
         name=_name(trace) if trace else "",
-        facts=(*(_facts(trace) if trace else ()), ("allocator", text or "default")),
+        facts=(*(_facts(trace, answer) if trace else ()), ("allocator", text or "default")),
         command=_command(trace, allocator, device_memory, torch) if trace else "",
         allocator=text,
         device_memory=memory if memory < UNLIMITED else None,
@@ -82,13 +82,13 @@ def _name(trace: Trace) -> str:
     return PurePath(trace.source).name
 
 
-def _facts(trace: Trace) -> tuple[tuple[str, str], ...]:
+def _facts(trace: Trace, answer: Answer) -> tuple[tuple[str, str], ...]:
     """What a reader needs first: which trace, of which device, and what was there when it began."""
     device = () if trace.device is None else (("recorded on", f"device {trace.device}"),)
     action, storage = trace.tape.action[: trace.prefix], trace.tape.storage[: trace.prefix]
     held = (action == Action.ALLOC) & ~np.isin(storage, storage[action == Action.FREE])
     count = int(held.sum())
-    total = int(trace.tape.bytes[: trace.prefix][held].sum())
+    total = int(answer.allocated[min(trace.prefix, answer.processed) - 1]) if count else 0
     words = f"{size_words(total)} in {count:,} {'block' if count == 1 else 'blocks'}"
     begins = (("held at its start", f"{words}, rebuilt from its end"),) if count else ()
     return (("trace", _name(trace)), *device, *begins)
