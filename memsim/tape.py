@@ -49,6 +49,20 @@ class Category(IntEnum):
 
 
 @dataclass(frozen=True, eq=False)
+class Calls:
+    """Where the requests of a recording came from: the stack of each, as far as it was recorded."""
+
+    stack: NDArray[np.int32]  # [n] index into stacks, -1 where none was recorded
+    stacks: tuple[tuple[int, ...], ...]  # each the numbers of its frames, the innermost first
+    frames: tuple[str, ...]  # as people read them: "train.py:12 forward"
+
+    def text(self, event: int) -> str:
+        """The stack of an event, a frame a line; empty where none was recorded."""
+        at = int(self.stack[event])
+        return "" if at < 0 else "\n".join(self.frames[frame] for frame in self.stacks[at])
+
+
+@dataclass(frozen=True, eq=False)
 class Tape:
     """Requests of some training steps. All event arrays have length n, all storage arrays length s.
 
@@ -67,6 +81,7 @@ class Tape:
     operators: tuple[str, ...]  # names such as "self_attn.q_proj" or "cross_entropy"
     # [n, 3] estimated: SECONDS, AGAIN, FLOPS between the event before and this one; None where nobody knows
     work: NDArray[np.float64] | None = None
+    calls: Calls | None = None  # only of recordings with stack frames
 
     def __len__(self) -> int:
         return len(self.action)

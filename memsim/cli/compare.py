@@ -75,10 +75,14 @@ def run(
     else:
         screen = console.out()
         screen.print(" ".join(found.verdict()), markup=False, soft_wrap=not screen.is_terminal)
-        screen.print(comparison_table(found))
+        screen.print(comparison_table(found, told=len(set(sources)) > 1))
+        for case in found.cases:
+            if case.timeline.about.note:
+                line = f"{case.label}: {case.timeline.about.note}"
+                screen.print(line, markup=False, soft_wrap=not screen.is_terminal)
     if output is not None:
         console.note(f"memsim: wrote {output}")
-    return 0 if found.cheapest is not None else 1
+    return 0 if any(case.fits for case in found.cases) else 1
 
 
 def _varied(text: str) -> tuple[str, list[str]]:
@@ -114,14 +118,21 @@ def _simulated(loaded: Run, label: str) -> Timeline:
 
 def _label(source: str, chosen: tuple[tuple[str, str], ...]) -> str:
     words = [value if len(chosen) == 1 else f"{key.rpartition('.')[2]} {value}" for key, value in chosen]
-    return " · ".join([Path(source).stem] * bool(source) + words)
+    return " · ".join([_name(source)] * bool(source) + words)
 
 
-def comparison_table(found: Comparison) -> Table:
-    """The rows: GiB, seconds, and what is best in bold."""
-    columns = ("run", "fits", "peak reserved GiB", "peak allocated GiB", "step", "tokens/s", "MFU", "recomputation")
-    grid = tables.grid(*columns, left=2)
-    for case in found.cases:
+def _name(source: str) -> str:
+    """A file's name without its suffix; any other name as it is, dots and all."""
+    path = Path(source)
+    return path.stem if path.suffix in (".yaml", ".yml", ".json") else path.name or source
+
+
+def comparison_table(found: Comparison, told: bool = False) -> Table:
+    """The rows: GiB, seconds, and what is best in bold; with `told` also in which facts they differ."""
+    told = told and any(found.differences)
+    columns = ("fits", "peak reserved GiB", "peak allocated GiB", "step", "tokens/s", "MFU", "recomputation")
+    grid = tables.grid("run", *(["differs in"] if told else []), *columns, left=3 if told else 2)
+    for case, differences in zip(found.cases, found.differences, strict=True):
         time = case.timeline.step_time
         memory = (
             [gib(case.timeline.peak_reserved, unit=False), gib(case.timeline.peak_allocated, unit=False)]
@@ -133,6 +144,8 @@ def comparison_table(found: Comparison) -> Table:
             again = f"+{percent(time.overhead)}" if time.recomputation else "-"
             times = [duration(time.total), f"{time.tokens_per_second:,.0f}", percent(time.mfu), again]
         style = "bold" if case is found.cheapest else "" if case.fits else "dim"
+        more = [", ".join(f"{key} {value}" for key, value in differences)] if told else []
         fits = "tight" if case.timeline.verdict == "tight" else "yes" if case.fits else "no"
-        grid.add_row(*[Text(cell) for cell in (case.label, fits, *memory, *times)], style=style)
+        cells = (case.label, *more, fits, *memory, *times)
+        grid.add_row(*[Text(cell) for cell in cells], style=style)
     return grid

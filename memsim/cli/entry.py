@@ -180,6 +180,10 @@ def replay_command(
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Write report.html, snapshot.pickle or trace.json."),
     ] = None,
+    device: Annotated[
+        int | None,
+        typer.Option("--device", metavar="N", min=0, help="Of a snapshot of several devices this one alone."),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Compare with what the trace recorded. Exits with 1 where they differ.")
     ] = False,
@@ -191,7 +195,8 @@ def replay_command(
     """Replay recorded traces under the same or other settings."""
     from memsim.cli import replay as command
 
-    _exit(command.run(traces, allocators, device_memory, torch, output, check, smallest, as_json))
+    settings = command.Settings(tuple(allocators or (None,)), device_memory, torch, device)
+    _exit(command.run(traces, settings, output, check, smallest, as_json))
 
 
 @app.command("compare", epilog=KEYS)

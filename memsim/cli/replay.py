@@ -2,61 +2,76 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from memsim.api import replay
+from memsim.api import compare, replay
 from memsim.cli import console, tables
 from memsim.cli.console import print_json
 from memsim.errors import InputError
+from memsim.results.answers import Timeline
+from memsim.results.side_by_side import Comparison
 from memsim.results.write import SUFFIXES, write
 from memsim.search import allocators as whatif
 from memsim.search.allocators import Outcome
-from memsim.traces.load import load_trace
+from memsim.traces.load import load_traces
+from memsim.traces.pickles import Watch
 from memsim.traces.replay import Agreement, check
 from memsim.traces.trace import Trace
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What the traces are replayed under."""
+
+    allocators: tuple[str | None, ...]  # None: the trace's own
+    device_memory: str | None
+    torch: str | None
+    device: int | None  # of a snapshot of several; None: each
+
+
 def run(
-    paths: Sequence[Path],
-    allocators: Sequence[str] | None,
-    device_memory: str | None,
-    torch: str | None,
-    output: Path | None,
-    checks: bool,
-    smallest: bool,
-    as_json: bool,
+    paths: Sequence[Path], settings: Settings, output: Path | None, checks: bool, smallest: bool, as_json: bool
 ) -> int:
     """The command; returns its exit code. Raises InputError."""
-    chosen: list[str | None] = list(allocators) if allocators else [None]
-    if checks and (allocators or output or smallest):
+    if checks and (settings.allocators != (None,) or output or smallest):
         raise InputError(
-            "--check compares under the trace's own settings: it goes with --torch, --device-memory and --json only"
+            "--check compares under the trace's own settings: it goes with --torch, --device-memory, --device and "
+            "--json only"
         )
     if output is not None:
         console.writable(output)
-        if len(paths) * len(chosen) != 1:
-            raise InputError(
-                f"{output}: one trace under one setting is written; {len(paths)} traces and {len(chosen)} settings "
-                "are given"
-            )
         if output.suffix not in SUFFIXES:
             raise InputError(f"{output}: ends in none of {', '.join(SUFFIXES)}")
+        _check_single(output, len(paths) * len(settings.allocators), "traces and settings")
     console.say_if_cold()
     if checks:
-        return _check(paths, device_memory, torch, as_json)
-    rows = []
-    loaded = [_load(path) for path in paths] if len(paths) == 1 else []
-    with console.progress("replaying", len(paths) * len(chosen)) as advance:
+        return _check(paths, settings, as_json)
+    rows, replays = [], []
+    with console.progress("replaying", len(paths) * len(settings.allocators)) as advance:
         for path in paths:
-            trace = loaded[0] if loaded else load_trace(path)
-            rows += [advance(whatif.outcome(trace, text, device_memory, torch, smallest)) for text in chosen]
+            with console.reading(path) if len(paths) == 1 else nullcontext() as watch:
+                traces = _load(path, settings, watch=watch)
+            if output is not None:
+                _check_single(output, len(traces), "devices (--device N chooses one)")
+            for text in settings.allocators:
+                for trace in traces:
+                    rows.append(whatif.outcome(trace, text, settings.device_memory, settings.torch, smallest))
+                    if output is not None:
+                        replays.append((trace, replay(trace, text, settings.device_memory, settings.torch)))
+                advance(text)
     if output is not None:
         with console.written(output) as place:
-            write(replay(trace, chosen[0], device_memory, torch), place, output.suffix)
+            if len(replays) == 1:
+                write(replays[0][1], place, output.suffix)
+            else:
+                _side_by_side(replays, paths, settings, output.name).write_html(place)
         console.note(f"memsim: wrote {output}")
     if as_json:
         print_json({"rows": [row.to_json() for row in rows]})
@@ -65,21 +80,62 @@ def run(
     return 1 if any(row.out_of_memory_event is not None for row in rows) else 0
 
 
-def _load(path: Path) -> Trace:
-    with console.reading(path) as watch:
-        return load_trace(path, watch=watch)
+def _check_single(output: Path, count: int, of_what: str) -> None:
+    """Raises InputError where several replays would go to a file that holds one."""
+    if count > 1 and output.suffix != ".html":
+        raise InputError(
+            f"{output}: holds one replay, and there are {count} {of_what}; .html sets several side by side"
+        )
 
 
-def _check(paths: Sequence[Path], device_memory: str | None, torch: str | None, as_json: bool) -> int:
+def _load(path: Path, settings: Settings, memory: str | None = None, watch: Watch | None = None) -> tuple[Trace, ...]:
+    """The traces of a file: one, or of a snapshot one for each of its devices. Raises InputError."""
+    traces = load_traces(path, memory, watch)
+    if settings.device is None:
+        return traces
+    chosen = tuple(trace for trace in traces if trace.device == settings.device)
+    if not chosen:
+        known = ", ".join(str(trace.device) for trace in traces if trace.device is not None)
+        has = f"has events of the devices {known}" if known else "has events of one device"
+        raise InputError(f"--device: {settings.device}: {path} {has}")
+    return chosen
+
+
+def _side_by_side(
+    replays: Sequence[tuple[Trace, Timeline]], paths: Sequence[Path], settings: Settings, name: str
+) -> Comparison:
+    """The replays as a comparison, each by what tells it from the others."""
+    labels = []
+    for trace, timeline in replays:
+        words = [Path(trace.source).name] if len(paths) > 1 else []
+        words += [] if trace.device is None or settings.device is not None else [f"device {trace.device}"]
+        words += [timeline.about.allocator or "default"] if len(settings.allocators) > 1 else []
+        labels.append(" · ".join(words))
+    argv = ["memsim", "replay", *map(str, paths)]
+    argv += [part for text in settings.allocators if text is not None for part in ("--allocator", text)]
+    for option, value in (
+        ("--device-memory", settings.device_memory),
+        ("--torch", settings.torch),
+        ("--device", settings.device),
+    ):
+        argv += [] if value is None else [option, str(value)]
+    title = " and ".join(dict.fromkeys(path.name for path in paths))
+    return compare([timeline for _, timeline in replays], labels, title, shlex.join([*argv, "-o", name]))
+
+
+def _check(paths: Sequence[Path], settings: Settings, as_json: bool) -> int:
     found: list[Agreement] = []
     with console.progress("comparing", len(paths)) as advance:
-        found += [advance(check(load_trace(path, device_memory), torch)) for path in paths]
+        for path in paths:
+            found += [check(trace, settings.torch) for trace in _load(path, settings, settings.device_memory)]
+            advance(path)
     if as_json:
         print_json({"rows": [vars(row) for row in found]})
     else:
         for row in found:
+            source = row.source if row.device is None else f"{row.source}, device {row.device}"
             where = "" if row.first is None else f", first difference at event {row.first}"
-            print(f"{row.source}: {row.agree} of {row.compared} agree (rules of torch {row.torch}){where}")
+            print(f"{source}: {row.agree} of {row.compared} agree (rules of torch {row.torch}){where}")
     return 0 if all(row.agree == row.compared for row in found) else 1
 
 
@@ -100,7 +156,7 @@ def settings_table(rows: list[Outcome]) -> Table:
         failed = "-" if row.out_of_memory_event is None else str(row.out_of_memory_event)
         last = [f"{row.smallest_device / 2**30:.3f}"] if searched and row.smallest_device is not None else []
         made.add_row(
-            Text(row.source.rsplit("/", 1)[-1]),
+            Text(Path(row.source).name + ("" if row.device is None else f", device {row.device}")),
             Text(row.allocator or "default"),
             *sizes,
             str(row.driver_calls),

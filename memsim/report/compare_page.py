@@ -17,8 +17,8 @@ from memsim.report.page import ASSETS, plotly, render
 from memsim.report.parts import commanded
 from memsim.timeline.comparison import Case, Cases
 from memsim.timeline.curves import Curves
-from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT
-from memsim.units import capacity, duration, gib, percent
+from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT, phase_words
+from memsim.units import capacity, duration, percent, size
 from memsim.version import version
 
 MOST_DRAWN = 8  # timelines that are drawn at once, until someone asks for more
@@ -52,12 +52,26 @@ def _main(found: Cases, answer: str, rest: list[str]) -> str:
             f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in shared_facts(found)
         ),
         "$table": _table(found),
-        "$timed": "" if any(case.seconds for case in found.cases) else " hidden",
+        "$timed": "" if timed(found) else " hidden",
+        "$runs_sub": STEPS_SUB if timed(found) else "",
+        "$overlay_title": "One step, overlaid" if stepped(found) else "Overlaid",
+        "$overlay_sub": f"Memory over {'the last step of each run' if stepped(found) else 'each recording'}, from its "
+        "first event. Drag over a part to zoom.",
         "$repeat": commanded(found.command, "compare-command") if found.command else "",
     }
     for name, value in fields.items():
         template = template.replace(name, value)
     return template
+
+
+def timed(found: Cases) -> bool:
+    """Whether anything is known of time."""
+    return any(case.seconds for case in found.cases)
+
+
+def stepped(found: Cases) -> bool:
+    """Whether there are training steps, which a recording does not name."""
+    return any(span.step is not None for case in found.cases for span in case.timeline.spans)
 
 
 def shared_facts(found: Cases) -> list[tuple[str, str]]:
@@ -75,6 +89,12 @@ def _room(timeline: Curves) -> str:
     return f"{about.device}: {about.counted}" if about.counted else about.device
 
 
+STEPS_SUB = (
+    "A step is the last one simulated; its time is an estimate from the device's data sheet. Recomputation is what "
+    "checkpointing adds to it. On the front is what no other run beats in both memory and time, of those that can be "
+    "compared: one model on one device."
+)
+TIMED = 4  # columns before those of time
 HEADINGS = (
     ("run", "run", ""),
     ("fits", "fits", ""),
@@ -92,7 +112,7 @@ def _table(found: Cases) -> str:
     head = "".join(
         f'<th scope="col" class="{look}" aria-sort="none"><button type="button" class="sort" data-sort="{at}">{words}'
         "</button></th>"
-        for at, (_, words, look) in enumerate(HEADINGS)
+        for at, (_, words, look) in enumerate(HEADINGS if timed(found) else HEADINGS[:TIMED])
     )
     rows = "".join(_row(at, case, found) for at, case in enumerate(found.cases))
     return (
@@ -105,24 +125,30 @@ def _row(at: int, case: Case, found: Cases) -> str:
     time, timeline = case.timeline.step_time, case.timeline
     room = timeline.about.device_memory
     fits = (
-        ("tight" if case.timeline.verdict == "tight" else "yes")
+        ("tight" if case.timeline.verdict == "tight" else "yes" if room else "–")  # without a limit anything does
         if case.fits
-        else f"no: lacks {gib(case.memory - room)}"
+        else f"no: lacks {size(case.memory - room)}"
         if case.known and room and case.memory > room
         else "no"
     )
-    name = escape(case.label) + ('<span class="mark">fastest that fits</span>' if case is found.cheapest else "")
+    best = "fastest that fits" if case.pace else "least that fits" if room else "least"
+    name = escape(case.label) + (f'<span class="mark">{best}</span>' if case is found.cheapest else "")
+    told = ", ".join(f"{key} {value}" for key, value in found.differences[at])
+    name += "".join(f'<span class="why">{escape(words)}</span>' for words in (told, timeline.about.note) if words)
     cells: list[tuple[str, float, str]] = [(fits, float(not case.fits), "")]
     for count, look in ((timeline.peak_reserved, "number"), (timeline.peak_allocated, "number wide")):
-        cells.append((gib(count) if case.known else "–", count if case.known else 0, look))
-    if time is None:
+        cells.append((size(count) if case.known else "–", count if case.known else 0, look))
+    if not timed(found):
+        pass
+    elif time is None:
         cells += [("–", 0.0, "number")] + [("–", 0.0, "number wide")] * 3
     else:
         cells.append((duration(time.total), time.total, "number"))
         cells.append((f"{time.tokens_per_second:,.0f}", time.tokens_per_second, "number wide"))
         cells.append((percent(time.mfu), time.mfu, "number wide"))
         cells.append((f"+{percent(time.overhead)}" if time.recomputation else "–", time.overhead, "number wide"))
-    cells.append(("yes" if case in found.front else "–", float(case not in found.front), "wide"))
+    if timed(found):
+        cells.append(("yes" if case in found.front else "–", float(case not in found.front), "wide"))
     body = "".join(f'<td class="{look}" data-value="{value!r}">{words}</td>' for words, value, look in cells)
     look = "" if case.fits else ' class="unfit"'
     return (
@@ -146,10 +172,10 @@ def _columns(found: Cases) -> dict[str, NDArray[Any]]:
 
 
 def step_of(timeline: Curves) -> tuple[int, int]:
-    """The events of the last step; all of them where there is none."""
+    """The events of the last step; where there is none all that were recorded."""
     numbers = [span.step for span in timeline.spans if span.step is not None]
     mine = [span for span in timeline.spans if numbers and span.step == numbers[-1]]
-    return (mine[0].start, mine[-1].stop) if mine else (0, timeline.whole.processed)
+    return (mine[0].start, mine[-1].stop) if mine else (timeline.about.first_event, timeline.whole.processed)
 
 
 def _meta(found: Cases) -> dict[str, Any]:
@@ -173,6 +199,7 @@ def _meta(found: Cases) -> dict[str, Any]:
                 "pace": case.seconds if found.same_tokens or case.seconds is None else 1e3 * case.pace,
                 "speed": case.speed,
                 "front": case in found.front,
+                "group": next(number for number, group in enumerate(found.groups) if case in group),
                 "best": case is found.cheapest,
                 "shown": case in drawn,
                 "parts": {slug(name): count for name, count in case.breakdown.items()},
@@ -182,6 +209,9 @@ def _meta(found: Cases) -> dict[str, Any]:
         ],
         "kinds": [{"key": slug(name), "name": name} for name in present],
         "capacity": room,
+        "stepped": stepped(found),
+        # replays of one recording are allocated alike; what they reserve is what tells them apart
+        "curve": "allocated" if stepped(found) or len(found.groups) > 1 else "reserved",
         "paceTitle": "time of a step, s" if found.same_tokens else "time for 1,000 tokens, s",
         "capacityWords": " ".join(
             filter(None, (first.about.device, capacity(room), "usable" if first.about.counted else ""))
@@ -196,7 +226,7 @@ def _meta(found: Cases) -> dict[str, Any]:
 def _phases(timeline: Curves) -> list[dict[str, Any]]:
     lo, hi = step_of(timeline)
     return [
-        {"name": span.kind, "start": span.start - lo, "stop": span.stop - lo}
+        {"name": phase_words(span.kind), "start": span.start - lo, "stop": span.stop - lo}
         for span in timeline.spans
         if lo <= span.start < hi
     ]

@@ -113,12 +113,12 @@ def slug(kind: Category | str) -> str:
     return (kind if isinstance(kind, str) else CATEGORY_NAMES[kind]).replace(" ", "-")
 
 
-def figures(present: tuple[Category, ...]) -> dict[str, dict[str, Figure]]:
+def figures(present: tuple[Category, ...], towers: str = "") -> dict[str, dict[str, Figure]]:
     """By theme and name: {"timeline", "layers"}, each {"traces", "layout"}; a trace's meta.key names the curve to fill
-    in.
+    in. `towers` says which layers are whose, where a model has an encoder and a decoder.
     """
     kinds: list[Category | str] = [*(kind for kind in STACK if kind in present), UNSPLIT]
-    return {theme: {"timeline": _timeline(theme, kinds), "layers": _layers(theme, kinds)} for theme in COLOURS}
+    return {theme: {"timeline": _timeline(theme, kinds), "layers": _layers(theme, kinds, towers)} for theme in COLOURS}
 
 
 def axes(theme: str) -> Figure:
@@ -212,12 +212,12 @@ def _timeline(theme: str, kinds: list[Category | str]) -> Figure:
     return {"traces": areas + lines, "layout": layout, "ink": ink}
 
 
-def _layers(theme: str, kinds: list[Category | str]) -> Figure:
+def _layers(theme: str, kinds: list[Category | str], towers: str) -> Figure:
     layout = _base(theme)
     layout |= {"barmode": "stack", "bargap": 0.12, "hovermode": "x", "dragmode": False}
     layout["margin"] = layout["margin"] | {"t": 10}
     layout["xaxis"] |= {"fixedrange": True, "type": "category", "nticks": 14, "tickangle": 0}
-    layout["xaxis"]["title"] = layout["xaxis"]["title"] | {"text": "decoder layer"}
+    layout["xaxis"]["title"] = layout["xaxis"]["title"] | {"text": f"layer ({towers})" if towers else "layer"}
     layout["yaxis"]["title"] = layout["yaxis"]["title"] | {"text": "GiB"}
     bars = [
         {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from memsim.allocator.answer import OutOfMemory
 from memsim.report.cured import cured
 from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT, phase_words
-from memsim.units import capacity, duration, gib, percent, share, size
+from memsim.units import GIB, capacity, duration, gib, percent, share, size
 
 if TYPE_CHECKING:
     from memsim.tape import Tape
@@ -24,10 +24,17 @@ def sentences(timeline: Curves) -> tuple[str, ...]:
     about, oom = timeline.about, timeline.answer.out_of_memory
     if not timeline.whole.processed:
         return ("Nothing is allocated.",)
-    where = f"Out of memory in {place(timeline.tape, oom.event)}: {missing(oom)}." if oom is not None else ""
+    where = (
+        f"Out of memory in {place(timeline.tape, oom.event, about.first_event)}: {missing(oom)}."
+        if oom is not None
+        else ""
+    )
     if oom is not None and timeline.unlimited is None:
         return tuple(sentence for sentence in (where, dominant(timeline)) if sentence)
-    answer = f"Peak {gib(timeline.peak_reserved)} reserved ({gib(timeline.peak_allocated, unit=False)} allocated)"
+    if timeline.peak_reserved < GIB:
+        answer = f"Peak {size(timeline.peak_reserved)} reserved ({size(timeline.peak_allocated)} allocated)"
+    else:
+        answer = f"Peak {gib(timeline.peak_reserved)} reserved ({gib(timeline.peak_allocated, unit=False)} allocated)"
     verdict = _verdict(timeline)
     answer = f"{answer}: {verdict}" if verdict else answer
     others = _others(timeline.peak_reserved, about.devices) if oom is not None or not about.device_memory else ""
@@ -116,10 +123,12 @@ def dominant(timeline: Curves) -> str:
     return f"{sentence}, {second} {share(more, peak.allocated)}." if more * 20 >= peak.allocated else f"{sentence}."
 
 
-def place(tape: Tape, event: int) -> str:
-    """Where an event happens: "step 1 forward, layer 3, self_attn.q_proj"."""
-    words = [phase_words(tape.phases[tape.phase[event]])]
+def place(tape: Tape, event: int, first: int = 0) -> str:
+    """Where an event happens: "step 1 forward, layer 3, self_attn.q_proj"; of a recording that does not say, which of
+    its events it is, counted from `first`.
+    """
+    words = [words] if (words := phase_words(tape.phases[tape.phase[event]])) else []
     if tape.layer[event] >= 0:
         words.append(f"layer {tape.layer[event]}")
     operator = tape.operators[tape.operator[event]] if tape.operators else ""
-    return ", ".join([*words, operator] if operator else words)
+    return ", ".join([*words, operator] if operator else words) or f"event {event - first:,}"

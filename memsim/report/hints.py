@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memsim.tape import Category
 from memsim.timeline.curves import Curves
-from memsim.units import gib, share, size
+from memsim.units import share, size
 
 # These depend on the model, the method and the optimizer, not on how many tokens a step sees.
 FIXED = (Category.WEIGHTS, Category.ADAPTERS, Category.GRADIENTS, Category.OPTIMIZER_STATE)
@@ -49,7 +49,7 @@ def _tokens(timeline: Curves) -> str:
         return ""
     fixed = sum(peak.by_category.get(kind, 0) for kind in FIXED)
     return (
-        f"{gib(fixed)} of the peak ({share(fixed, peak.allocated)}) are weights, adapters, gradients and optimizer "
+        f"{size(fixed)} of the peak ({share(fixed, peak.allocated)}) are weights, adapters, gradients and optimizer "
         "state: a smaller batch or "
         f"a shorter sequence leaves them as they are, and can lower only the other {size(peak.allocated - fixed)}."
     )
@@ -58,6 +58,8 @@ def _tokens(timeline: Curves) -> str:
 def _phases(timeline: Curves) -> str:
     peaks: dict[str, int] = {}
     for span in timeline.spans:
+        if span.start < timeline.about.first_event:
+            continue  # it rebuilds the state in which a recording began
         peaks[span.kind] = max(peaks.get(span.kind, 0), int(timeline.whole.allocated[span.start : span.stop].max()))
     ranked = sorted(peaks.items(), key=lambda item: -item[1])
     if len(ranked) < 2:
@@ -65,8 +67,8 @@ def _phases(timeline: Curves) -> str:
     (first, most), (second, next_most) = ranked[0], ranked[1]
     gain = size(most - next_most) if most > next_most else "nothing"
     return (
-        f"The peak of allocated lies in {first} ({gib(most)}). Making {first} cheaper gains {gain} at most: then "
-        f"{second}, at {gib(next_most)}, sets the peak."
+        f"The peak of allocated lies in {first} ({size(most)}). Making {first} cheaper gains {gain} at most: then "
+        f"{second}, at {size(next_most)}, sets the peak."
     )
 
 

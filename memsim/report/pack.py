@@ -30,6 +30,7 @@ def columns(timeline: Curves) -> dict[str, NDArray[Any]]:
     code [n]           ALLOC: the next storage; NOTHING; else a FREE: how many storages ago the one that it frees was
     allocated
     operator, layer [n] of each event
+    stack [n]          index into the page's stacks, -1 for none; only of recordings with stack frames
     seconds [n]        estimated, before each event; only where something is known of time
     kind [s]           index into kind_* of each storage
     address [s]        of its block
@@ -76,6 +77,7 @@ def columns(timeline: Curves) -> dict[str, NDArray[Any]]:
         "kind_category": lives.category[served][first].astype(np.uint8),
         "late_storage": number[late].astype(np.int32),
         "late_event": lives.released[late].astype(np.int32),
+        **({} if tape.calls is None else {"stack": tape.calls.stack[:n].astype(np.int32)}),
         **({} if tape.work is None else {"seconds": tape.work[:n, SECONDS].astype(np.float32)}),
         **(calls if len(answer.driver_event) else _totals(answer.reserved[:n])),
     }

@@ -142,12 +142,13 @@ def _meta(timeline: Curves, present: tuple[Category, ...]) -> dict[str, Any]:
     oom = timeline.answer.out_of_memory
     step = parts.home_step(timeline)
     mine = [span for span in timeline.spans if step is not None and span.step == step]
-    home = {"lo": mine[0].start, "hi": mine[-1].stop} if mine else {"lo": 0, "hi": timeline.whole.processed}
+    first, n, calls = timeline.about.first_event, timeline.whole.processed, timeline.tape.calls
+    home = {"lo": mine[0].start, "hi": mine[-1].stop} if mine else {"lo": first, "hi": n}
     words = (
         ""
         if oom is None
         else (
-            f"<b>out of memory</b><br>{escape(place(timeline.tape, oom.event))}"
+            f"<b>out of memory</b><br>{escape(place(timeline.tape, oom.event, first))}"
             f"<br>{escape(missing(oom)).replace(', ', '<br>', 1)}"
         )
     )
@@ -159,6 +160,8 @@ def _meta(timeline: Curves, present: tuple[Category, ...]) -> dict[str, Any]:
         ],
         "spans": [{"phase": span.phase, "start": span.start, "stop": span.stop} for span in timeline.spans],
         "operators": list(timeline.tape.operators),
+        "first": first,
+        **({} if calls is None else {"frames": list(calls.frames), "stacks": [list(stack) for stack in calls.stacks]}),
         "capacity": timeline.about.device_memory,
         "capacityWords": f"{timeline.about.device or 'device memory'} {capacity(timeline.about.device_memory or 0)}"
         + (" usable" if timeline.about.counted else ""),
@@ -166,6 +169,6 @@ def _meta(timeline: Curves, present: tuple[Category, ...]) -> dict[str, Any]:
         "moments": parts.moments(timeline),
         "home": home,
         "homeStep": "" if step is None else str(step),
-        "figures": figures(present),
+        "figures": figures(present, dict(timeline.about.facts).get("layers", "")),
         "config": config(),
     }

@@ -11,9 +11,9 @@ from memsim.report.headline import sentences
 from memsim.report.hints import hints
 from memsim.tape import Category
 from memsim.timeline.curves import Curves
-from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT
+from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT, phase_words
 from memsim.timeline.steps import Step
-from memsim.units import GIB, capacity, duration, gib, percent, share, size
+from memsim.units import GIB, MIB, capacity, duration, percent, share, size
 
 COLUMNS = (  # of the table of steps: field, heading, whether a phone has no room for it
     ("peak_after_forward", "peak, after forward", True),
@@ -34,8 +34,8 @@ def fields(timeline: Curves, present: tuple[Category, ...]) -> dict[str, str]:
     layers = int(timeline.tape.layer.max()) + 1
     home = home_step(timeline)
     label = (
-        f"Memory over the whole run: allocated peaks at {gib(timeline.peak_allocated)}, reserved at "
-        f"{gib(timeline.peak_reserved)}. "
+        f"Memory over the whole run: allocated peaks at {size(timeline.peak_allocated)}, reserved at "
+        f"{size(timeline.peak_reserved)}. "
         "The table of steps has the numbers."
     )
     return {
@@ -58,7 +58,7 @@ def fields(timeline: Curves, present: tuple[Category, ...]) -> dict[str, str]:
             f'<button type="button" data-moment="{moment["event"]}" aria-pressed="false">{moment["name"]}</button>'
             for moment in moments(timeline)
         ),
-        "last_event": str(timeline.whole.processed - 1),
+        "last_event": str(timeline.whole.processed - 1 - timeline.about.first_event),
         "map_hidden": "" if len(timeline.whole.driver_event) else " hidden",
         "cost": cost(timeline),
         "pace": pace(timeline),
@@ -102,15 +102,17 @@ def tiles(timeline: Curves) -> str:
     """The key numbers."""
     about, spare = timeline.about, timeline.fragmentation("reserved")
     unused = spare.reserved - spare.allocated
+    phase = phase_words(timeline.tape.phases[timeline.tape.phase[spare.event]])
+    when = ", ".join(filter(None, (f"event {spare.event - about.first_event:,}", phase)))
     rows = [
-        ("peak reserved", gib(timeline.peak_reserved), "held from the driver"),
-        ("peak allocated", gib(timeline.peak_allocated), "blocks handed out"),
-        ("peak requested", gib(timeline.peak_requested), "bytes asked for"),
-        ("reserved, unused", size(unused), f"{share(unused, spare.reserved)} of reserved, at its peak"),
+        ("peak reserved", size(timeline.peak_reserved), "held from the driver"),
+        ("peak allocated", size(timeline.peak_allocated), "blocks handed out"),
+        ("peak requested", size(timeline.peak_requested), "bytes asked for"),
+        ("reserved, unused", size(unused), f"when reserved peaks ({when}): {size(spare.allocated)} is allocated then"),
     ]
     if timeline.loaded_allocated:
         note = f"{about.parameters / 1e9:.2f} B parameters" if about.parameters else "allocated before step 0"
-        rows.append(("model loaded", gib(timeline.loaded_allocated), note))
+        rows.append(("model loaded", size(timeline.loaded_allocated), note))
     if about.trainable_parameters and about.parameters:
         part = 100 * about.trainable_parameters / about.parameters
         rows.append(
@@ -187,7 +189,7 @@ def cost(timeline: Curves) -> str:
     )
     strip = "".join(f'<span class="{look}" style="flex:{value} 0 0"></span>' for _, value, look, _ in rows if value)
     sub = (
-        f"Of the {gib(bounds.reserved)} reserved at the peak, what the run itself needs, and what comes of where its "
+        f"Of the {size(bounds.reserved)} reserved at the peak, what the run itself needs, and what comes of where its "
         "blocks lie."
     )
     table = (
@@ -255,7 +257,7 @@ def devices(timeline: Curves) -> str:
     scale = max(peak * 1.04, ordered[-1][1])
     for memory, same in groupby(ordered, key=lambda device: device[1]):
         names, fits = ", ".join(escape(name) for name, _ in same), memory >= peak
-        verdict = f"<b>{gib(memory - peak)}</b> to spare" if fits else f"lacks {gib(peak - memory)}"
+        verdict = f"<b>{size(memory - peak)}</b> to spare" if fits else f"lacks {size(peak - memory)}"
         track = (
             f'<span class="track"><span style="width:{100 * memory / scale:.2f}%"></span>'
             f'<i style="left:{100 * peak / scale:.2f}%"></i></span>'
@@ -263,7 +265,7 @@ def devices(timeline: Curves) -> str:
         label = f'<span class="names">{names} <span class="soft">{capacity(memory)} usable</span></span>'
         rows.append(f'<li class="{"yes" if fits else "no"}">{label}{track}<span class="number">{verdict}</span></li>')
     sub = (
-        f"The line is the peak of reserved, {gib(peak)}. A device counts by what PyTorch sees of it less the CUDA "
+        f"The line is the peak of reserved, {size(peak)}. A device counts by what PyTorch sees of it less the CUDA "
         "context; what other processes take comes on top. "
         "A device that lacks a little may still do, by giving back cached memory: simulate it to know."
     )
@@ -275,9 +277,10 @@ def steps(timeline: Curves) -> str:
     rows = timeline.steps_needed
     if not rows:
         return ""
+    unit, name = (GIB, "GiB") if timeline.peak_reserved >= GIB else (MIB, "MiB")
     sub = (
-        "In GiB. Peaks include the level at which a step starts, as torch.cuda.reset_peak_memory_stats() at its start "
-        "would give them."
+        f"In {name}. Peaks include the level at which a step starts, as torch.cuda.reset_peak_memory_stats() at its "
+        "start would give them."
     )
     sub += " As they would be with enough memory." if timeline.unlimited is not None else ""
     heads = [
@@ -287,7 +290,7 @@ def steps(timeline: Curves) -> str:
         ("cache given back", _number(True)),
     ]
     head = "".join(f'<th scope="col" class="{look}">{name}</th>' for name, look in heads)
-    lines = "".join(_row(step, rows) for step in rows)
+    lines = "".join(_row(step, rows, unit) for step in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
     return _section(
         "steps",
@@ -297,16 +300,15 @@ def steps(timeline: Curves) -> str:
     )
 
 
-def _row(step: Step, rows: tuple[Step, ...]) -> str:
+def _row(step: Step, rows: tuple[Step, ...], unit: int) -> str:
     cells = []
     for field, _, wide in COLUMNS:
         value = getattr(step, field)
         top = field in ("peak_allocated", "peak_reserved", "peak_requested") and value == max(
             getattr(row, field) for row in rows
         )
-        cells.append(
-            f'<td class="{_number(wide)}{" peak" if top else ""}">{"–" if value is None else f"{value / GIB:.2f}"}</td>'
-        )
+        words = "–" if value is None else f"{value / unit:.2f}"
+        cells.append(f'<td class="{_number(wide)}{" peak" if top else ""}">{words}</td>')
     cells.append(
         f'<td class="{_number(True)}">{step.peak_segments:,}</td><td class="{_number(True)}">{step.retries}</td>'
     )

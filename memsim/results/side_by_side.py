@@ -37,8 +37,19 @@ def side_by_side(
         if labels is not None
         else [timeline.about.name or f"run {at + 1}" for at, timeline in enumerate(timelines)]
     )
-    cases = (Case(label, timeline) for label, timeline in zip(_distinct(names), timelines, strict=True))
-    return Comparison(tuple(cases), title, command)
+    cases = tuple(Case(label, timeline) for label, timeline in zip(names, timelines, strict=True))
+    found = Comparison(cases, title, command)
+    labels = _distinct([_told(case, of, names) for case, of in zip(cases, found.differences, strict=True)])
+    return Comparison(
+        tuple(Case(label, timeline) for label, timeline in zip(labels, timelines, strict=True)), title, command
+    )
+
+
+def _told(case: Case, differences: tuple[tuple[str, str], ...], names: Sequence[str]) -> str:
+    """The label; where another has the same, with what differs: "tiny · batch 4 × 2048 tokens"."""
+    if names.count(case.label) == 1:
+        return case.label
+    return " · ".join([case.label, *(f"{key} {value}" for key, value in differences)])
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

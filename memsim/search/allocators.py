@@ -26,6 +26,7 @@ class Outcome:
     retries: int
     out_of_memory_event: int | None  # counted from the recording's first event; negative: its first state does not fit
     smallest_device: int | None
+    device: int | None = None  # which of them, where the trace is of several
 
     def to_json(self) -> dict[str, object]:
         """Returns the outcome as plain data."""
@@ -53,6 +54,7 @@ def outcome(
         int(answer.retries[done - 1]) if done else 0,
         None if failed is None else failed.event - trace.prefix,
         least_memory(trace, text, torch) if search else None,
+        trace.device,
     )
 
 

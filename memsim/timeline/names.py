@@ -19,7 +19,13 @@ CATEGORY_NAMES = {
 UNSPLIT = "unsplit remainder"  # bytes that blocks hold beyond those requested
 
 
+RECORDED = "trace"  # the phase of a recording that names none
+BEFORE = "before"  # that of what rebuilds the state in which it began
+
+
 def phase_words(phase: str) -> str:
-    """Returns a phase's name as words: "load", "step 0 forward"."""
+    """A phase's name as words: "load", "step 0 forward"; none for a recording's, which says nothing."""
+    if phase in (RECORDED, BEFORE):
+        return "" if phase == RECORDED else "before the recording"
     step, _, kind = phase.partition("/")
     return f"step {step} {kind}" if kind else phase

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from memsim.errors import InputError
 from memsim.tape import Action, Category, Tape
+from memsim.traces.frames import Stacks, named
 from memsim.traces.rebuild import SMALL_SEGMENT, Rebuilt, Segment, rebuild
 from memsim.traces.recorder import (
     ALLOC,
@@ -27,8 +28,9 @@ from memsim.traces.recorder import (
 from memsim.traces.trace import Trace
 
 Ints = NDArray[np.int64]
-BEFORE = ("before",)  # the phase of the events that rebuild the first state
-PLACES = 4  # number of rows that one event may become
+Placed = tuple[Ints, Ints, NDArray[np.bool_], Ints]
+BEFORE = ("before",)  # the phase of what rebuilds the first state
+PLACES = 4  # rows that one event may become
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,21 +51,23 @@ def trace_of_events(
     settings: str = "",
     device_memory: int | None = None,
     torch: str | None = None,
+    stacks: Stacks | None = None,
 ) -> Trace:
     """Returns the Trace of recorded events, which begins with the requests that rebuild the `initial` segments.
 
     A free that completes at once is a FREE. One that completes later waits for an event on another stream, which the
-    recording does not name. It becomes the RECORD_STREAM of a stream of its own, and the COMPLETE of that stream. A run
-    of segment_free that no failed allocation explains becomes an EMPTY_CACHE. Without a known device memory one stands
-    for every run: where the allocator released its cache to try again, the addresses are the same. Raises InputError
-    for a negative size, a free of a block that was never allocated, or an address that is allocated twice.
+    recording does not name: it is the RECORD_STREAM of a stream of its own, and the COMPLETE of that. A run of
+    segment_free that no failed allocation explains becomes an EMPTY_CACHE. Without a known device memory one stands for
+    every run: where the allocator released its cache to try again, the addresses are the same. `stacks` name the
+    requests. Raises InputError for a negative size, a free of what was never allocated, an address that is allocated
+    twice.
     """
     negative = np.flatnonzero(events.bytes < 0)
     if len(negative):
         raise InputError(f"{source}: event {negative[0]}: {int(events.bytes[negative[0]])} bytes; 0 and more is valid")
     start = rebuild(initial)
     lives = _lives(events, start, source)
-    table, address, known = _rows(events, lives, start, _emptied(events, start, settings, device_memory))
+    table, address, known, origin = _rows(events, lives, start, _emptied(events, start, settings, device_memory))
     n = len(table)
     tape = Tape(
         action=table[:, 0].astype(np.uint8),
@@ -75,10 +79,11 @@ def trace_of_events(
         layer=np.full(n, -1, np.int32),
         category=np.full(n, Category.UNATTRIBUTED, np.uint8),
         phases=(*events.phases, *(BEFORE if start.rows else ())),
-        operators=("trace",),
+        operators=("",),
     )
     given = np.array([*start.given, *_given(events, start).tolist()], np.int64)
-    return Trace(tape, source, kind, address, known, None, len(start.rows), given, settings, device_memory, torch)
+    trace = Trace(tape, source, kind, address, known, None, len(start.rows), given, settings, device_memory, torch)
+    return trace if stacks is None else named(trace, stacks, origin)
 
 
 def memory_of(events: Recording, reserved: int = 0) -> int | None:
@@ -160,9 +165,9 @@ def _streams(lives: _Lives) -> Ints:
     return np.array(chosen, np.int64)
 
 
-def _rows(events: Recording, lives: _Lives, start: Rebuilt, emptied: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    """Returns (rows of action, storage, bytes, stream, phase; addresses; true for each recorded address). The rows of
-    `start` come first.
+def _rows(events: Recording, lives: _Lives, start: Rebuilt, emptied: Ints) -> Placed:
+    """(rows of action, storage, bytes, stream, phase; recorded addresses; whether they are recorded; the event of
+    each), those of `start` first, whose event is -1.
     """
     n = len(events)
     born = np.flatnonzero((events.action == ALLOC) | (events.action == OOM))
@@ -206,7 +211,8 @@ def _rows(events: Recording, lives: _Lives, start: Rebuilt, emptied: Ints) -> tu
     first = np.concatenate([prefix, np.full((len(prefix), 1), len(events.phases))], axis=1)
     address = np.concatenate([np.zeros(len(prefix), np.int64), table[:, 6]])
     known = np.concatenate([np.zeros(len(prefix), bool), table[:, 1] == int(Action.ALLOC)])
-    return np.concatenate([first, table[:, 1:6]]), address, known
+    origin = np.concatenate([np.full(len(prefix), -1, np.int64), table[:, 0] // PLACES])
+    return np.concatenate([first, table[:, 1:6]]), address, known, origin
 
 
 def _emptied(events: Recording, start: Rebuilt, settings: str, device_memory: int | None) -> Ints:

@@ -15,7 +15,7 @@ from memsim.traces.chrome import load_chrome, trace_of_totals
 from memsim.traces.events import memory_of, trace_of_events
 from memsim.traces.oplist import tape_of_operations
 from memsim.traces.pickles import Watch
-from memsim.traces.snapshot import load_snapshot
+from memsim.traces.snapshot import load_snapshot, load_snapshots
 from memsim.traces.trace import Trace
 from memsim.units import bytes_of
 
@@ -39,6 +39,15 @@ def load_trace(path: str | Path, device_memory: int | str | None = None, watch: 
             "(Chrome traces) are"
         )
     return _operations(place) if _is_operations(place) else _recording(place, memory)
+
+
+def load_traces(
+    path: str | Path, device_memory: int | str | None = None, watch: Watch | None = None
+) -> tuple[Trace, ...]:
+    """`load_trace`, but of a snapshot every device that has events."""
+    if Path(path).suffix in (".pickle", ".pkl"):
+        return load_snapshots(Path(path), bytes_of(device_memory), watch)
+    return (load_trace(path, device_memory, watch),)
 
 
 def _is_operations(path: Path) -> bool:

@@ -45,7 +45,7 @@ def tape_of_operations(operations: NDArray[np.int64]) -> Tape:
         layer=np.full(n, -1, np.int32),
         category=np.full(n, Category.UNATTRIBUTED, np.uint8),
         phases=("trace",),
-        operators=("trace",),
+        operators=("",),
     )
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from memsim.allocator.settings import Settings
 from memsim.errors import InputError
 from memsim.traces.events import memory_of, trace_of_events
+from memsim.traces.frames import Stacks, stacks_of
 from memsim.traces.pickles import Watch, load_plain
 from memsim.traces.rebuild import LARGE_SEGMENT, SMALL, SMALL_SEGMENT, Live, Segment
 from memsim.traces.recorder import (
@@ -40,7 +41,12 @@ Ints = NDArray[np.int64]
 
 
 def load_snapshot(path: Path, device_memory: int | None = None, watch: Watch | None = None) -> Trace:
-    """Returns the Trace of the device that has most events. device_memory is its bytes, where they are known. Raises
+    """The events of the device that has most; see load_snapshots."""
+    return max(load_snapshots(path, device_memory, watch), key=lambda trace: len(trace.tape) - trace.prefix)
+
+
+def load_snapshots(path: Path, device_memory: int | None = None, watch: Watch | None = None) -> tuple[Trace, ...]:
+    """The events of each device that has any; device_memory is the bytes of each, where they are known. Raises
     InputError, naming the file and the key.
     """
     data = load_plain(path, watch)
@@ -53,18 +59,22 @@ def load_snapshot(path: Path, device_memory: int | None = None, watch: Watch | N
             raise InputError(
                 f"{path}: is not a memory snapshot of PyTorch, which has the keys segments and device_traces"
             )
-        traces: list[Rows] = data.pop("device_traces")
-        device = max(range(len(traces)), key=lambda index: len(traces[index]), default=0)
-        events = _events(traces[device] if traces else [], path)
-        traces.clear()  # a million dicts
-        segments = [segment for segment in data["segments"] if segment.get("device", 0) == device]
         settings = data.get("allocator_settings", {})
         text = (
             str(settings.get("PYTORCH_CUDA_ALLOC_CONF") or settings.get("PYTORCH_ALLOC_CONF") or "")
             if isinstance(settings, Mapping)
             else ""
         )
-        initial = _initial(events, segments, Settings.parse(text))
+        rules = Settings.parse(text)
+        recorded: dict[int, tuple[Recording, Stacks]] = {}
+        for device, rows in enumerate(data["device_traces"]):
+            if len(rows):
+                recorded[device] = _events(rows, path), stacks_of(rows)
+        data["device_traces"].clear()  # a million dicts
+        initial = {
+            device: _initial(events, [row for row in data["segments"] if row.get("device", 0) == device], rules)
+            for device, (events, _) in recorded.items()
+        }
     except InputError as error:
         raise InputError(
             str(error) if str(error).startswith(str(path)) else f"{path}: allocator_settings: {error}"
@@ -73,16 +83,16 @@ def load_snapshot(path: Path, device_memory: int | None = None, watch: Watch | N
         raise InputError(
             f"{path}: is not a memory snapshot of PyTorch: {type(error).__name__} {' '.join(str(error).split())[:100]}"
         ) from error
-    if not len(events):
+    if not recorded:
         raise InputError(f"{path}: device_traces: is empty; record with torch.cuda.memory._record_memory_history()")
-    return trace_of_events(
-        events,
-        initial,
-        str(path),
-        "snapshot",
-        settings=text,
-        device_memory=device_memory or memory_of(events, sum(s.bytes for s in initial)),
-    )
+    made = []
+    for device, (events, stacks) in recorded.items():
+        memory = device_memory or memory_of(events, sum(segment.bytes for segment in initial[device]))
+        trace = trace_of_events(
+            events, initial[device], str(path), "snapshot", text, device_memory=memory, stacks=stacks
+        )
+        made.append(replace(trace, device=device if len(recorded) > 1 else None))
+    return tuple(made)
 
 
 def _events(rows: Rows, path: Path) -> Recording:

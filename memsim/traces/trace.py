@@ -29,4 +29,5 @@ class Trace:
     settings: str = ""  # as PYTORCH_ALLOC_CONF
     device_memory: int | None = None  # bytes, where the file says or implies it
     torch: str | None = None  # version, where the file says it
-    answer: Answer | None = None  # the answer of a trace of totals only, which cannot be replayed
+    answer: Answer | None = None  # where totals are all that was recorded: they are not to be replayed
+    device: int | None = None  # which of them, where a snapshot has events of several

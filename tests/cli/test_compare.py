@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from html import escape
 from pathlib import Path
 
 import pytest
 
 import memsim
+from memsim.cli import compare as compare_command
 from memsim.cli.entry import main
 from memsim.results.side_by_side import Comparison
 from memsim.run.job import Run
@@ -74,7 +76,7 @@ def test_what_does_not_fit_is_said(tiny: Path) -> None:
     )
     assert [case.fits for case in found.cases] == [False, True]
     assert found.cheapest is found.cases[1]
-    assert any(line.startswith("“none” would be ") and line.endswith(" GiB too much.") for line in found.verdict())
+    assert any(line.startswith("“none” would be ") and line.endswith(" MiB too much.") for line in found.verdict())
     data, rows = found.to_json()["cases"], list(csv.DictReader(found.to_csv().splitlines()))
     assert [(case["fits"], case["verdict"]) for case in data] == [(False, "no"), (True, "tight")]
     assert [(row["fits"], row["verdict"]) for row in rows] == [("False", "no"), ("True", "tight")]
@@ -177,3 +179,55 @@ def test_mistakes_are_one_line(
     assert main(["compare", str(tiny), *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"memsim: {words}") and err.count("\n") == 1
+
+
+def test_names_keep_their_dots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("llama3.2-tiny.yaml", "llama3.1-tiny.yml"):
+        (tmp_path / name).write_text(TINY)
+    arguments = ["compare", str(tmp_path / "llama3.2-tiny.yaml"), str(tmp_path / "llama3.1-tiny.yml"), "--json"]
+    assert main(arguments) == 0
+    labels = [case["label"] for case in json.loads(capsys.readouterr().out)["cases"]]
+    assert labels == ["llama3.2-tiny", "llama3.1-tiny"]
+    assert [compare_command._name(name) for name in ("qwen2.5-7b-lora", "Qwen/Qwen2.5-7B", "a.b/c.json")] == [
+        "qwen2.5-7b-lora",
+        "Qwen2.5-7B",
+        "c",
+    ]
+
+
+def test_runs_of_one_name_are_told_apart_by_what_differs(tiny: Path) -> None:
+    runs = [Run.load(tiny, set=[f"batch.size={size}"]) for size in (1, 2, 2)]
+    labels = [case.label for case in memsim.compare(runs).cases]
+    assert labels == [
+        "tiny · batch 1 × 256 tokens",
+        "tiny · batch 2 × 256 tokens",
+        "tiny · batch 2 × 256 tokens (2)",
+    ]
+
+
+def test_different_models_are_not_ranked(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "wide.yaml").write_text(TINY.replace("intermediate_size: 512", "intermediate_size: 1024"))
+    wide = [Run.load(tmp_path / "wide.yaml", set=["device_memory_gib=2", f"optimizer={k}"]) for k in ("adamw", "sgd")]
+    found = memsim.compare([Run.load(tiny, set=["device_memory_gib=2"]), *wide], ["a", "b", "c"])
+    assert [[case.label for case in group] for group in found.groups] == [["a"], ["b", "c"]]
+    assert found.cheapest is None and {case.label for case in found.front} == {"a", "c"}
+    first, alone, group = found.verdict()
+    assert first == "All 3 fit. Different models are not ranked against each other."
+    assert alone.startswith("“a” fits 2 GiB: it needs ") and "fastest" not in alone
+    assert group.startswith("Of llama on 2 GiB: “c” is the fastest that fits ")
+
+
+def test_different_devices_are_not_ranked(tiny: Path) -> None:
+    found = memsim.compare([Run.load(tiny, set=[f"device_memory_gib={size}"]) for size in (0.1, 2)], ["small", "large"])
+    first, no, yes = found.verdict()
+    assert first == "1 of 2 fit. Different devices are not ranked against each other."
+    assert no.startswith("“small” does not fit ") and no.endswith(" too much.") and yes.startswith("“large” fits 2 GiB")
+    assert found.cheapest is None
+
+
+def test_the_plan_that_was_found_is_said(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "c.html"
+    assert main(["compare", str(tiny), "--vary", "checkpointing=none,{budget: 1GiB}", "-o", str(page)]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("{budget: 1GiB}: "))
+    assert "found checkpointing" in line
+    assert f'<span class="why">{escape(line.removeprefix("{budget: 1GiB}: "))}</span>' in page.read_text()

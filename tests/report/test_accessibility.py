@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -13,8 +14,11 @@ import memsim
 from memsim.report.graph.graph_page import write_graph_html
 from memsim.run.job import Run
 from memsim.simulation.build import model_of
+from memsim.traces.load import load_traces
+from memsim.traces.trace import Trace
 
 pytestmark = pytest.mark.browser
+NAMES = ("report", "compare", "graph", "replay", "replays")
 RUN = {
     "model": {
         "model_type": "llama",
@@ -46,15 +50,28 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder / "compare.html"
     )
     write_graph_html(model_of(runs[0]), folder / "graph.html")
-    return {name: folder / f"{name}.html" for name in ("report", "compare", "graph")}
+    traces = recorded(folder / "trace.pickle")
+    memsim.replay(traces[1]).write_html(folder / "replay.html")
+    memsim.compare([memsim.replay(trace) for trace in traces]).write_html(folder / "replays.html")
+    return {name: folder / f"{name}.html" for name in NAMES}
 
 
-@pytest.mark.parametrize("name", ["report", "compare", "graph"])
+def recorded(path: Path) -> tuple[Trace, ...]:
+    """The traces of a snapshot of two devices, with stacks deep enough to scroll."""
+    frames = [{"filename": f"/me/module_{at}.py", "line": at, "name": "forward"} for at in range(60)]
+    row = {"action": "alloc", "size": 1 << 20, "stream": 0, "frames": frames}
+    devices = [[row | {"addr": at << 22} for at in range(1, count)] for count in (4, 40)]
+    path.write_bytes(pickle.dumps({"segments": [], "device_traces": devices, "allocator_settings": {}}))
+    return load_traces(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
 def test_axe_has_no_complaint(browser: Browser, pages: dict[str, Path], name: str, width: int, dark: bool) -> None:
     script = files("axe_core_python") / "axe.min.js"
     browser.look(width=width, dark=dark)
     browser.open(pages[name])
+    browser.run("for (const more of document.querySelectorAll('details')) more.open = true")
     browser.run(script.read_text(encoding="utf-8"))
     found = browser.driver.execute_async_script(
         "const done = arguments[arguments.length - 1]; axe.run().then((r) => done(r.violations));"

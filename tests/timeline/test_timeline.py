@@ -213,7 +213,7 @@ DEVICES = (("Small", 24 * GIB), ("Middle", 80 * GIB), ("Large", 192 * GIB))
 
 def test_the_headline_of_a_run_that_fits() -> None:
     found = timeline(training(), about=About(device="A100-80GB", device_memory=80 * GIB, devices=DEVICES))
-    assert found.headline().startswith("Peak 0.")
+    assert found.headline().startswith("Peak 98.0 MiB reserved (70.0 MiB allocated): fits one A100-80GB with 79.90 GiB")
     assert "allocated): fits one A100-80GB with 79." in found.headline()
     assert found.headline().endswith("Optimizer state holds 26 % of the peak, logits and loss 23 %.")
 

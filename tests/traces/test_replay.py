@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +110,45 @@ def test_device_smaller_than_first_segment(tmp_path: Path) -> None:
     failed = timeline.answer.out_of_memory
     assert failed is not None and failed.event == 0
     assert main(["replay", str(tmp_path / "o.npz"), "--device-memory", "20MiB"]) == 1
+
+
+def devices(path: Path) -> Path:
+    """A snapshot with events of the devices 0 and 2."""
+    traces = [[event("alloc", 512)], [], [event("alloc", 512, 3 * MIB), event("alloc", 8 * MIB)]]
+    path.write_bytes(pickle.dumps({"segments": [], "device_traces": traces, "allocator_settings": {}}))
+    return path
+
+
+def test_each_device_of_a_snapshot_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = devices(tmp_path / "t.pickle")
+    assert main(["replay", str(path), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["device"], row["peak_allocated"]) for row in rows] == [(0, 512), (2, 3 * MIB + 512)]
+    assert main(["replay", str(path), "--device", "2", "--json"]) == 0
+    assert [row["device"] for row in json.loads(capsys.readouterr().out)] == [2]
+    assert main(["replay", str(path), "--device", "1"]) == 2
+    assert capsys.readouterr().err == f"memsim: --device: 1: {path} has events of the devices 0, 2\n"
+
+
+def test_several_devices_and_settings_are_set_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, page = devices(tmp_path / "t.pickle"), tmp_path / "page.html"
+    assert main(["replay", str(path), "-o", str(page)]) == 0
+    html = page.read_text()
+    assert "device 0" in html and "device 2" in html and "Different devices are not ranked" in html
+    assert "fastest" not in re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+    given = ["--device", "2", "--allocator", "", "--allocator", "expandable_segments:True"]
+    assert main(["replay", str(path), *given, "-o", str(page)]) == 0
+    html = page.read_text()
+    assert "Both need 22.0 MiB: the settings make no difference." in html
+    assert f"memsim replay {path} --allocator" in html and "--device 2 -o page.html" in html
+    capsys.readouterr()
+    assert main(["replay", str(path), "-o", str(tmp_path / "t.json")]) == 2
+    assert "holds one replay, and there are 2 devices (--device N chooses one)" in capsys.readouterr().err
+
+
+def test_a_replay_says_what_it_is_of(tmp_path: Path) -> None:
+    path = operations(tmp_path / "a trace.npz", [[0, 0, 5 * MIB, 0]])
+    about = memsim.replay(load_trace(path), "expandable_segments:True", "24GiB", "2.11.0").about
+    assert about.name == "a trace.npz" and about.facts[0] == ("trace", "a trace.npz")
+    options = "--allocator expandable_segments:True --device-memory 24GiB --torch 2.11.0"
+    assert about.command == f"memsim replay '{path}' {options} -o report.html"

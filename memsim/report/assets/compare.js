@@ -4,6 +4,12 @@ const HUES = {
   dark: ["#7cacff", "#ff9d5c", "#4fd1c5", "#e58af5", "#f2c94c", "#cbd5e1", "#ff8fa3", "#a6d854"],
 };
 const DASHES = ["solid", "8px,3px", "2px,2px", "8px,3px,2px,3px"];
+// A label in at most so many characters: its middle goes, for what tells labels apart stands at either end.
+function shortened(label, most) {
+  if (label.length <= most) return label;
+  const head = Math.ceil((most - 1) / 2);
+  return `${label.slice(0, head)}…${label.slice(label.length - (most - 1 - head))}`;
+}
 const escapeText = (text) => text.replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
 
 class Comparison {
@@ -21,8 +27,9 @@ class Comparison {
     });
     this.timed = this.cases.every((one) => one.time);
     this.axis = this.timed ? "time" : "events";
-    this.curve = "allocated";
+    this.curve = meta.curve;
     this.view = null;
+    this.unit = unitOf(Math.max(...this.cases.map((one) => one.reserved)));
   }
 
   hue(one) { return HUES[page.theme][one.at % HUES[page.theme].length]; }
@@ -69,7 +76,7 @@ class Comparison {
   }
 
   capacity(ink, upright) {
-    const at = this.meta.capacity / GIB, across = upright ? { yref: "paper", y0: 0, y1: 1, xref: "x", x0: at, x1: at } : { xref: "paper", x0: 0, x1: 1, yref: "y", y0: at, y1: at };
+    const at = this.meta.capacity / this.unit.size, across = upright ? { yref: "paper", y0: 0, y1: 1, xref: "x", x0: at, x1: at } : { xref: "paper", x0: 0, x1: 1, yref: "y", y0: at, y1: at };
     return { type: "line", ...across, line: { color: ink.alarm, width: 2, dash: "8px,3px" } };
   }
 
@@ -78,26 +85,26 @@ class Comparison {
     if (!this.cases.some((one) => one.pace)) return Promise.resolve();
     const [layout, ink, narrow] = this.base(div), known = this.cases.filter((one) => one.known);
     layout.hovermode = "closest";
-    layout.xaxis.title.text = "peak reserved, GiB";
+    layout.xaxis.title.text = `peak reserved, ${this.unit.name}`;
     layout.yaxis.title.text = this.meta.paceTitle;
     layout.margin.t = 26;
     layout.margin.l = 64;  // times have more digits than bytes do
-    const xs = known.map((one) => one.reserved / GIB), ys = known.map((one) => one.pace), most = Math.max(...xs, (this.meta.capacity || 0) / GIB <= 2.5 * Math.max(...xs) ? (this.meta.capacity || 0) / GIB : 0);
+    const xs = known.map((one) => one.reserved / this.unit.size), ys = known.map((one) => one.pace), most = Math.max(...xs, (this.meta.capacity || 0) / this.unit.size <= 2.5 * Math.max(...xs) ? (this.meta.capacity || 0) / this.unit.size : 0);
     const spread = Math.max(Math.max(...ys) - Math.min(...ys), 0.08 * Math.max(...ys));
     layout.xaxis.range = [0, 1.12 * most];
     layout.yaxis.range = [Math.max(0, Math.min(...ys) - 0.35 * spread), Math.max(...ys) + 0.35 * spread];
     layout.yaxis.rangemode = "normal";
-    const front = known.filter((one) => one.front).sort((a, b) => a.reserved - b.reserved);
+    const groups = [...new Set(known.map((one) => one.group))].map((group) => known.filter((one) => one.front && one.group === group).sort((a, b) => a.reserved - b.reserved));
     const traces = [
-      { type: "scatter", mode: "lines", x: front.map((one) => one.reserved / GIB), y: front.map((one) => one.pace), line: { color: ink.soft, width: 1.5, shape: "linear", dash: "2px,3px" }, hoverinfo: "skip" },
+      ...groups.map((front) => ({ type: "scatter", mode: "lines", x: front.map((one) => one.reserved / this.unit.size), y: front.map((one) => one.pace), line: { color: ink.soft, width: 1.5, shape: "linear", dash: "2px,3px" }, hoverinfo: "skip" })),
       {
         type: "scatter", mode: "markers", x: xs, y: ys, hoverinfo: "text",
-        text: known.map((one) => `<b>${escapeText(one.label)}</b><br>${gib(one.reserved)} reserved, ${one.speed}<br>${one.fits ? "fits" : "does not fit"}${one.front ? ", on the front" : ""}`),
+        text: known.map((one) => `<b>${escapeText(one.label)}</b><br>${sizeText(one.reserved)} reserved, ${one.speed}<br>${one.fits ? "fits" : "does not fit"}${one.front ? ", on the front" : ""}`),
         marker: { opacity: 1, size: known.map((one) => (one.best ? 15 : 11)), color: known.map((one) => (one.fits ? this.hue(one) : ink.paper)), line: { width: 2.5, color: known.map((one) => this.hue(one)) } },
       },
     ];
-    layout.shapes = this.meta.capacity && this.meta.capacity / GIB <= layout.xaxis.range[1] ? [this.capacity(ink, true)] : [];
-    layout.annotations = layout.shapes.length ? [{ x: this.meta.capacity / GIB, xref: "x", xanchor: this.meta.capacity / GIB > layout.xaxis.range[1] / 2 ? "right" : "left", y: 1, yref: "paper", yanchor: "bottom", text: this.meta.capacityWords, showarrow: false, font: { size: 11.5, color: ink.alarm } }] : [];
+    layout.shapes = this.meta.capacity && this.meta.capacity / this.unit.size <= layout.xaxis.range[1] ? [this.capacity(ink, true)] : [];
+    layout.annotations = layout.shapes.length ? [{ x: this.meta.capacity / this.unit.size, xref: "x", xanchor: this.meta.capacity / this.unit.size > layout.xaxis.range[1] / 2 ? "right" : "left", y: 1, yref: "paper", yanchor: "bottom", text: this.meta.capacityWords, showarrow: false, font: { size: 11.5, color: ink.alarm } }] : [];
     this.labels(known, layout, ink, div);
     return Plotly.react(div, traces, layout, this.meta.config);
   }
@@ -106,18 +113,18 @@ class Comparison {
   labels(known, layout, ink, div) {
     const [left, right] = layout.xaxis.range, [low, high] = layout.yaxis.range;
     const width = Math.max(div.clientWidth - layout.margin.l - layout.margin.r, 1), height = Math.max(div.clientHeight - 70, 1);
-    const px = (one) => ((one.reserved / GIB - left) / (right - left)) * width, py = (one) => (1 - (one.pace - low) / (high - low)) * height;
+    const px = (one) => ((one.reserved / this.unit.size - left) / (right - left)) * width, py = (one) => (1 - (one.pace - low) / (high - low)) * height;
     const taken = known.map((one) => ({ x0: px(one) - 9, x1: px(one) + 9, y0: py(one) - 9, y1: py(one) + 9 }));
     const free = (box) => box.x0 >= 0 && box.x1 <= width + 20 && box.y0 >= 0 && box.y1 <= height && !taken.some((b) => box.x0 < b.x1 && box.x1 > b.x0 && box.y0 < b.y1 && box.y1 > b.y0);
     for (const one of [...known].sort((a, b) => b.best - a.best || b.front - a.front)) {
-      const text = one.label.length > 34 ? `${one.label.slice(0, 32)}…` : one.label, wide = 6.9 * text.length + 8;
+      const text = shortened(one.label, 33), wide = 6.9 * text.length + 8;
       const places = [[0, -19], [0, 19], [wide / 2 + 14, 0], [-wide / 2 - 14, 0], [wide / 2, -19], [-wide / 2, -19], [wide / 2, 19], [-wide / 2, 19]];
       const near = (other, dx, dy) => Math.hypot(px(one) + dx - px(other), py(one) + dy - py(other)); // a label belongs to the mark that it is nearest to
       const place = places.find(([dx, dy]) => known.every((other) => near(one, dx, dy) <= near(other, dx, dy)) && free({ x0: px(one) + dx - wide / 2, x1: px(one) + dx + wide / 2, y0: py(one) + dy - 8, y1: py(one) + dy + 8 }));
       if (!place) continue;
       const [dx, dy] = place;
       taken.push({ x0: px(one) + dx - wide / 2, x1: px(one) + dx + wide / 2, y0: py(one) + dy - 8, y1: py(one) + dy + 8 });
-      layout.annotations.push({ x: one.reserved / GIB, y: one.pace, xshift: dx, yshift: -dy, text: one.best ? `<b>${escapeText(text)}</b>` : escapeText(text), showarrow: false, bgcolor: ink.paper, borderpad: 0, font: { size: 12.5, color: one.fits ? ink.ink : ink.soft } });
+      layout.annotations.push({ x: one.reserved / this.unit.size, y: one.pace, xshift: dx, yshift: -dy, text: one.best ? `<b>${escapeText(text)}</b>` : escapeText(text), showarrow: false, bgcolor: ink.paper, borderpad: 0, font: { size: 12.5, color: one.fits ? ink.ink : ink.soft } });
     }
   }
 
@@ -126,12 +133,12 @@ class Comparison {
     const [from, to] = this.view || [0, this.end()], bins = Math.max(120, Math.round(div.clientWidth / 2));
     let top = 0;
     const traces = shown.map((one) => {
-      const events = this.sample(one, from, to, bins), y = events.map((event) => one.curves[this.curve][event] / GIB);
+      const events = this.sample(one, from, to, bins), y = events.map((event) => one.curves[this.curve][event] / this.unit.size);
       for (const value of y) if (value > top) top = value;
       const phase = (event) => (one.phases.find((p) => p.start <= event && event < p.stop) || { name: "" }).name;
       return {
         type: "scatter", mode: "lines", name: one.label, x: events.map((event) => this.x(one, event)), y, hoverinfo: "text",
-        text: events.map((event, i) => `<b>${escapeText(one.label)}</b>: ${y[i].toFixed(2)} GiB ${this.curve}, ${phase(event)}, event ${count(event)}${one.time ? `, ${secondsText(one.time[event])}` : ""}`),
+        text: events.map((event, i) => `<b>${escapeText(one.label)}</b>: ${y[i].toFixed(2)} ${this.unit.name} ${this.curve}, ${phase(event) ? `${phase(event)}, ` : ""}event ${count(event)}${one.time ? `, ${secondsText(one.time[event])}` : ""}`),
         line: { color: this.hue(one), width: one.best ? 2.4 : 1.5, dash: this.dash(one), shape: "hv" },
       };
     });
@@ -139,10 +146,10 @@ class Comparison {
     layout.dragmode = div.clientWidth < 560 ? false : "zoom";
     layout.xaxis.fixedrange = false;
     layout.xaxis.range = [from, to];
-    layout.xaxis.title.text = this.axis === "time" ? "seconds since the step began, estimated" : "allocator requests since the step began";
-    layout.yaxis.title.text = "GiB";
+    layout.xaxis.title.text = this.axis === "time" ? "seconds since the step began, estimated" : this.meta.stepped ? "allocator requests since the step began" : "allocator requests, in order";
+    layout.yaxis.title.text = this.unit.name;
     layout.margin.t = 14;
-    const room = this.meta.capacity ? this.meta.capacity / GIB : 0, near = room && room <= 1.6 * top;
+    const room = this.meta.capacity ? this.meta.capacity / this.unit.size : 0, near = room && room <= 1.6 * top;
     layout.yaxis.range = [0, 1.06 * Math.max(top, near ? room : 0)];
     layout.shapes = near ? [this.capacity(ink, false)] : [];
     layout.annotations = near ? [{ x: 1, xref: "paper", xanchor: "right", y: room, yref: "y", yanchor: "bottom", text: this.meta.capacityWords, showarrow: false, bgcolor: ink.paper, opacity: 0.9, font: { size: 11.5, color: ink.alarm } }] : [];
@@ -155,7 +162,7 @@ class Comparison {
     const div = document.getElementById("peaks"), [layout, ink] = this.base(div), cases = [...this.cases].reverse();
     div.style.height = `${Math.max(140, 34 * cases.length + 76)}px`;
     const long = Math.max(...cases.map((one) => Math.min(one.label.length, 34)));
-    layout.margin.l = Math.min(7 * long + 20, 0.42 * div.clientWidth);
+    layout.margin.l = Math.min(7.2 * long + 20, 0.42 * div.clientWidth);
     layout.margin.t = 12;
     layout.barmode = "stack";
     layout.bargap = 0.3;
@@ -165,17 +172,18 @@ class Comparison {
     layout.yaxis.title.text = "";
     layout.yaxis.tickvals = cases.map((one) => one.at);
     layout.yaxis.tickmode = "array";
-    layout.yaxis.ticktext = cases.map((one) => escapeText(one.label.length > 34 ? `${one.label.slice(0, 32)}…` : one.label));
+    const letters = Math.max(Math.floor((layout.margin.l - 14) / 7.2), 6);
+    layout.yaxis.ticktext = cases.map((one) => escapeText(shortened(one.label, letters)));
     layout.yaxis.tickfont = { size: 12.5, color: ink.ink };
-    layout.xaxis.title.text = "GiB allocated at the peak";
+    layout.xaxis.title.text = `${this.unit.name} allocated at the peak`;
     layout.xaxis.showgrid = true;
     const style = getComputedStyle(document.documentElement);
     const traces = this.meta.kinds.map(({ key, name }) => ({
-      type: "bar", orientation: "h", name, y: cases.map((one) => one.at), x: cases.map((one) => (one.parts[key] || 0) / GIB),
+      type: "bar", orientation: "h", name, y: cases.map((one) => one.at), x: cases.map((one) => (one.parts[key] || 0) / this.unit.size),
       marker: { color: style.getPropertyValue(`--${key}`).trim(), line: { width: 0 } }, hoverinfo: "text", textposition: "none",
       text: cases.map((one) => `<b>${escapeText(one.label)}</b><br>${name}: ${sizeText(one.parts[key] || 0)}`),
     }));
-    const most = Math.max(...cases.map((one) => one.allocated)) / GIB, room = this.meta.capacity ? this.meta.capacity / GIB : 0, near = room && room <= 1.6 * most;
+    const most = Math.max(...cases.map((one) => one.allocated)) / this.unit.size, room = this.meta.capacity ? this.meta.capacity / this.unit.size : 0, near = room && room <= 1.6 * most;
     layout.xaxis.range = [0, 1.05 * Math.max(most, near ? room : 0)];
     layout.shapes = near ? [this.capacity(ink, true)] : [];
     return Plotly.react(div, traces, layout, this.meta.config);
@@ -216,6 +224,7 @@ async function comparison() {
   for (const box of document.querySelectorAll("#choices input")) {
     box.addEventListener("change", () => { found.cases[Number(box.dataset.case)].shown = box.checked; found.overlay(); });
   }
+  document.getElementById("curve").value = found.curve;
   if (!found.timed) document.getElementById("axis").querySelector('[value="time"]').remove();
   on("axis", "change", (event) => { found.axis = event.target.value; found.view = null; found.overlay(); });
   on("curve", "change", (event) => { found.curve = event.target.value; found.overlay(); });

@@ -15,6 +15,11 @@ function sizeText(bytes) {
   return bytes === 1 ? "1 byte" : `${bytes} bytes`;
 }
 
+// The unit of an axis by the largest that it shows.
+function unitOf(bytes) {
+  return bytes >= 0.95 * GIB ? { size: GIB, name: "GiB" } : bytes >= 0.95 * MIB ? { size: MIB, name: "MiB" } : { size: KIB, name: "KiB" };
+}
+
 function shareText(part, whole) {
   if (whole <= 0 || part <= 0) return "0 %";
   const percent = (100 * part) / whole;
@@ -29,6 +34,8 @@ function secondsText(seconds) {
 const count = (number) => number.toLocaleString("en-US");
 
 function phaseText(phase) {
+  if (phase === "trace") return ""; // a recording names no phases
+  if (phase === "before") return "before the recording";
   const [step, kind] = phase.split("/");
   return kind ? `step ${step} ${kind}` : phase;
 }
@@ -58,6 +65,8 @@ class Timeline {
     this.meta = meta;
     this.n = columns.code.length;
     this.storages = columns.kind.length;
+    this.first = meta.first; // events before it rebuild the state in which a recording began, and are never shown
+    this.layered = columns.layer.some((layer) => layer >= 0);
     this.keys = meta.categories.map((category) => category.key);
     this.live();
     this.hold();
@@ -127,11 +136,20 @@ class Timeline {
 
   span(event) { return this.meta.spans.find((span) => span.start <= event && event < span.stop); }
 
+  // An event's number as people read it: counted from the first that is shown.
+  number(event) { return count(event - this.first); }
+
+  // The stack of an event, the innermost frame first; empty where none was recorded.
+  stack(event) {
+    const at = this.columns.stack ? this.columns.stack[event] : -1;
+    return at < 0 ? [] : this.meta.stacks[at].map((frame) => this.meta.frames[frame]);
+  }
+
   place(event) {
-    const words = [phaseText(this.span(event).phase)];
+    const words = [phaseText(this.span(event).phase)].filter(Boolean);
     if (this.columns.layer[event] >= 0) words.push(`layer ${this.columns.layer[event]}`);
     const operator = this.meta.operators[this.columns.operator[event]];
-    return (operator ? [...words, operator] : words).join(", ");
+    return (operator ? [...words, operator] : words).join(", ") || "no place recorded";
   }
 
   // What an event does: "allocates 594.0 MiB (scratch)".

@@ -148,7 +148,8 @@ class AddressMap {
   words(block) {
     if (block.storage < 0) return `${sizeText(block.bytes)} free`;
     const { timeline } = this, birth = timeline.born[block.storage], operator = timeline.meta.operators[timeline.columns.operator[birth]], layer = timeline.columns.layer[birth];
-    const name = [timeline.category(block.storage).name, operator, layer >= 0 ? `layer ${layer}` : "", phaseText(timeline.span(birth).phase)].filter(Boolean).join(", ");
+    const category = timeline.category(block.storage).name;
+    const name = [category === "unattributed" && operator ? "" : category, operator, layer >= 0 ? `layer ${layer}` : "", phaseText(timeline.span(birth).phase)].filter(Boolean).join(", ");
     return `${sizeText(block.bytes)} for ${name}${block.waiting ? ", freed but waiting for another stream" : ""}`;
   }
 }

@@ -8,7 +8,7 @@ class AddressTimeline {
     this.drawn = [];
     this.lives = this.segments();
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
-    this.canvas.addEventListener("click", (event) => { const at = this.find(event); if (at) this.onPin(at.event); });
+    this.canvas.addEventListener("click", (event) => this.onPin(this.moment(event)));
     document.addEventListener("viewchange", () => this.draw());
   }
 
@@ -68,6 +68,7 @@ class AddressTimeline {
     const { kept, total, inside, whole, held } = this.ranges(lo, hi), narrow = width < 560, left = narrow ? 46 : 56, room = width - left - (narrow ? 6 : 14);
     const from = this.charts.x(lo), to = Math.max(this.charts.x(hi - 1), from + 1e-9), x = (event) => left + (Math.min(Math.max((this.charts.x(event) - from) / (to - from), 0), 1)) * room;
     const y = (offset) => (offset / Math.max(total, 1)) * height;
+    this.frame = { left, room, from, to };
     this.drawn = [];
     const place = new Map(kept.map((range) => [range, true]));
     context.fillStyle = colours.free;
@@ -88,11 +89,21 @@ class AddressTimeline {
     context.fillStyle = colours.line;
     context.font = `11px ${getComputedStyle(document.body).fontFamily}`;
     context.textAlign = "right";
-    if (total) for (const [text, top] of [["0", 10], [sizeText(total), height - 3]]) context.fillText(text, left - 6, top);
+    const [number, unit] = sizeText(total).split(" "); // on two lines: the margin is the charts', and narrow
+    if (total) for (const [text, top] of [["0", 10], [number, height - 16], [unit, height - 3]]) context.fillText(text, left - 6, top);
     document.getElementById("map-time-sub").textContent = total
       ? `The part shown up close, with ${sizeText(total)} of addresses${whole > total ? `; ${sizeText(whole - total)} in segments where nothing changes are left out` : ""}.`
       : "In the part shown up close nothing changes: no block comes or goes.";
-    this.note.textContent = "Point at a block to see what it is; click to see that moment.";
+    this.note.textContent = "Point at a block to see what it is; click for what was alive at that moment.";
+  }
+
+  // The moment under the pointer: the last event at or before it.
+  moment(event) {
+    const { lo, hi } = this.charts.view, box = this.canvas.getBoundingClientRect(), { left, room, from, to } = this.frame;
+    const x = from + (Math.min(Math.max(event.clientX - box.left - left, 0), room) / room) * (to - from);
+    let at = Math.floor(this.charts.event(x));
+    while (at > lo && this.charts.x(at) > x) at--;
+    return Math.min(Math.max(at, lo), hi - 1);
   }
 
   find(event) {
@@ -106,6 +117,7 @@ class AddressTimeline {
     const at = this.find(event);
     if (!at) return;
     const { storage } = at.block, { timeline } = this, end = timeline.died[storage];
-    this.note.textContent = `${this.map.words({ storage, bytes: timeline.block(storage) })}; from event ${count(at.event)} ${end < timeline.n ? `to ${count(end)}` : "to the end"}.`;
+    this.canvas.title = timeline.stack(at.event).join("\n");
+    this.note.textContent = `${this.map.words({ storage, bytes: timeline.block(storage) })}; ${at.event < timeline.first ? "from before the recording" : `from event ${timeline.number(at.event)}`} ${end < timeline.n ? `to ${timeline.number(end)}` : "to the end"}.`;
   }
 }

@@ -24,9 +24,12 @@ class MomentPanel {
   show(event) {
     this.moment = this.timeline.moment(event);
     const named = this.timeline.meta.moments.find((moment) => moment.event === event);
-    document.getElementById("moment-title").textContent = named ? named.title : `What is alive after event ${count(event)}`;
-    document.getElementById("moment-place").textContent = `Event ${count(event)} of ${count(this.timeline.n)}: ${this.timeline.place(event)}; it ${this.timeline.deed(event)}.`;
-    document.getElementById("moment-event").value = event;
+    document.getElementById("moment-title").textContent = named ? named.title : `What is alive after event ${this.timeline.number(event)}`;
+    document.getElementById("moment-place").textContent = `Event ${this.timeline.number(event)} of ${this.timeline.number(this.timeline.n)}: ${this.timeline.place(event)}; it ${this.timeline.deed(event)}.`;
+    document.getElementById("moment-event").value = event - this.timeline.first;
+    const stack = this.timeline.stack(event);
+    document.getElementById("moment-stack").hidden = !stack.length;
+    document.getElementById("moment-stack-text").textContent = stack.join("\n");
     for (const button of document.querySelectorAll("[data-moment]")) {
       button.setAttribute("aria-pressed", String(Number(button.dataset.moment) === event));
     }
@@ -48,10 +51,12 @@ class MomentPanel {
 
   largest() {
     const { moment, timeline } = this;
+    document.getElementById("moment-largest").closest("table").classList.toggle("flat", !timeline.layered);
     document.getElementById("moment-largest").innerHTML = moment.largest.slice(0, 15).map((group) => {
       const category = timeline.category(group.storage), operator = timeline.meta.operators[timeline.columns.operator[group.birth]];
       const each = group.count > 1 ? `${count(group.count)} × ${sizeText(group.bytes)}` : sizeText(group.bytes);
-      return `<tr><th scope="row">${swatch(category.key)}${escape(operator || category.name)}</th><td class="number">${sizeText(group.bytes * group.count)}</td><td class="number soft wide">${each}</td><td>${layerText(group.layers)}</td><td class="wide">${phaseText(timeline.span(group.birth).phase)}</td></tr>`;
+      const stack = timeline.stack(group.birth);
+      return `<tr><th scope="row"${stack.length ? ` title="${escape(stack.join("\n"))}"` : ""}>${swatch(category.key)}${escape(operator || category.name)}</th><td class="number">${sizeText(group.bytes * group.count)}</td><td class="number soft wide">${each}</td><td>${layerText(group.layers)}</td><td class="wide">${phaseText(timeline.span(group.birth).phase) || `event ${timeline.number(group.birth)}`}</td></tr>`;
     }).join("");
     const rest = moment.largest.slice(15).reduce((sum, group) => sum + group.bytes * group.count, 0);
     document.getElementById("moment-rest").textContent = rest ? `${count(moment.largest.length - 15)} other kinds hold ${sizeText(rest)} together.` : "";
@@ -64,12 +69,15 @@ class MomentPanel {
     if (document.getElementById("layers-figure").hidden) return Promise.resolve();
     const without = this.withoutWeights ?? this.moment.byCategory.weights > 0.6 * this.moment.allocated;
     document.getElementById("without-weights").checked = without;
+    const total = (layer, without) => Object.entries(this.moment.byLayer.get(layer) || {}).reduce((sum, [key, bytes]) => sum + (without && key === "weights" ? 0 : bytes), 0);
+    const unit = unitOf(Math.max(...layers.filter((layer) => layer >= 0).map((layer) => total(layer, without))));
     const x = layers.map((layer) => (layer < 0 ? "outside" : `${layer}`)), kept = spec.traces.filter((trace) => !(without && trace.meta.key === "weights"));
     const traces = kept.map((trace) => {
       const bytes = layers.map((layer) => this.moment.byLayer.get(layer)[trace.meta.key] || 0);
-      return { ...trace, x, y: bytes.map((value) => (value ? value / GIB : null)), customdata: bytes.map(sizeText) };
+      return { ...trace, x, y: bytes.map((value) => (value ? value / unit.size : null)), customdata: bytes.map(sizeText) };
     });
     const narrow = div.clientWidth < 560;
+    layout.yaxis.title.text = unit.name;
     layout.margin.l = narrow ? 46 : 56;
     layout.margin.r = narrow ? 6 : 14;
     if (narrow) layout.xaxis.nticks = 7;
@@ -78,7 +86,7 @@ class MomentPanel {
     const outside = kept.reduce((sum, trace) => sum + ((this.moment.byLayer.get(-1) || {})[trace.meta.key] || 0), 0);
     // What lies outside the layers can dwarf them: then its bar is cut and says so.
     if (outside > 4 * top) {
-      layout.yaxis.range = [0, (1.5 * top) / GIB];
+      layout.yaxis.range = [0, (1.5 * top) / unit.size];
       layout.annotations = [{ x: "outside", y: 1, yref: "paper", yanchor: "top", xanchor: "left", xshift: 12, showarrow: false, text: `outside: ${sizeText(outside)} (bar is cut)`, font: { size: 11.5, color: this.figures[this.theme].timeline.ink.soft } }];
     }
     return Plotly.react(div, traces, layout, this.timeline.meta.config);

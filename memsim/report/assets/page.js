@@ -51,7 +51,7 @@ async function report() {
   const over = new AddressTimeline(timeline, charts, map, (event) => pin(event));
 
   async function pin(event, move = false) {
-    event = Math.min(Math.max(Math.round(event), 0), timeline.n - 1);
+    event = Math.min(Math.max(Math.round(event), timeline.first), timeline.n - 1);
     if (move && !(charts.view.lo <= event && event < charts.view.hi)) {
       const half = (charts.view.hi - charts.view.lo) / 2;
       charts.pinned = event;
@@ -68,7 +68,7 @@ async function report() {
   on("pan-right", "click", () => charts.pan(0.5));
   on("leave-out", "change", (event) => { charts.leaveOut = event.target.checked; charts.draw(); });
   on("without-weights", "change", (event) => { panel.withoutWeights = event.target.checked; panel.layers(); });
-  on("moment-event", "change", (event) => pin(Number(event.target.value), true));
+  on("moment-event", "change", (event) => pin(Number(event.target.value) + timeline.first, true));
   on("moment-before", "click", () => pin(panel.moment.event - 1, true));
   on("moment-after", "click", () => pin(panel.moment.event + 1, true));
   on("axis", "change", (event) => { charts.axis = event.target.value; over.draw(); charts.draw(); });
