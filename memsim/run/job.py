@@ -19,6 +19,7 @@ from memsim.run.explain import explain
 from memsim.run.keys import Batch, EfficiencyKeys, Method, Part, Train
 from memsim.run.model_reference import Resolved, resolve
 from memsim.run.optimizer_names import optimizer_name
+from memsim.run.quantized_config import settled
 from memsim.run.sources import change, changed_by, keys_of_device, read
 from memsim.units import GIB
 
@@ -161,9 +162,10 @@ def _fill(run: Run, data: Mapping[str, Any], where: str, folder: Path, changed: 
         raise fail("batch", f"{run.batch.size} × {run.batch.sequence} tokens are more than {LARGEST_BATCH}")
     try:
         run._resolved = resolve(run.model, folder)
+        run.__dict__["method"] = settled(run.method, run.config)  # frozen for everyone else
     except InputError as error:
         key, _, reason = str(error).partition(": ")
-        raise fail(key, reason) from None
+        raise type(error)(str(fail(key, reason))) from None
 
 
 def _printable(line: str) -> str:
