@@ -16,13 +16,13 @@ from memsim.models.common.assemble import assemble_kinds
 from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config
+from memsim.models.common.dynamic_rope import rotary_dim
 from memsim.models.common.layers import pre_norm
 from memsim.models.common.norms import rms_norm
 from memsim.models.common.parameters import linear_parameters, mlp_parameters, norm_parameters
 from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import apply_partial_rotary_pos_emb
 from memsim.models.deepseek import HOLD, dense_first, mlp, moe, moe_parameters, routing_of
-from memsim.models.glm import rotary_dim
 
 DEFAULTS: dict[str, object] = {
     "num_key_value_heads": 8,

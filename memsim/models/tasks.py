@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.errors import InputError, Unsupported
+from memsim.errors import InputError, Unsupported, show
 
 # model_type → classes of `architectures` that are modelled, the one of a config without any first (transformers'
 # MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, and names that a class had before)
@@ -53,6 +53,18 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "qwen2_moe": ("Qwen2MoeForCausalLM",),
     "qwen3_moe": ("Qwen3MoeForCausalLM",),
 }
+# field that any config may have → what it says where nothing changes; null is as well
+PLAIN: Mapping[str, object] = {
+    "output_hidden_states": False,
+    "output_attentions": False,
+    "return_dict": True,  # without which models of transformers 5 fail
+    "is_causal": True,
+    "use_bidirectional_attention": False,
+    "per_layer_config": None,
+    "experts_implementation": "grouped_mm",
+    "pruned_heads": {},
+}
+ENCODERS = ("bert", "vit", "t5")
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the name of a decoder with a head over the vocabulary ends
 
 
@@ -73,3 +85,21 @@ def task_of(fields: Mapping[str, object]) -> str:
             modelled = f"{' and '.join(known)} {'is' if len(known) == 1 else 'are'}" if known else "…ForCausalLM is"
             raise Unsupported(f"model.architectures: {name[:60]} is not supported yet; of model_type {kind} {modelled}")
     return str(names[0])
+
+
+def is_read(key: str, kind: str) -> bool:
+    """Whether the code of a model_type reads a field of PLAIN at all."""
+    if key == "use_bidirectional_attention":
+        return kind in ("gemma", "gemma3_text")
+    return key != "is_causal" or kind not in ENCODERS
+
+
+def check_fields(fields: Mapping[str, object]) -> None:
+    """Raises Unsupported for a field that every config may have, changes memory, and is not modelled."""
+    for key, plain in PLAIN.items():
+        value = fields.get(key)
+        if value is None or value == plain or not is_read(key, str(fields.get("model_type"))):
+            continue
+        shown = str(value).lower() if isinstance(value, bool) else show(value)
+        valid = "null" if plain is None else str(plain).lower()
+        raise Unsupported(f"model.{key}: {shown} is not supported yet; {valid} is")

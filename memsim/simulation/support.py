@@ -75,6 +75,11 @@ def check_supported(run: Run) -> None:
             f"method.casts: {run.method.casts} with precision {run.precision} is not supported; with bf16 it is"
         )
     check_grad_scaler(run)
+    if run.config.get("gradient_checkpointing") is True and run.checkpointing == "none":
+        raise InputError(
+            "model.gradient_checkpointing: true checkpoints every layer, which checkpointing: none denies; "
+            "checkpointing: full says the same"
+        )
     if run.fsdp > 1:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.device is not None and devices()[run.device].sm is None:
