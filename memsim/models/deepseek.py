@@ -13,7 +13,7 @@ from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
-from memsim.models.common.assemble import assemble_kinds
+from memsim.models.common.assemble import assemble, assemble_kinds
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, integer
 from memsim.models.common.group_routing import Routing, gate
@@ -79,7 +79,8 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     config = decoder_config({**named, "head_dim": rope}, **defaults)
     check_supported(config, dropout=True)
     check_attention(config)
-    routing_of(config)
+    if 0 in dense_first(config):
+        routing_of(config)
     return config
 
 
@@ -238,10 +239,10 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     attention, norms = attention_parameters(config, dtype), norm_parameters(config, dtype)
     dense_mlp = mlp_parameters("mlp", config.hidden_size, config.intermediate_size, dtype, has_bias(config))
     attend = complex_self_attention if config.model_type == "deepseek_v2" else self_attention
-    kinds = (
-        (pre_norm(attend, moe), (*attention, *moe_parameters(config, settings), *norms)),
-        (pre_norm(attend, mlp), (*attention, *dense_mlp, *norms)),
-    )
+    dense = (pre_norm(attend, mlp), (*attention, *dense_mlp, *norms))
+    if 0 not in dense_first(config):
+        return assemble(config, settings, parts, *dense, HOLD)
+    kinds = ((pre_norm(attend, moe), (*attention, *moe_parameters(config, settings), *norms)), dense)
     return assemble_kinds(config, settings, parts, kinds, dense_first(config), HOLD)
 
 

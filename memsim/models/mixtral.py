@@ -14,7 +14,7 @@ from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
-from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble_kinds
+from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble, assemble_kinds
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, integer
 from memsim.models.common.layers import Mlp, pre_norm
@@ -185,6 +185,8 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     by_type = config.model_type == "qwen2_moe"  # masks in a dict by type of layer
     parts = Parts(lambda b, x, name: rms_norm(b, x, name, dtype), mask_arguments=by_type, unused_window=by_type)
     block = BLOCKS[config.model_type]
+    if 0 not in pattern_of(config):
+        return assemble(config, settings, parts, decoder_layer, layer_parameters(config, dtype), HOLD_POSITIONS_FIRST)
     sparse = (*attention_parameters(config, dtype), *experts_parameters(config, dtype), *norm_parameters(config, dtype))
     kinds = ((pre_norm(self_attention, block), sparse), (decoder_layer, layer_parameters(config, dtype)))
     return assemble_kinds(config, settings, parts, kinds, pattern_of(config), HOLD_POSITIONS_FIRST)
