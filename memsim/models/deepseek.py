@@ -15,7 +15,7 @@ from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 from memsim.models.common.assemble import assemble, assemble_kinds
 from memsim.models.common.causal_lm import Parts
-from memsim.models.common.config import DecoderConfig, decoder_config, integer
+from memsim.models.common.config import DecoderConfig, decoder_config, integer, under_one_name
 from memsim.models.common.group_routing import Routing, gate
 from memsim.models.common.latent_attention import (
     attention_parameters,
@@ -71,10 +71,8 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     """The fields with their family's defaults. Raises InputError and Unsupported."""
     model_type = str(fields["model_type"])
     defaults = {key: value for key, value in DEFAULTS[model_type].items() if key not in NULLABLE or key not in fields}
-    named = dict(fields)
-    other = "num_experts" if model_type == "deepseek_v2" else "num_local_experts"  # transformers takes either
-    if other in named:
-        named.setdefault("n_routed_experts", named.pop(other))
+    other = "num_experts" if model_type == "deepseek_v2" else "num_local_experts"
+    named = under_one_name(fields, "n_routed_experts", other)
     rope = integer({**defaults, **named}, "qk_rope_head_dim")
     config = decoder_config({**named, "head_dim": rope}, **defaults)
     check_supported(config, dropout=True)

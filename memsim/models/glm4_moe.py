@@ -15,7 +15,7 @@ from memsim.framework.tensor import Tensor
 from memsim.models.common.assemble import assemble, assemble_kinds
 from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import Parts
-from memsim.models.common.config import DecoderConfig, decoder_config
+from memsim.models.common.config import DecoderConfig, decoder_config, under_one_name
 from memsim.models.common.dynamic_rope import rotary_dim
 from memsim.models.common.layers import pre_norm
 from memsim.models.common.norms import rms_norm
@@ -39,9 +39,7 @@ DEFAULTS: dict[str, object] = {
 
 def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     """The fields with their family's defaults. Raises InputError and Unsupported."""
-    named = dict(fields)
-    if "num_local_experts" in named:  # transformers takes either
-        named.setdefault("n_routed_experts", named.pop("num_local_experts"))
+    named = under_one_name(fields, "n_routed_experts", "num_local_experts")
     config = decoder_config(named, **DEFAULTS)
     check_supported(config, dropout=True)
     if 0 in dense_first(config):

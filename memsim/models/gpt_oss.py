@@ -15,7 +15,7 @@ from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 from memsim.models.common.attention import repeat_kv
 from memsim.models.common.causal_lm import Parts
-from memsim.models.common.config import DecoderConfig, decoder_config, integer
+from memsim.models.common.config import DecoderConfig, decoder_config, integer, under_one_name
 from memsim.models.common.dynamic_rope import rotary_dim
 from memsim.models.common.moe import Layout, experts_of
 from memsim.models.common.parameters import linear_parameters
@@ -229,9 +229,7 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields. Raises InputError and Unsupported."""
-    named = dict(fields)
-    if "num_experts" in named:  # transformers takes either
-        named.setdefault("num_local_experts", named.pop("num_experts"))
+    named = under_one_name(fields, "num_local_experts", "num_experts")
     config = decoder_config(named, **DEFAULTS)
     check_supported(config, dropout=True)
     check_experts(config)

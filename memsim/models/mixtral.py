@@ -16,13 +16,14 @@ from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble, assemble_kinds
 from memsim.models.common.causal_lm import Parts
-from memsim.models.common.config import DecoderConfig, decoder_config, integer
+from memsim.models.common.config import DecoderConfig, decoder_config, integer, under_one_name
 from memsim.models.common.layers import Mlp, pre_norm
 from memsim.models.common.mlp import activation, mlp_of
 from memsim.models.common.moe import experts_call, router
 from memsim.models.common.norms import rms_norm
 from memsim.models.common.parameters import attention_parameters, linear_parameters, mlp_parameters, norm_parameters
 from memsim.models.common.refusals import check_supported
+from memsim.models.common.typed import FULL
 from memsim.models.llama import decoder_layer, layer_parameters, self_attention
 
 DEFAULTS: dict[str, dict[str, object]] = {
@@ -40,17 +41,21 @@ DEFAULTS: dict[str, dict[str, object]] = {
 
 def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     """The fields with their family's defaults, and one name for the number of experts. Raises Unsupported."""
-    named = dict(fields)
-    experts = "num_local_experts" if fields["model_type"] == "mixtral" else "num_experts"
-    for other in ("num_local_experts", "num_experts"):  # transformers takes either
-        if other in named and other != experts:
-            named.setdefault(experts, named.pop(other))
+    names = ("num_local_experts", "num_experts")
+    named = under_one_name(fields, *(names if fields["model_type"] == "mixtral" else names[::-1]))
     config = decoder_config(named, **DEFAULTS[str(fields["model_type"])])
     check_supported(config, dropout=True)
     check_experts(config)
     if config.model_type != "mixtral":
         if config.fields.get("use_sliding_window"):
             raise Unsupported("model.use_sliding_window: true is not supported yet; false is")
+        types = config.fields.get("layer_types")
+        if (
+            config.model_type == "qwen2_moe"
+            and types is not None
+            and (not isinstance(types, (list, tuple)) or set(types) != {FULL})
+        ):
+            raise Unsupported(f"model.layer_types: other than {FULL} is not supported yet with qwen2_moe")
         config = replace(config, sliding_window=None)
     return config
 

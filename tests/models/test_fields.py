@@ -93,6 +93,16 @@ def test_what_transformers_reads_is_read_and_nothing_else(
             "model.partial_rotary_factor: 0.25 with rope_type linear does not run with olmo, whose heads turn whole",
         ),
         ("gpt_oss", {"partial_rotary_factor": 0.5}, "model.partial_rotary_factor: does not run with gpt_oss"),
+        (
+            "qwen2_moe",
+            {"layer_types": ["sliding_attention"] * 6},
+            "model.layer_types: other than full_attention is not",
+        ),
+        (
+            "qwen3_moe",
+            {"num_local_experts": 8},
+            "model.num_experts: num_experts and num_local_experts are one field, and",
+        ),
         ("qwen2", {"layer_types": ["sliding_attention"] * 3}, "needs model.use_sliding_window: true with qwen2"),
         ("phi3", {"sliding_window": 0.5}, "model.sliding_window: 0.5 is not a whole number of tokens, or null"),
         ("falcon", {"ffn_hidden_size": 0}, "model.ffn_hidden_size: 0 is not a positive integer"),

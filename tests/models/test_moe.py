@@ -131,9 +131,7 @@ def test_nothing_is_said_of_experts_that_are_not_there() -> None:
 @pytest.mark.parametrize("quantization", ["gptq", "awq"])
 def test_checkpoints_of_packed_experts_are_refused(quantization: str) -> None:
     method = {"kind": "qlora", "quantization": quantization, "group_size": 32}
-    with pytest.raises(
-        Unsupported, match=f"method.quantization: {quantization} of stacked experts, .* is not supported"
-    ):
+    with pytest.raises(Unsupported, match=f"method.quantization: {quantization} of stacked experts, .* is not"):
         model_of(Run(model=MOE, method=method))
     assert model_of(Run(model={**MOE, "mlp_only_layers": [0, 1]}, method=method)).count()
 

@@ -93,8 +93,8 @@ def test_what_is_kept_falls_with_what_is_recomputed() -> None:
         ({"first": 5}, "checkpointing.first: 5 is more than the model's 4 layers"),
         (
             {"save": ["softmix"]},
-            "checkpointing.save: 'softmix' is no operator; did you mean softmax?; of this model's layers there are matmul, "
-            "attention, add",
+            "checkpointing.save: 'softmix' is no operator; did you mean softmax?; of this model's layers there are "
+            "matmul, attention, add",
         ),
         ({"plan": [[3, "full"]]}, "checkpointing.plan: its layers are 3, the model's 4"),
         ({"plan": [[4, "sqrt"]]}, "plan: sqrt is not a strategy of single layers; none, full"),

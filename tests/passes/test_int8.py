@@ -142,7 +142,7 @@ def test_latent_attention_fails_in_bitsandbytes(kind: str) -> None:
     run = Run(model=model, method={"kind": "qlora", "quantization": "int8"})
     with pytest.raises(
         InputError,
-        match="int8 fails in bitsandbytes, as self_attn.kv_b_proj gets a tensor of 4 dimensions: Only two or three "
+        match=r"int8 fails in bitsandbytes, as self_attn.kv_b_proj gets a tensor of 4 dimensions: Only two or three "
         "dimensional matrices are supported for argument A; nf4 works",
     ):
         model_of(run)

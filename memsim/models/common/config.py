@@ -51,6 +51,17 @@ def integer(fields: Mapping[str, object], key: str, default: int | None = None) 
     return value
 
 
+def under_one_name(fields: Mapping[str, object], key: str, *others: str) -> dict[str, object]:
+    """The fields with `key` for whichever of its names is given, as transformers takes any of them. Raises InputError
+    where two say different things.
+    """
+    given = {name: fields[name] for name in (key, *others) if fields.get(name) is not None}
+    if len(set(map(repr, given.values()))) > 1:
+        raise InputError(f"model.{key}: {' and '.join(map(str, given))} are one field, and differ; give one of them")
+    rest = {name: value for name, value in fields.items() if name not in (key, *others)}
+    return {**rest, **({key: next(iter(given.values()))} if given else {})}
+
+
 def probability(fields: Mapping[str, object], key: str, default: float) -> float:
     """A dropout's probability. Raises InputError."""
     value = fields.get(key, default)
