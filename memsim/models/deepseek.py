@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.errors import InputError, Unsupported
+from memsim.errors import InputError, Unsupported, show
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
 from memsim.framework.frames import release_in_slot_order
@@ -74,6 +74,11 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     other = "num_experts" if model_type == "deepseek_v2" else "num_local_experts"
     named = under_one_name(fields, "n_routed_experts", other)
     rope = integer({**defaults, **named}, "qk_rope_head_dim")
+    if model_type == "deepseek_v3" and fields.get("head_dim") not in (None, rope):
+        raise InputError(
+            f"model.head_dim: {show(fields['head_dim'])} does not run with deepseek_v3, of whose heads the "
+            f"{rope} elements of qk_rope_head_dim turn; {rope} does"
+        )
     config = decoder_config({**named, "head_dim": rope}, **defaults)
     check_supported(config, dropout=True)
     check_attention(config)

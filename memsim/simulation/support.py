@@ -23,7 +23,7 @@ from memsim.run.conflicts import (
 from memsim.run.optimizer_names import OPTIMIZERS, held_by
 from memsim.schedule.optimizers.bitsandbytes import lacks_kernel
 from memsim.simulation.precision import PRECISIONS
-from memsim.stacks.known import STACKS
+from memsim.stacks.known import GOLDEN, STACKS
 from memsim.stacks.software import Software
 from memsim.units import gib
 
@@ -207,7 +207,10 @@ def warnings_of(run: Run, model: Model, strict: bool = False) -> list[str]:
     packing = packing_of(run.method)
     llama = [assumed(run)] if not strict and is_assumed(run.config) else []
     approximate = [packing.assumption] if isinstance(packing, Packed) else []
-    return [*llama, *approximate, *unquantized(run, model, packing), *unsaved(run, model)]
+    taken = []
+    if "stack" not in run.model_fields_set and run.stack != GOLDEN.name:
+        taken = [f"stack: {run.stack}, as torch {GOLDEN.torch} of the usual one has no code for sm {run.sm}"]
+    return [*llama, *taken, *approximate, *unquantized(run, model, packing), *unsaved(run, model)]
 
 
 def unquantized(run: Run, model: Model, packing: Quantization | None) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from memsim import Run, catalog
+from memsim import Run, catalog, simulate
 from memsim.errors import InputError
 from memsim.framework.model import Model
 from memsim.simulation import tape_of_run
@@ -114,6 +114,7 @@ def test_what_transformers_reads_is_read_and_nothing_else(
             {"head_dim": 16},
             "model.head_dim: 16 does not run with stablelm, whose heads make up hidden_size",
         ),
+        ("deepseek_v3", {"head_dim": 64}, "model.head_dim: 64 does not run with deepseek_v3, of whose heads the 32"),
         ("ministral", {"head_dim": None}, "model: the config of a ministral needs head_dim"),
     ],
 )
@@ -176,6 +177,11 @@ def test_attention_that_is_said_stays() -> None:
 def test_a_v100_takes_the_stack_that_runs_on_it() -> None:
     run = Run(model="llama3.2-1b", device="v100-32gb", precision="fp16", method={"kind": "lora"})
     assert run.stack == "hf-4.48" and "stack: hf-4.48" in run.to_yaml() and model_of(run).count()
+    small = Run(model={"model_type": "llama", **SMALL["llama"]}, device="v100-32gb", precision="fp16", steps=1)
+    with pytest.warns(
+        UserWarning, match=r"^stack: hf-4\.48, as torch 2\.15\.0 of the usual one has no code for sm 70$"
+    ):
+        simulate(small)
     assert Run(model="llama3.2-1b", device="h100").stack == "golden"
     with pytest.raises(InputError, match=r"sm: 70 is not supported with torch 2\.15\.0; 75 and later are"):
         model_of(Run(model="llama3.2-1b", device="v100-32gb", stack="golden"))
