@@ -105,7 +105,8 @@ def text_of(model_type: str) -> str:
 
 def _text(name: str, config: dict[str, object], keys: dict[str, object]) -> Iterator[str]:
     yield f"# {name}"
-    base = {"model": config, "batch": {"size": 2, "sequence": 8, "padding": 0.25 if keys else 0.0}}
+    batch = {"size": 2, "sequence": 8, "padding": 0.25 if keys else 0.0}
+    base = {"model": config, "batch": batch, "attention": "sdpa"}
     try:
         model = model_of(Run.load({**base, **keys}))
     except InputError as refusal:

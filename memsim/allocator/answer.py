@@ -30,6 +30,7 @@ class OutOfMemory:
     allocated: int
     reserved: int  # after every cached segment had been given back
     rejected: bool = False  # by throw_on_cudamalloc_oom, before anything was tried
+    rounded: int = 0  # the block that it looked for, as the settings round a request
 
 
 @dataclass(frozen=True, eq=False)

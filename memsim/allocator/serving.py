@@ -108,6 +108,7 @@ class _Served:
     """A Tape of n events as far as it was served, and the arrays that the compiled allocator writes (caching.py)."""
 
     tape: Tape
+    settings: Settings  # beyond what rebuilds the state in which a recording began
     given: Ints  # addresses for the driver to hand out first
     ranks: NDArray[np.uint64]  # the streams' handles in PyTorch's order
     uses: int  # number of uses of storages on other streams
@@ -216,7 +217,8 @@ class _Served:
             int(word) for word in self.heap[arena.FAILED : arena.FAILED + 6]
         )
         requested = int(self.tape.bytes[after - 1])
-        return OutOfMemory(after - 1, requested, tried, free, memory, allocated, reserved, bool(rejected))
+        rounded = self.settings.rounded(requested)
+        return OutOfMemory(after - 1, requested, tried, free, memory, allocated, reserved, bool(rejected), rounded)
 
 
 def _begin(tape: Tape, settings: Settings, addresses: Ints | None, linux_addresses: bool) -> _Served:
@@ -237,6 +239,7 @@ def _begin(tape: Tape, settings: Settings, addresses: Ints | None, linux_address
     heap[arena.GIVEN] = len(given)
     return _Served(
         tape=tape,
+        settings=settings,
         given=given,
         ranks=ranks,
         uses=uses,

@@ -50,6 +50,11 @@ class Parameter:
         return -(-self.elements // 2) if self.quantized.startswith("nf4") else self.elements
 
     @property
+    def is_experts(self) -> bool:
+        """Whether it stacks the weights of all experts of a layer: [E, out, in], or [E, in, out]."""
+        return ".experts." in f".{self.name}" and len(self.shape) == 3 and not self.adapter
+
+    @property
     def nbytes(self) -> int:
         """Size in bytes in `dtype`, unpacked."""
         return self.elements * ITEMSIZE[self.dtype]

@@ -11,6 +11,7 @@ from memsim.errors import Unsupported
 from memsim.framework.model import Model
 from memsim.framework.settings import Settings
 from memsim.models.common.flash_attention import HELD
+from memsim.models.tasks import check_fields, task_of
 
 Build = Callable[[Mapping[str, object], Settings], Model]
 
@@ -129,6 +130,9 @@ def build(fields: Mapping[str, object], settings: Settings, strict: bool = False
     Unsupported.
     """
     model_type = str(fields.get("model_type"))
+    if model_type in FAMILIES or is_assumed(fields):
+        task_of(fields)
+        check_fields(fields)
     if model_type not in FAMILIES:
         if is_assumed(fields) and not strict:
             return family_of("llama")({**fields, "model_type": "llama"}, settings)

@@ -20,6 +20,7 @@ from memsim.models.common.config import integer, probability
 from memsim.models.common.encoder import act, activation_of, attend, bidirectional_mask, classes_of, linear_parameters
 from memsim.models.common.losses import cross_entropy
 from memsim.models.common.norms import layer_norm, norm_parameters
+from memsim.models.tasks import task_of
 
 NAMES = ("hidden_states", "attention_mask")
 HOLD = ("attention_mask", "hidden_states")  # positional arguments, which a checkpoint lets go of from their end
@@ -265,26 +266,13 @@ def read_config(fields: Mapping[str, object]) -> Bert:
         hidden_p=hidden_p,
         attention_p=probability(fields, "attention_probs_dropout_prob", 0.1),
         classifier_p=probability(given, "classifier_dropout", hidden_p),
-        classes=classes_of(fields) if architecture(fields) == "BertForSequenceClassification" else 0,
+        classes=classes_of(fields) if task_of(fields) == "BertForSequenceClassification" else 0,
     )
-
-
-def architecture(fields: Mapping[str, object]) -> str:
-    """The class that the config asks for; the masked LM where it asks for none with a head. Raises Unsupported."""
-    named = fields.get("architectures")
-    name = str(named[0]) if isinstance(named, (list, tuple)) and named else ""
-    if "For" not in name:
-        return "BertForMaskedLM"
-    if name not in ("BertForMaskedLM", "BertForSequenceClassification"):
-        raise Unsupported(
-            f"model.architectures: {name} is not supported yet; BertForMaskedLM and BertForSequenceClassification are"
-        )
-    return name
 
 
 def saved_by_task(fields: Mapping[str, object]) -> tuple[str, ...]:
     """What PEFT trains as a whole with task_type SEQ_CLS."""
-    return ("classifier",) if architecture(fields) == "BertForSequenceClassification" else ()
+    return ("classifier",) if task_of(fields) == "BertForSequenceClassification" else ()
 
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:

@@ -50,6 +50,11 @@ def apply_rotary_pos_emb(b: Builder, q: Tensor, k: Tensor, cos: Tensor, sin: Ten
     return F.to(b, q_embed, dtype), F.to(b, k_embed, dtype)
 
 
+def norms_heads(config: DecoderConfig) -> bool:
+    """Whether queries and keys are normed, as Command R may have it; Command R7B knows no such field."""
+    return config.model_type == "cohere" and bool(config.fields.get("use_qk_norm"))
+
+
 @module_call
 def self_attention(
     b: Builder,
@@ -73,7 +78,7 @@ def self_attention(
         query_states = heads("q_proj", q)
         key_states = heads("k_proj", kv)
         value_states = heads("v_proj", kv)
-        if config.fields.get("use_qk_norm"):
+        if norms_heads(config):
             query_states = layer_norm(b, query_states, "q_norm", dtype, (q, d))
             key_states = layer_norm(b, key_states, "k_norm", dtype, (kv, d))
         query_states = F.transpose(b, query_states, 1, 2)
@@ -123,7 +128,7 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
         ("o_proj", hidden, q * d),
     ):
         rows += linear_parameters(f"self_attn.{name}", out, inputs, dtype, config.attention_bias)
-    if config.fields.get("use_qk_norm"):
+    if norms_heads(config):
         rows += [
             Parameter(f"self_attn.{name}.weight", (count, d), dtype, module="norm")
             for name, count in (("q_norm", q), ("k_norm", kv))

@@ -6,16 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.errors import InputError, Unsupported
+from memsim.errors import InputError, Unsupported, show
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
 from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
-from memsim.models.common.assemble import assemble_kinds
+from memsim.models.common.assemble import assemble, assemble_kinds
 from memsim.models.common.causal_lm import Parts
-from memsim.models.common.config import DecoderConfig, decoder_config, integer
+from memsim.models.common.config import DecoderConfig, decoder_config, integer, under_one_name
 from memsim.models.common.group_routing import Routing, gate
 from memsim.models.common.latent_attention import (
     attention_parameters,
@@ -71,15 +71,19 @@ def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     """The fields with their family's defaults. Raises InputError and Unsupported."""
     model_type = str(fields["model_type"])
     defaults = {key: value for key, value in DEFAULTS[model_type].items() if key not in NULLABLE or key not in fields}
-    named = dict(fields)
-    other = "num_experts" if model_type == "deepseek_v2" else "num_local_experts"  # transformers takes either
-    if other in named:
-        named.setdefault("n_routed_experts", named.pop(other))
+    other = "num_experts" if model_type == "deepseek_v2" else "num_local_experts"
+    named = under_one_name(fields, "n_routed_experts", other)
     rope = integer({**defaults, **named}, "qk_rope_head_dim")
+    if model_type == "deepseek_v3" and fields.get("head_dim") not in (None, rope):
+        raise InputError(
+            f"model.head_dim: {show(fields['head_dim'])} does not run with deepseek_v3, of whose heads the "
+            f"{rope} elements of qk_rope_head_dim turn; {rope} does"
+        )
     config = decoder_config({**named, "head_dim": rope}, **defaults)
     check_supported(config, dropout=True)
     check_attention(config)
-    routing_of(config)
+    if 0 in dense_first(config):
+        routing_of(config)
     return config
 
 
@@ -238,10 +242,10 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     attention, norms = attention_parameters(config, dtype), norm_parameters(config, dtype)
     dense_mlp = mlp_parameters("mlp", config.hidden_size, config.intermediate_size, dtype, has_bias(config))
     attend = complex_self_attention if config.model_type == "deepseek_v2" else self_attention
-    kinds = (
-        (pre_norm(attend, moe), (*attention, *moe_parameters(config, settings), *norms)),
-        (pre_norm(attend, mlp), (*attention, *dense_mlp, *norms)),
-    )
+    dense = (pre_norm(attend, mlp), (*attention, *dense_mlp, *norms))
+    if 0 not in dense_first(config):
+        return assemble(config, settings, parts, *dense, HOLD)
+    kinds = ((pre_norm(attend, moe), (*attention, *moe_parameters(config, settings), *norms)), dense)
     return assemble_kinds(config, settings, parts, kinds, dense_first(config), HOLD)
 
 

@@ -201,8 +201,11 @@ def read_config(fields: Mapping[str, object]) -> Falcon:
     named = {"hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71, "vocab_size": 65024, **fields}
     grouped = bool(named.get("new_decoder_architecture"))
     hidden, heads = integer(named, "hidden_size"), integer(named, "num_attention_heads")
-    named["num_key_value_heads"] = named.get("num_kv_heads") or heads
-    named["intermediate_size"] = named.get("ffn_hidden_size") or 4 * hidden
+    for key, own, usual in (
+        ("num_key_value_heads", "num_kv_heads", heads),
+        ("intermediate_size", "ffn_hidden_size", 4 * hidden),
+    ):
+        named[key] = usual if named.get(own) is None else integer(named, own)
     named["hidden_act"] = named.get("activation", "gelu")
     config = decoder_config({key: value for key, value in named.items() if key != "head_dim"}, tie_word_embeddings=True)
     check_supported(config, UNGATED, dropout=True)
@@ -215,6 +218,8 @@ def read_config(fields: Mapping[str, object]) -> Falcon:
     if config.head_dim * heads != hidden:
         raise InputError("model: the heads of falcon make up hidden_size")
     norms = integer(config.fields, "num_ln_in_parallel_attn", 2 if grouped else 1)
+    if grouped and norms > 2:
+        raise InputError(f"model.num_ln_in_parallel_attn: {norms} does not run with falcon; 1 and 2 do")
     return Falcon(config, grouped, grouped and norms == 2, probability(config.fields, "hidden_dropout", 0.0))
 
 

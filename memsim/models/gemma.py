@@ -255,7 +255,8 @@ def read_config(fields: Mapping[str, object]) -> Gemma:
         "hidden_act": fields.get("hidden_activation") or "gelu_pytorch_tanh",
         **DEFAULTS[kind],
     }
-    config = decoder_config(fields, **defaults)
+    # hidden_act is nothing to these; hidden_activation is
+    config = decoder_config({key: value for key, value in fields.items() if key != "hidden_act"}, **defaults)
     check_supported(config, dropout=True)
     if config.fields.get("use_bidirectional_attention"):
         raise Unsupported("model.use_bidirectional_attention: true is not supported yet; false is")
@@ -271,7 +272,7 @@ def read_config(fields: Mapping[str, object]) -> Gemma:
         raise InputError(f"model.layer_types: needs {config.num_hidden_layers} entries, each {SLIDING} or {FULL}")
 
     def capped(key: str) -> bool:
-        return bool(fields.get(key, DEFAULTS[kind].get(key)))
+        return fields.get(key, DEFAULTS[kind].get(key)) is not None  # a cap of 0.0 is one
 
     return Gemma(
         config,

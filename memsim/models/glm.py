@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
 from memsim.framework.frames import release_in_slot_order
@@ -17,6 +16,7 @@ from memsim.models.common.assemble import assemble
 from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config
+from memsim.models.common.dynamic_rope import rotary_dim
 from memsim.models.common.layers import pre_norm
 from memsim.models.common.norms import rms_norm
 from memsim.models.common.parameters import linear_parameters
@@ -115,22 +115,6 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
     return tuple(
         rows + [Parameter(f"{name}.weight", (hidden,), dtype, module="norm") for name in NORMS[config.model_type]]
     )
-
-
-def rotary_dim(config: DecoderConfig, default: float, key: str = "partial_rotary_factor") -> int:
-    """How many elements of a head turn. Raises InputError where that is no number of pairs within it."""
-    rope = config.fields.get("rope_parameters")
-    given = rope.get(key) if isinstance(rope, Mapping) else None
-    share = config.fields.get(key, default) if given is None else given
-    if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
-        raise InputError(f"model.{key}: {share!r} is not a share from above 0 to 1")
-    rotary = int(config.head_dim * share)
-    if rotary < 2 or rotary % 2:
-        raise InputError(
-            f"model.{key}: {share} of a head of {config.head_dim} is {rotary}, which is no number of pairs, and these "
-            "turn together"
-        )
-    return rotary
 
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:

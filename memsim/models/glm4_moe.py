@@ -12,17 +12,17 @@ from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
-from memsim.models.common.assemble import assemble_kinds
+from memsim.models.common.assemble import assemble, assemble_kinds
 from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import Parts
-from memsim.models.common.config import DecoderConfig, decoder_config
+from memsim.models.common.config import DecoderConfig, decoder_config, under_one_name
+from memsim.models.common.dynamic_rope import rotary_dim
 from memsim.models.common.layers import pre_norm
 from memsim.models.common.norms import rms_norm
 from memsim.models.common.parameters import linear_parameters, mlp_parameters, norm_parameters
 from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import apply_partial_rotary_pos_emb
 from memsim.models.deepseek import HOLD, dense_first, mlp, moe, moe_parameters, routing_of
-from memsim.models.glm import rotary_dim
 
 DEFAULTS: dict[str, object] = {
     "num_key_value_heads": 8,
@@ -39,12 +39,11 @@ DEFAULTS: dict[str, object] = {
 
 def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     """The fields with their family's defaults. Raises InputError and Unsupported."""
-    named = dict(fields)
-    if "num_local_experts" in named:  # transformers takes either
-        named.setdefault("n_routed_experts", named.pop("num_local_experts"))
+    named = under_one_name(fields, "n_routed_experts", "num_local_experts")
     config = decoder_config(named, **DEFAULTS)
     check_supported(config, dropout=True)
-    routing_of(config)
+    if 0 in dense_first(config):
+        routing_of(config)
     return config
 
 
@@ -97,10 +96,10 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     parts = Parts(lambda b, x, name: rms_norm(b, x, name, dtype), rotary_dim=rotary_dim(config, 0.5))
     attention, norms = attention_parameters(config, dtype), norm_parameters(config, dtype)
     dense_mlp = mlp_parameters("mlp", config.hidden_size, config.intermediate_size, dtype)
-    kinds = (
-        (pre_norm(self_attention, moe), (*attention, *moe_parameters(config, settings), *norms)),
-        (pre_norm(self_attention, mlp), (*attention, *dense_mlp, *norms)),
-    )
+    dense = (pre_norm(self_attention, mlp), (*attention, *dense_mlp, *norms))
+    if 0 not in dense_first(config):
+        return assemble(config, settings, parts, *dense, HOLD)
+    kinds = ((pre_norm(self_attention, moe), (*attention, *moe_parameters(config, settings), *norms)), dense)
     return assemble_kinds(config, settings, parts, kinds, dense_first(config), HOLD)
 
 

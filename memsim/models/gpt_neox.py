@@ -19,6 +19,7 @@ from memsim.models.common import tied_head
 from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, INPUTS, layer_inputs
 from memsim.models.common.attention import attention
 from memsim.models.common.config import DecoderConfig, decoder_config, probability
+from memsim.models.common.dynamic_rope import rope_of
 from memsim.models.common.masks import causal_mask
 from memsim.models.common.mlp import activation
 from memsim.models.common.norms import layer_norm, norm_parameters
@@ -155,8 +156,7 @@ def read_config(fields: Mapping[str, object]) -> NeoX:
         or config.head_dim * config.num_attention_heads != config.hidden_size
     ):
         raise InputError("model: gpt_neox has as many key-value heads as heads, and its heads make up hidden_size")
-    rope = config.fields.get("rope_parameters")
-    part = rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None
+    part = rope_of(config).get("partial_rotary_factor")
     share = config.fields.get("rotary_pct", 0.25) if part is None else part
     if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
         raise InputError(f"model.rotary_pct: {share!r} is not a share from above 0 to 1")

@@ -15,7 +15,8 @@ from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 from memsim.models.common.attention import repeat_kv
 from memsim.models.common.causal_lm import Parts
-from memsim.models.common.config import DecoderConfig, decoder_config, integer
+from memsim.models.common.config import DecoderConfig, decoder_config, integer, under_one_name
+from memsim.models.common.dynamic_rope import rotary_dim
 from memsim.models.common.moe import Layout, experts_of
 from memsim.models.common.parameters import linear_parameters
 from memsim.models.common.refusals import check_supported
@@ -228,12 +229,14 @@ def layer_parameters(config: DecoderConfig, dtype: str) -> tuple[Parameter, ...]
 
 def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields. Raises InputError and Unsupported."""
-    named = dict(fields)
-    if "num_experts" in named:  # transformers takes either
-        named.setdefault("num_local_experts", named.pop("num_experts"))
+    named = under_one_name(fields, "num_local_experts", "num_experts")
     config = decoder_config(named, **DEFAULTS)
     check_supported(config, dropout=True)
     check_experts(config)
+    if rotary_dim(config, 1.0) != config.head_dim:
+        raise InputError(
+            "model.partial_rotary_factor: does not run with gpt_oss, whose heads turn as a whole; 1.0 does"
+        )
     if settings.attention != "eager":
         raise InputError(
             f"attention: {settings.attention} does not run with gpt_oss, whose softmax has a sink for each head; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from memsim.errors import Unsupported
+from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
 from memsim.framework.frames import release_in_slot_order
@@ -43,7 +43,14 @@ def read_config(fields: Mapping[str, object], ropes: Collection[str] = ()) -> De
         if "sliding_window" in fields and fields["sliding_window"] is None:
             return replace(config, sliding_window=None)
         return config
-    if config.model_type in ("qwen2", "qwen3") and config.fields.get("use_sliding_window"):
+    types = config.fields.get("layer_types")
+    if config.model_type in ("qwen2", "qwen3") and not config.fields.get("use_sliding_window"):
+        if isinstance(types, (list, tuple)) and SLIDING in types:
+            raise InputError(
+                f"model.layer_types: {SLIDING} needs model.use_sliding_window: true with {config.model_type}, which "
+                "has no window without"
+            )
+    elif config.model_type in ("qwen2", "qwen3"):
         return (
             replace(config, sliding_window=integer(config.fields, "sliding_window", 4096))
             if config.fields.get("sliding_window", 4096)

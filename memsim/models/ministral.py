@@ -21,6 +21,8 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
         fields, num_key_value_heads=8, **({} if "sliding_window" in fields else {"sliding_window": 4096})
     )
     check_supported(config, dropout=True)
+    if fields.get("head_dim") is None:
+        raise InputError("model: the config of a ministral needs head_dim, which its attention scales by")
     types = layer_types(config, lambda layer: config.sliding_window is not None)
     if config.sliding_window is None:
         raise InputError(

@@ -14,15 +14,16 @@ from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
-from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble_kinds
+from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble, assemble_kinds
 from memsim.models.common.causal_lm import Parts
-from memsim.models.common.config import DecoderConfig, decoder_config, integer
+from memsim.models.common.config import DecoderConfig, decoder_config, integer, under_one_name
 from memsim.models.common.layers import Mlp, pre_norm
 from memsim.models.common.mlp import activation, mlp_of
 from memsim.models.common.moe import experts_call, router
 from memsim.models.common.norms import rms_norm
 from memsim.models.common.parameters import attention_parameters, linear_parameters, mlp_parameters, norm_parameters
 from memsim.models.common.refusals import check_supported
+from memsim.models.common.typed import FULL
 from memsim.models.llama import decoder_layer, layer_parameters, self_attention
 
 DEFAULTS: dict[str, dict[str, object]] = {
@@ -40,17 +41,21 @@ DEFAULTS: dict[str, dict[str, object]] = {
 
 def read_config(fields: Mapping[str, object]) -> DecoderConfig:
     """The fields with their family's defaults, and one name for the number of experts. Raises Unsupported."""
-    named = dict(fields)
-    experts = "num_local_experts" if fields["model_type"] == "mixtral" else "num_experts"
-    for other in ("num_local_experts", "num_experts"):  # transformers takes either
-        if other in named and other != experts:
-            named.setdefault(experts, named.pop(other))
+    names = ("num_local_experts", "num_experts")
+    named = under_one_name(fields, *(names if fields["model_type"] == "mixtral" else names[::-1]))
     config = decoder_config(named, **DEFAULTS[str(fields["model_type"])])
     check_supported(config, dropout=True)
     check_experts(config)
     if config.model_type != "mixtral":
         if config.fields.get("use_sliding_window"):
             raise Unsupported("model.use_sliding_window: true is not supported yet; false is")
+        types = config.fields.get("layer_types")
+        if (
+            config.model_type == "qwen2_moe"
+            and types is not None
+            and (not isinstance(types, (list, tuple)) or set(types) != {FULL})
+        ):
+            raise Unsupported(f"model.layer_types: other than {FULL} is not supported yet with qwen2_moe")
         config = replace(config, sliding_window=None)
     return config
 
@@ -185,6 +190,8 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     by_type = config.model_type == "qwen2_moe"  # masks in a dict by type of layer
     parts = Parts(lambda b, x, name: rms_norm(b, x, name, dtype), mask_arguments=by_type, unused_window=by_type)
     block = BLOCKS[config.model_type]
+    if 0 not in pattern_of(config):
+        return assemble(config, settings, parts, decoder_layer, layer_parameters(config, dtype), HOLD_POSITIONS_FIRST)
     sparse = (*attention_parameters(config, dtype), *experts_parameters(config, dtype), *norm_parameters(config, dtype))
     kinds = ((pre_norm(self_attention, block), sparse), (decoder_layer, layer_parameters(config, dtype)))
     return assemble_kinds(config, settings, parts, kinds, pattern_of(config), HOLD_POSITIONS_FIRST)

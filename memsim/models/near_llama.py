@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from memsim.errors import InputError
+from memsim.errors import InputError, show
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
 from memsim.framework.frames import release_in_slot_order
@@ -147,8 +147,8 @@ def projections(config: DecoderConfig, detail: Detail, dtype: str) -> list[Param
 
 def ernie(fields: Mapping[str, object], settings: Settings) -> Model:
     """ERNIE 4.5 of these Hugging Face config fields."""
-    config = decoder_config(fields, tie_word_embeddings=True)
-    check_supported(config, dropout=True)
+    config = decoder_config({**fields, "attention_dropout": 0.0}, tie_word_embeddings=True, head_dim=128)
+    check_supported(config)
     bias = bool(config.fields.get("use_bias"))
     detail = Detail(rotate_in_fp32, bias, bias, bias)
     parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), rotary_in_fp32=True)
@@ -167,6 +167,23 @@ def seed(fields: Mapping[str, object], settings: Settings) -> Model:
     return assemble(config, settings, parts, pre_norm_layer(detail), parameters)
 
 
+def exaone_period(config: DecoderConfig) -> int:
+    """After how many layers the one with full attention comes, where no layer_types say it. Raises InputError."""
+    pattern = config.fields.get("sliding_window_pattern", 4)
+    if config.sliding_window is None:
+        raise InputError(
+            "model.sliding_window: null without model.layer_types does not run with exaone4, which divides by a period "
+            f"of 0; layer_types: [{FULL}, …] beside it runs"
+        )
+    if isinstance(pattern, str):
+        same = f"; {len(pattern)} is the same" if pattern and pattern == "L" * (len(pattern) - 1) + "G" else ""
+        raise InputError(
+            f"model.sliding_window_pattern: {show(pattern)} without model.layer_types does not run with exaone4, which "
+            f"computes with a number{same}, and layer_types beside it decide"
+        )
+    return integer({"model_type": "exaone4", "sliding_window_pattern": pattern}, "sliding_window_pattern")
+
+
 def exaone(fields: Mapping[str, object], settings: Settings) -> Model:
     """EXAONE 4 of these Hugging Face config fields. Raises InputError."""
     config, dtype = (
@@ -174,7 +191,7 @@ def exaone(fields: Mapping[str, object], settings: Settings) -> Model:
         settings.dtype,
     )
     check_supported(config, dropout=True)
-    period = integer(config.fields, "sliding_window_pattern", 4) if config.sliding_window is not None else 1
+    period = 0 if config.fields.get("layer_types") is not None else exaone_period(config)
     types = layer_types(config, lambda layer: (layer + 1) % period != 0)
     if SLIDING in types and config.sliding_window is None:
         raise InputError(f"model.layer_types: {SLIDING} needs model.sliding_window, a number of tokens")

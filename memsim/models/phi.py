@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
 from memsim.framework.frames import release_in_slot_order
@@ -18,12 +19,12 @@ from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
 from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, probability
+from memsim.models.common.dynamic_rope import rotary_dim
 from memsim.models.common.layers import Layer
 from memsim.models.common.norms import layer_norm, norm_parameters
 from memsim.models.common.parameters import linear_parameters
 from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import apply_rotary_pos_emb, part
-from memsim.models.glm import rotary_dim
 
 
 def act(b: Builder, config: DecoderConfig, x: Tensor) -> Tensor:
@@ -118,6 +119,8 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields."""
     config, dtype = decoder_config(fields, hidden_act="gelu_new"), settings.dtype
     check_supported(config, UNGATED, dropout=True)
+    if config.fields.get("qk_layernorm") and config.head_dim * config.num_attention_heads != config.hidden_size:
+        raise InputError("model.qk_layernorm: true does not run with phi where the heads do not make up hidden_size")
     parts = Parts(
         lambda b, x, _: layer_norm(b, x, "final_layernorm", dtype),
         dropout=probability(config.fields, "embd_pdrop", 0.0),

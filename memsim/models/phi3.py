@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.errors import Unsupported
+from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
 from memsim.framework.frames import release_in_slot_order
@@ -18,6 +18,7 @@ from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
 from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config
+from memsim.models.common.dynamic_rope import check_longrope, rope_type, rotary_dim
 from memsim.models.common.layers import pre_norm
 from memsim.models.common.mlp import activation
 from memsim.models.common.norms import rms_norm
@@ -104,7 +105,13 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     for key, none in (("resid_pdrop", 0.0), ("embd_pdrop", 0.0)):
         if config.fields.get(key, none) != none:
             raise Unsupported(f"model.{key}: {config.fields[key]} is not supported yet; {none} is")
-    turning = int(config.head_dim * float(config.fields.get("partial_rotary_factor", 1.0)))  # type: ignore[arg-type]
+    if rope_type(config) not in ("default", "longrope"):
+        raise InputError(
+            f"model.rope_scaling: rope_type {rope_type(config)} does not run with phi3, which takes longrope alone"
+        )
+    turning = rotary_dim(config, 1.0)
+    if rope_type(config) == "longrope":
+        check_longrope(config, turning)
     parts = Parts(lambda b, x, name: rms_norm(b, x, name, settings.dtype), rotary_dim=turning)
     return assemble(
         config, settings, parts, decoder_layer, layer_parameters(config, settings.dtype), HOLD_POSITIONS_FIRST

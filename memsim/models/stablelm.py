@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.errors import Unsupported
+from memsim.errors import InputError, Unsupported, show
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
 from memsim.framework.frames import release_in_slot_order
@@ -18,11 +18,11 @@ from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
 from memsim.models.common.attention import attend
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, probability
+from memsim.models.common.dynamic_rope import rotary_dim
 from memsim.models.common.norms import layer_norm, norm_parameters
 from memsim.models.common.parameters import linear_parameters, mlp_parameters
 from memsim.models.common.refusals import check_supported
 from memsim.models.common.rotary import apply_rotary_pos_emb, part
-from memsim.models.glm import rotary_dim
 from memsim.models.llama import mlp
 
 
@@ -114,6 +114,11 @@ def build(fields: Mapping[str, object], settings: Settings) -> Model:
     """The model of these Hugging Face config fields. Raises Unsupported."""
     config, dtype = decoder_config({key: value for key, value in fields.items() if key != "head_dim"}), settings.dtype
     check_supported(config, dropout=True)
+    if fields.get("head_dim") not in (None, config.head_dim):
+        raise InputError(
+            f"model.head_dim: {show(fields['head_dim'])} does not run with stablelm, whose heads make up hidden_size; "
+            f"{config.head_dim} does"
+        )
     if config.fields.get("qk_layernorm"):
         raise Unsupported(
             "model.qk_layernorm: true is not supported yet for stablelm, which norms each head with a module of its "

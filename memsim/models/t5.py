@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from memsim.errors import InputError, Unsupported
+from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
 from memsim.framework.frames import release_in_slot_order
@@ -132,10 +132,6 @@ def conditional_generation(b: Builder, config: T5, settings: Settings, input_ids
 
 def read_config(fields: Mapping[str, object], settings: Settings) -> T5:
     """The fields with T5Config's defaults. Raises InputError and Unsupported."""
-    named = fields.get("architectures")
-    name = str(named[0]) if isinstance(named, (list, tuple)) and named else ""
-    if "For" in name and name != "T5ForConditionalGeneration":
-        raise Unsupported(f"model.architectures: {name} is not supported yet; T5ForConditionalGeneration is")
     given = {key: value for key, value in fields.items() if value is not None}
     projection = str(given.get("feed_forward_proj", "relu"))
     gate, _, act = projection.rpartition("-")

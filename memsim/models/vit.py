@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from memsim.errors import InputError, Unsupported
+from memsim.errors import InputError
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
 from memsim.framework.frames import release_in_slot_order
@@ -180,10 +180,6 @@ def edges(fields: Mapping[str, object], key: str, default: int) -> tuple[int, in
 
 def read_config(fields: Mapping[str, object]) -> Vit:
     """The fields with ViTConfig's defaults. Raises InputError and Unsupported."""
-    named = fields.get("architectures")
-    name = str(named[0]) if isinstance(named, (list, tuple)) and named else ""
-    if "For" in name and name != "ViTForImageClassification":
-        raise Unsupported(f"model.architectures: {name} is not supported yet; ViTForImageClassification is")
     hidden, heads = integer(fields, "hidden_size", 768), integer(fields, "num_attention_heads", 12)
     if hidden % heads:
         raise InputError(f"model.num_attention_heads: {heads} heads do not divide hidden_size {hidden}")

@@ -61,7 +61,7 @@ class Linear8bit(Kind):
         m.release(found, outliers)
         if half >= 0:
             m.release(half)
-        product = self._product(m, rows, inner, out.shape[-1])
+        product = self._product(m, rows, inner, out.shape[-1], bool(attrs.get("below_autocast")))
         result = m.alloc(2 * out.elements)
         if out.dtype != "fp16":
             into.append(m.alloc(out.nbytes))
@@ -70,11 +70,19 @@ class Linear8bit(Kind):
             into.append(result)
         m.release(product, quantized, scales)
 
-    def _product(self, m: Machine, rows: int, inner: int, columns: int) -> int:
+    def _product(self, m: Machine, rows: int, inner: int, columns: int, below_autocast: bool) -> int:
         """int8_linear_matmul, in int32: by cuBLASLt, or where 4 does not divide the input features by matmul of fp32
-        copies, which autocast casts.
+        copies, which autocast casts unless this runs below it, as it does under selective checkpointing.
         """
         product = m.alloc(4 * rows * columns)
+        if inner % 4 and below_autocast:
+            x, weight = m.alloc(4 * rows * inner), m.alloc(4 * columns * inner)
+            result = m.alloc(4 * rows * columns)
+            m.workspace()
+            m.release(x, weight)
+            whole = m.alloc(4 * rows * columns)
+            m.release(result, whole)
+            return product
         if inner % 4:
             x, weight = m.alloc(4 * rows * inner), m.alloc(4 * columns * inner)
             lower_weight, lower_x = m.alloc(2 * columns * inner), m.alloc(2 * rows * inner)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from memsim.errors import InputError, Unsupported
+from memsim.errors import InputError, Unsupported, nearest
 from memsim.framework.model import Checkpoint, Model
 from memsim.graph.layer_graph import Operator
 from memsim.operators import KINDS
@@ -61,14 +61,15 @@ def require_input_grads(model: Model) -> Model:
 
 
 def selective(model: Model, names: Iterable[str]) -> Checkpoint:
-    """Returns the checkpoint of a layer that keeps the results of these operators
-    (torch.utils.checkpoint.create_selective_checkpoint_contexts). Raises InputError and Unsupported.
+    """A layer of which the results of these operators are kept
+    (torch.utils.checkpoint.create_selective_checkpoint_contexts); one that the layer lacks is nothing. Raises
+    InputError.
     """
-    known = operators_of(model)
     for name in names:
-        if name not in known:
+        if name not in SAVED:
             raise InputError(
-                f"checkpointing.save: {name!r} is no operator of this model's layers; there are {', '.join(known)}"
+                f"checkpointing.save: {name!r} is no operator{nearest(name, SAVED)}; of this model's layers there are "
+                f"{', '.join(operators_of(model))}"
             )
     inside = {"add", "mul"} & set(names)
     if inside and any(op.kind == "python_gelu" for graph in model.layer_graphs for op in graph.operators):
@@ -104,6 +105,18 @@ def operators_of(model: Model) -> list[str]:
     """Returns the names that `save` may have for this model's layers."""
     there = {op.kind for graph in model.layer_graphs for op in graph.operators}
     return [name for name, kinds in SAVED.items() if kinds & there]
+
+
+def lacking(model: Model, strategy: Strategy) -> list[str]:
+    """What the strategy saves that this model's layers do not have."""
+    if isinstance(strategy, str):
+        return []
+    ((key, value),) = strategy.items()
+    rows: list[object] = value if key == "save" else []  # type: ignore[assignment]
+    if key == "plan":
+        rows = [name for _, inner in value for name in lacking(model, inner)]  # type: ignore[attr-defined]
+        return list(dict.fromkeys(map(str, rows)))
+    return [str(name) for name in rows if name not in operators_of(model)]
 
 
 def segments(layers: int, count: int) -> list[Checkpoint]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from memsim.errors import InputError
 from memsim.framework.builder import Builder, Technique, module_call
 from memsim.framework.frames import release_in_slot_order
 from memsim.framework.tensor import Tensor
@@ -21,10 +22,13 @@ from memsim.stacks.software import Software
 
 @dataclass(frozen=True)
 class Int8:
-    """The settings of LLM.int8(). casts: who casts the parameters that are not quantized, as for Nf4."""
+    """casts: who casts what is not quantized, as for Nf4. watched: layers run under a TorchDispatchMode, below which
+    autocast casts nothing.
+    """
 
     casts: str = "peft"
     packed: str = "int8"
+    watched: bool = False
 
     def technique(self, lora: Lora, stack: Software) -> Technique:
         """Returns a Technique whose linear modules are Linear8bitLt, with adapters where they are targeted."""
@@ -34,6 +38,7 @@ class Int8:
         ) -> tuple[Tensor, ...] | None:
             if kind != "linear" or is_kept(str(attrs.get("module", KEPT[0]))):
                 return run_adapted(b, kind, inputs, attrs, lora)
+            attrs = {**attrs, "below_autocast": True} if self.watched else attrs
             if matches(lora, str(attrs["module"])):
                 return (lora_linear8bit(b, attrs, inputs[0], inputs[1:], lora),)
             return (linear8bit(b, attrs, inputs[0], inputs[1:]),)
@@ -41,13 +46,22 @@ class Int8:
         return packed_technique(rule, self.casts, lora)
 
     def base(self, stack: Software) -> Base:
-        """Returns the function that runs a linear module."""
-        return linear8bit
+        """A linear module as it runs."""
+
+        def run(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+            return linear8bit(b, {**attrs, "below_autocast": True}, x, weights)
+
+        return run if self.watched else linear8bit
 
 
 @module_call
 def linear8bit(b: Builder, attrs: Mapping[str, object], x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-    """Runs Linear8bitLt.forward of bitsandbytes. A bias is cast permanently the first time."""
+    """Linear8bitLt.forward of bitsandbytes: a bias is cast for good the first time. Raises InputError."""
+    if len(x.shape) > 3:
+        raise InputError(
+            f"method.quantization: int8 fails in bitsandbytes, as {attrs.get('module', 'a module')} gets a tensor of "
+            f"{len(x.shape)} dimensions: Only two or three dimensional matrices are supported for argument A; nf4 works"
+        )
     return b.run("linear8bit", x, *recast_bias(b, x, weights), **attrs)[0]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
 
-from memsim.errors import InputError
+from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, Technique, module_call
 from memsim.framework.frames import release_in_slot_order
@@ -71,7 +71,14 @@ class Packed:
         return packed_technique(rule, self.casts, lora)
 
     def check(self, model: Model) -> None:
-        """Raises InputError where a group does not divide the input features, or an int32 the output features."""
+        """Raises InputError where a group does not divide the input features, or an int32 the output features,
+        Unsupported where experts are stacked.
+        """
+        if any(p.is_experts for kind in model.layers for p in kind):
+            raise Unsupported(
+                f"method.quantization: {self.kind} of stacked experts, which checkpoints have packed and transformers "
+                "5 loads another way, is not supported; nf4 is, which leaves them unquantized, as bitsandbytes does"
+            )
         weights = [p for kind in model.layers for p in kind if is_quantized(p)]
         for p in weights:
             if p.shape[1] % self.group:

@@ -15,11 +15,13 @@ from pydantic import BaseModel, BeforeValidator, PrivateAttr, ValidationError
 from memsim.errors import InputError
 from memsim.run import values, yamlfile
 from memsim.run.checkpointing import read_strategy
+from memsim.run.defaults import unsaid
 from memsim.run.explain import explain
 from memsim.run.hub import is_name
 from memsim.run.keys import Batch, EfficiencyKeys, Method, Part, Train
 from memsim.run.model_reference import Resolved, resolve
 from memsim.run.optimizer_names import optimizer_name
+from memsim.run.quantized_config import settled
 from memsim.run.sources import change, changed_by, keys_of_device, read
 from memsim.units import GIB
 
@@ -166,9 +168,11 @@ def _fill(run: Run, data: Mapping[str, Any], where: str, folder: Path, changed: 
         raise fail("batch", f"{run.batch.size} × {run.batch.sequence} tokens are more than {LARGEST_BATCH}")
     try:
         run._resolved = resolve(run.model, folder)
+        found = unsaid(run.config, run.sm, run.model_fields_set)
+        run.__dict__.update(found, method=settled(run.method, run.config))  # frozen for everyone else
     except InputError as error:
         key, _, reason = str(error).partition(": ")
-        raise fail(key, reason) from None
+        raise type(error)(str(fail(key, reason))) from None
 
 
 def _wrong_fields(model: object, folder: Path) -> list[tuple[str, str]]:

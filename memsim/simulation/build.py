@@ -13,6 +13,7 @@ from memsim.framework.settings import Settings
 from memsim.models import build, saved_by_task, takes_tokens
 from memsim.passes.checkpoint import checkpointed, enables_input_grads, require_input_grads
 from memsim.passes.freeze import Freeze, frozen
+from memsim.passes.int8 import Int8
 from memsim.passes.methods import Quantization, adapted, lora_of, packing_of, with_ia3
 from memsim.run.conflicts import ADAPTERS, VECTORS
 from memsim.simulation.precision import AUTOCAST, WEIGHTS
@@ -30,6 +31,8 @@ def model_of(run: Run, other_order: bool = False, strict: bool = False) -> Model
     check_supported(run)
     packing = packing_of(run.method)
     settings = settings_of(run, packing, other_order)
+    if isinstance(packing, Int8):
+        packing = replace(packing, watched=settings.watched)
 
     def built(technique: Technique) -> Model:
         common = settings.technique

@@ -58,11 +58,11 @@ def simulate(run: Run, other_order: bool = False, strict: bool = False, measured
 
     Raises InputError, and Unsupported for what memsim cannot simulate yet.
     """
-    for warning in warnings_of(run, strict):
-        warnings.warn(warning, stacklevel=2)
     settings = AllocatorSettings.parse(run.allocator, STACKS[run.stack].torch)
     with uncollected():
         model = model_of(run, other_order, strict)
+        for warning in warnings_of(run, model, strict):
+            warnings.warn(warning, stacklevel=2)
         tape = tape_of_run(run, model)
     linux = run.addresses == "linux"
     answer, unlimited = allocate_beyond(tape, settings, run.device_bytes, linux_addresses=linux)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from memsim.errors import InputError, Unsupported
 from memsim.framework.model import Model
 from memsim.models import decodes_beside, is_assumed
+from memsim.passes.checkpoint import lacking, operators_of
 from memsim.passes.int8 import Int8
 from memsim.passes.methods import Quantization, packing_of
 from memsim.passes.packed import Packed
@@ -23,8 +24,9 @@ from memsim.run.optimizer_names import OPTIMIZERS, held_by
 from memsim.schedule.optimizers.bitsandbytes import lacks_kernel
 from memsim.simulation.device import rates_of
 from memsim.simulation.precision import PRECISIONS
-from memsim.stacks.known import STACKS
+from memsim.stacks.known import GOLDEN, STACKS
 from memsim.stacks.software import Software
+from memsim.units import gib
 
 if TYPE_CHECKING:
     from memsim.run.job import Run
@@ -74,6 +76,11 @@ def check_supported(run: Run) -> None:
             f"method.casts: {run.method.casts} with precision {run.precision} is not supported; with bf16 it is"
         )
     check_grad_scaler(run)
+    if run.config.get("gradient_checkpointing") is True and run.checkpointing == "none":
+        raise InputError(
+            "model.gradient_checkpointing: true checkpoints every layer, which checkpointing: none denies; "
+            "checkpointing: full says the same"
+        )
     if run.fsdp > 1:
         raise Unsupported(f"fsdp: {run.fsdp} is not supported yet; 1 is")
     if run.optimizer_in_backward:
@@ -98,6 +105,12 @@ def check_checkpoints(run: Run, model: Model, packing: Quantization | None) -> N
         raise InputError(
             "checkpointing.save: cast fails in PyTorch where 4-bit modules have biases, which they cast once, when "
             "they first run; without cast it works"
+        )
+    uneven = [p for kind in model.layers for p in kind if p.quantized == "int8" and p.shape[1] % 4]
+    if "selective" in hows and uneven and not model.settings.watched:
+        raise Unsupported(
+            f"checkpointing.plan: selective with method.quantization int8 of {uneven[0].name}, whose input features 4 "
+            "does not divide, is not supported yet; checkpointing: selective is"
         )
     if "reentrant" in hows:
         check_reentrant(run, model, packing)
@@ -187,12 +200,40 @@ def asked_of(run: Run) -> dict[str, tuple[str, ...]]:
     }
 
 
-def warnings_of(run: Run, strict: bool = False) -> list[str]:
-    """Returns warnings of what the figures take for granted."""
+def warnings_of(run: Run, model: Model, strict: bool = False) -> list[str]:
+    """What is taken for granted in the figures, and what is in them against expectation."""
     packing = packing_of(run.method)
     llama = [assumed(run)] if not strict and is_assumed(run.config) else []
+    approximate = [packing.assumption] if isinstance(packing, Packed) else []
+    taken = []
+    if "stack" not in run.model_fields_set and run.stack != GOLDEN.name:
+        taken = [f"stack: {run.stack}, as torch {GOLDEN.torch} of the usual one has no code for sm {run.sm}"]
     memory = [memory_alone(run)] if stands_in(run) else []
-    return [*llama, *([packing.assumption] if isinstance(packing, Packed) else []), *memory]
+    return [*llama, *taken, *approximate, *memory, *unquantized(run, model, packing), *unsaved(run, model)]
+
+
+def unquantized(run: Run, model: Model, packing: Quantization | None) -> list[str]:
+    """That the experts of a quantized model are not, where they are not."""
+    experts = [p for _, p in model.in_order() if p.is_experts and not p.quantized]
+    if packing is None or not experts:
+        return []
+    size, dtype = sum(p.nbytes for p in experts), experts[0].dtype
+    cast = f", which prepare_model_for_kbit_training casts to {dtype}" if packing.casts == "peft" else ""
+    return [
+        f"method.quantization: {run.method.quantization} leaves the experts unquantized, as transformers 5 stacks them "
+        f"and bitsandbytes replaces nn.Linear alone: {gib(size)} of the weights{cast}; method.kind: lora keeps "
+        "them in `precision`"
+    ]
+
+
+def unsaved(run: Run, model: Model) -> list[str]:
+    """That an operator of checkpointing.save is not in the model's layers, where PyTorch keeps nothing of it."""
+    names = lacking(model, run.checkpointing)
+    return [
+        f"checkpointing.save: {name} is no operator of this model's layers, so nothing of it is kept; there are "
+        f"{', '.join(operators_of(model))}"
+        for name in names
+    ]
 
 
 def stands_in(run: Run) -> bool:

@@ -26,11 +26,14 @@ class Alignment:
 
 
 def align(timeline: Curves, recording: Recording, addresses: bool = False, last_step: int | None = None) -> Alignment:
-    """Compares all events up to the first out of memory or the end of step `last_step`. Raises InputError where the
+    """Compares all events up to the first out of memory, or the end of step `last_step`. Raises InputError where the
     recording contradicts itself.
     """
     recorded = ev.until_out_of_memory(ev.of_recording(recording))
     simulated = ev.until_out_of_memory(ev.of_simulation(timeline.tape, timeline.answer))
+    oom = timeline.answer.out_of_memory
+    if oom is not None and oom.rejected:  # no event tells where; what follows depends on who catches the exception
+        recorded = ev.head(recorded, len(simulated))
     if last_step is not None:
         recorded, simulated = ev.until_step(recorded, last_step), ev.until_step(simulated, last_step)
     recorded = ev.named_as(ev.ordered_as(recorded, simulated), simulated)

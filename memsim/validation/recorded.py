@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from memsim.errors import InputError, Unsupported
+from memsim.errors import InputError, Unsupported, show
 from memsim.stacks.known import GOLDEN, SAME, STACKS, stack_of_versions
 from memsim.timeline.curves import Curves
 from memsim.traces import recorder
@@ -17,6 +17,7 @@ from memsim.validation import diff
 
 METRICS = ("peak_requested", "peak_allocated", "peak_reserved")
 VIRTUAL_GPU = "Virtual GPU"
+BARE = "base"  # the recorder's own loop, as recordings that vary it name it
 LAST_STEP = 1  # event sequences are compared to the end of the second step, from which on steps repeat
 
 
@@ -133,9 +134,12 @@ def settings_beside(trace: Path) -> list[str]:
 
 
 def run_of(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the Run that was recorded, with the model's config inline and the stack of its versions. So it says what
-    the recording was made of, whatever the catalogue says today. Raises Unsupported.
+    """The Run that was recorded, with the model's config inline and the stack of its versions: a recording says what it
+    was made of, whatever the catalogue says today. Raises Unsupported, of a loop that no Run says too.
     """
+    variant = data.get("variant", BARE)
+    if variant not in (BARE, None):
+        raise Unsupported(f"variant: {show(variant)}, another training loop, is not supported yet; {BARE} is")
     inline = {"model": data["model_config"]} if data.get("model_config") else {}
     return {
         **routing_key(data.get("device")),

@@ -22,7 +22,7 @@ DRIVER[DriverAction.SEGMENT_ALLOC] = recorder.SEGMENT_ALLOC
 DRIVER[DriverAction.SEGMENT_FREE] = recorder.SEGMENT_FREE
 DRIVER[DriverAction.SEGMENT_MAP] = recorder.SEGMENT_MAP
 DRIVER[DriverAction.SEGMENT_UNMAP] = recorder.SEGMENT_UNMAP
-UNIT = 512  # an `oom` is recorded with its bytes rounded up to this, an `alloc` with the bytes asked for
+UNIT = 512  # an `oom` is recorded with its bytes rounded, by default to this, an `alloc` with what was asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +60,11 @@ def of_simulation(tape: Tape, answer: Answer) -> EventSequence:
     """Returns the events of a Tape and the answer to it, as far as it was answered."""
     n = answer.processed
     action, address = tape.action[:n], answer.address[:n]
+    oom = answer.out_of_memory
     failed = (action == Action.ALLOC) & (address < 0)
     made = (action == Action.ALLOC) & ~failed
+    if oom is not None and oom.rejected:  # which PyTorch does not record
+        failed = np.zeros(n, bool)
     freed = (action == Action.FREE) & (answer.block[:n] > 0)  # the storage of a failed ALLOC has nothing to free
     ordinal_of = np.full(tape.storages, -1, np.int64)
     ordinal_of[tape.storage[:n][made]] = np.arange(int(made.sum()))
@@ -99,8 +102,8 @@ def of_simulation(tape: Tape, answer: Answer) -> EventSequence:
     at = first_own[failed]
     result.action[at] = OOM
     result.bytes[at] = np.maximum(-(-tape.bytes[:n][failed] // UNIT), 1) * UNIT
-    if answer.out_of_memory is not None and len(at):
-        result.address[at[0]] = answer.out_of_memory.device_free
+    if oom is not None and len(at):
+        result.bytes[at[0]], result.address[at[0]] = oom.rounded, oom.device_free
     return result
 
 

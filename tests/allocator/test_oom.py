@@ -127,4 +127,4 @@ def test_sizes_that_no_device_has_are_refused(size: int, device: int) -> None:
 def test_a_device_smaller_than_a_segment_is_out_of_memory() -> None:
     answer = allocate(tape_of_operations(np.array([(0, 0, 1, 0)], np.int64)), None, 1 << 20)
     assert answer.out_of_memory is not None
-    assert vars(answer.out_of_memory) == vars(OutOfMemory(0, 1, 2 * MIB, 1 << 20, 1 << 20, 0, 0))
+    assert vars(answer.out_of_memory) == vars(OutOfMemory(0, 1, 2 * MIB, 1 << 20, 1 << 20, 0, 0, rounded=512))

@@ -70,7 +70,10 @@ def test_what_is_no_llama_is_refused(fields: dict[str, object]) -> None:
             {"model_type": "olmo", "clip_qkv": 8.0, "attention_bias": True},
             "model.clip_qkv: 8.0 with model.attention_bias is not supported",
         ),
-        ({"model_type": "ministral", "sliding_window": None}, "model.sliding_window: null does not run with ministral"),
+        (
+            {"model_type": "ministral", "sliding_window": None, "head_dim": 16},
+            "model.sliding_window: null does not run with ministral",
+        ),
         ({"model_type": "smollm3", "no_rope_layers": [1]}, "model.no_rope_layers: needs 2 entries"),
         (
             {"model_type": "smollm3", "layer_types": ["sliding_attention"] * 2},
@@ -102,7 +105,7 @@ def test_what_is_no_llama_is_refused(fields: dict[str, object]) -> None:
 def test_what_a_family_refuses(fields: dict[str, object], text: str) -> None:
     config = {**LLAMA, **({"num_key_value_heads": 4} if fields["model_type"] == "opt" else {}), **fields}
     with pytest.raises((InputError, Unsupported), match=text):
-        model_of(Run(model=config))
+        model_of(Run(model=config, attention="sdpa"))
 
 
 def test_bitsandbytes_leaves_linear_modules_of_another_class() -> None:
@@ -119,7 +122,7 @@ def test_strategies_that_bloom_does_not_have_yet() -> None:
     with pytest.raises(
         InputError, match="attention: sdpa does not run with bloom, whose scores fall with distance; eager does"
     ):
-        model_of(Run(model=config))
+        model_of(Run(model=config, attention="sdpa"))
 
 
 def test_casts_of_biases_are_not_saved_selectively() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -98,3 +99,64 @@ def test_layers_may_be_dense() -> None:
         "decoder_sparse_step": 2,
     }
     assert model_of(Run(model=qwen)).pattern == (1, 0, 1, 0, 1)
+
+
+MOE = {"model_type": "qwen3_moe", "hidden_size": 128, "intermediate_size": 256, "moe_intermediate_size": 64}
+MOE |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 1000}
+MOE |= {"num_experts": 8, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize(("method", "cast"), [({}, True), ({"quantization": "int8"}, True), ({"casts": "none"}, False)])
+def test_a_quantized_mixture_says_that_its_experts_are_not(method: dict[str, object], cast: bool) -> None:
+    size = 2 * 8 * 3 * 64 * 128 * (4 if cast else 2) / 2**30
+    with pytest.warns(UserWarning) as caught:
+        simulate(Run(model=MOE, method={"kind": "qlora", **method}, batch={"sequence": 64}, steps=1))
+    (text,) = [str(warning.message) for warning in caught if "experts" in str(warning.message)]
+    name = method.get("quantization", "nf4")
+    assert text.startswith(
+        f"method.quantization: {name} leaves the experts unquantized, as transformers 5 stacks them and bitsandbytes "
+        f"replaces nn.Linear alone: {size:.3f} GiB of the weights"
+    )
+    assert ("which prepare_model_for_kbit_training casts to fp32" in text) == cast
+
+
+def test_nothing_is_said_of_experts_that_are_not_there() -> None:
+    dense = Run(model={**MOE, "mlp_only_layers": [0, 1]}, method={"kind": "qlora"}, batch={"sequence": 64}, steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        simulate(dense)
+        simulate(Run(model=MOE, method={"kind": "lora"}, batch={"sequence": 64}, steps=1))
+
+
+@pytest.mark.parametrize("quantization", ["gptq", "awq"])
+def test_checkpoints_of_packed_experts_are_refused(quantization: str) -> None:
+    method = {"kind": "qlora", "quantization": quantization, "group_size": 32}
+    with pytest.raises(Unsupported, match=f"method.quantization: {quantization} of stacked experts, .* is not"):
+        model_of(Run(model=MOE, method=method))
+    assert model_of(Run(model={**MOE, "mlp_only_layers": [0, 1]}, method=method)).count()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {**MOE, "mlp_only_layers": [0, 1], "moe_intermediate_size": 7, "num_experts_per_tok": 9},
+        {
+            **MOE,
+            "model_type": "glm4_moe",
+            "first_k_dense_replace": 2,
+            "n_routed_experts": 1,
+            "partial_rotary_factor": 0.5,
+        },
+        {
+            **MOE,
+            "model_type": "deepseek_v3",
+            "first_k_dense_replace": 2,
+            "n_routed_experts": 1,
+            "num_key_value_heads": 4,
+        },
+    ],
+)
+def test_experts_that_no_layer_has_refuse_nothing(model: dict[str, object]) -> None:
+    latent = {"kv_lora_rank": 16, "q_lora_rank": None, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
+    built = model_of(Run(model={**model, **(latent if model["model_type"] == "deepseek_v3" else {})}))
+    assert not any(p.is_experts for _, p in built.in_order())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from memsim.api import simulate
 from memsim.errors import InputError
 from memsim.framework.model import Checkpoint
 from memsim.passes.checkpoint import checkpointed
@@ -91,8 +92,9 @@ def test_what_is_kept_falls_with_what_is_recomputed() -> None:
         ({"save": []}, "save: [] is not a list of operators such as [matmul, attention]"),
         ({"first": 5}, "checkpointing.first: 5 is more than the model's 4 layers"),
         (
-            {"save": ["softmax"]},
-            "checkpointing.save: 'softmax' is no operator of this model's layers; there are matmul, attention, add",
+            {"save": ["softmix"]},
+            "checkpointing.save: 'softmix' is no operator; did you mean softmax?; of this model's layers there are "
+            "matmul, attention, add",
         ),
         ({"plan": [[3, "full"]]}, "checkpointing.plan: its layers are 3, the model's 4"),
         ({"plan": [[4, "sqrt"]]}, "plan: sqrt is not a strategy of single layers; none, full"),
@@ -120,3 +122,30 @@ def test_an_older_stack_has_some_strategies() -> None:
         InputError, match=r"checkpointing: selective with method qlora and stack hf-4.48 is not " r"supported yet"
     ):
         model_of(Run(model=SMALL, checkpointing="selective", method={"kind": "qlora"}, stack="hf-4.48"))
+
+
+def test_an_operator_that_the_layers_lack_is_a_note_as_pytorch_ignores_it() -> None:
+    batch = {"sequence": 64}
+    with pytest.warns(
+        UserWarning, match=r"checkpointing.save: softmax is no operator of this model's layers, so nothing"
+    ):
+        noted = simulate(Run(model=SMALL, batch=batch, checkpointing={"save": ["matmul", "softmax"]}, steps=1))
+    plain = simulate(Run(model=SMALL, batch=batch, checkpointing={"save": ["matmul"]}, steps=1))
+    assert noted.peak_reserved == plain.peak_reserved and noted.steps[0] == plain.steps[0]
+    planned = Run(model=SMALL, batch=batch, checkpointing={"plan": [[1, {"save": ["softmax"]}], [3, "none"]]}, steps=1)
+    with pytest.warns(UserWarning, match="checkpointing.save: softmax is no operator of this model's layers"):
+        simulate(planned)
+
+
+@pytest.mark.parametrize(("layers", "order"), [(46, "cos sin"), (47, "sin cos"), (48, "sin cos")])
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_in_which_order_nested_checkpoints_let_go_of_the_rotary_tables(layers: int, order: str, kind: str) -> None:
+    """As recorded: CPython puts off what is too deep, first the call's tuple, then its dict."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = {"model_type": kind, **sizes, "num_hidden_layers": layers, "vocab_size": 200, "sliding_window": None}
+    tape = tape_of_run(Run(model=model, batch={"sequence": 16}, checkpointing="reentrant", steps=1))
+    last = tape.operator == tape.operators.index("del loss, tokens")
+    freed = tape.storage[last & (tape.action == Action.FREE)].tolist()
+    made = {int(s): int(b) for s, b in zip(tape.storage, tape.bytes, strict=True)}
+    tables = sorted(storage for storage in freed if made[storage] == 16 * 16 * 2)  # cos is made first
+    assert [("cos", "sin")[tables.index(storage)] for storage in freed if storage in tables] == order.split()

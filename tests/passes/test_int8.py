@@ -13,7 +13,9 @@ from memsim import Run, simulate
 from memsim.errors import InputError, Unsupported
 from memsim.graph.layer_graph import LayerGraph, Operator, TensorSpec
 from memsim.schedule.autograd.nodes import MOST, Nodes
+from memsim.simulation import tape_of_run
 from memsim.simulation.build import model_of
+from memsim.tape import Action
 
 MODEL = {
     "model_type": "llama",
@@ -130,3 +132,42 @@ def test_nodes_live_while_a_result_does(length: int) -> None:
     for storage in range(1, length):
         assert nodes.drop(storage) == []  # the next node reads it
     assert nodes.drop(length) == list(range(length - 1, -1, -1))
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v2", "deepseek_v3"])
+def test_latent_attention_fails_in_bitsandbytes(kind: str) -> None:
+    model = {**MODEL, "model_type": kind, "kv_lora_rank": 16, "q_lora_rank": None, "qk_rope_head_dim": 16}
+    model |= {"qk_nope_head_dim": 16, "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1}
+    model |= {"moe_intermediate_size": 32, "topk_group": 1, "topk_method": "greedy", "num_key_value_heads": 4}
+    run = Run(model=model, method={"kind": "qlora", "quantization": "int8"})
+    with pytest.raises(
+        InputError,
+        match=r"int8 fails in bitsandbytes, as self_attn.kv_b_proj gets a tensor of 4 dimensions: Only two or three "
+        "dimensional matrices are supported for argument A; nf4 works",
+    ):
+        model_of(run)
+    assert model_of(Run(model=model, method={"kind": "qlora"})).count()
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "recorded"),
+    [
+        ("none", [132096, 132096, 66048, 66048, 32768, 8519680, 65536]),
+        ("selective", [132096, 132096, 65536, 8519680, 65536]),
+    ],
+)
+def test_input_features_that_4_does_not_divide(checkpointing: str, recorded: list[int]) -> None:
+    """matmul of fp32 copies of x and weight, which autocast lowers but where a TorchDispatchMode runs below it."""
+    model = {**MODEL, "intermediate_size": 258, "num_hidden_layers": 2}
+    method = {"kind": "qlora", "quantization": "int8"}
+    run = Run(model=model, method=method, batch={"size": 2, "sequence": 64}, checkpointing=checkpointing, steps=1)
+    tape = tape_of_run(run)
+    there = (tape.action == Action.ALLOC) & (tape.layer == 0) & (tape.phase == tape.phases.index("0/forward"))
+    there &= tape.operator == tape.operators.index("mlp.down_proj.linear8bit")
+    made = tape.bytes[there].tolist()
+    at = made.index(132096)
+    assert made[at : at + len(recorded)] == recorded
+    with pytest.raises(
+        Unsupported, match=r"checkpointing.plan: selective with method.quantization int8 of mlp.down_proj"
+    ):
+        model_of(Run(model=model, method=method, checkpointing={"plan": [[1, "selective"], [1, "none"]]}))

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from memsim.allocator import allocate
+from memsim.allocator.settings import Settings
 from memsim.errors import InputError
 from memsim.tape import Action, Category, Tape
 from memsim.traces import recorder
@@ -225,6 +226,26 @@ def test_a_failing_alloc_is_an_oom_with_rounded_bytes_and_the_free_memory() -> N
     assert [made.describe(event) for event in range(len(made))][-2:] == ["segment_free", "oom"]
     assert made.bytes[-1] == (30 << 20) + 512 and made.address[-1] == 16 << 20
     assert ev.until_out_of_memory(made).action.tolist() == made.action.tolist()
+
+
+def test_an_oom_has_the_bytes_that_the_settings_round_a_request_to() -> None:
+    requests = tape((Action.ALLOC, 0, 100), (Action.ALLOC, 1, (33 << 20) + 1))
+    made = ev.of_simulation(
+        requests, allocate(requests, Settings.parse("roundup_power2_divisions:4"), device_memory=16 << 20)
+    )
+    assert made.describe(len(made) - 1) == "oom" and made.bytes[-1] == 40 << 20
+
+
+def test_a_request_that_is_rejected_is_no_event() -> None:
+    """throw_on_cudamalloc_oom: nothing is tried, and nothing recorded."""
+    requests = tape((Action.ALLOC, 0, 100), (Action.ALLOC, 1, 30 << 20))
+    settings = Settings.parse("throw_on_cudamalloc_oom:True,per_process_memory_fraction:1.0")
+    answer = allocate(requests, settings, device_memory=16 << 20)
+    assert answer.out_of_memory is not None and answer.out_of_memory.rejected
+    assert ev.of_simulation(requests, answer).action.tolist() == [
+        ACTIONS.index("segment_alloc"),
+        ACTIONS.index("alloc"),
+    ]
 
 
 def test_events_after_the_first_oom_are_left_out() -> None:

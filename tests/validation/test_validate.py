@@ -138,6 +138,22 @@ def test_the_recorded_config_is_simulated_and_not_the_name() -> None:
     assert validate.run_of({"run": {"model": "tiny"}}) == {"model": "tiny"}
 
 
+def test_another_loop_than_the_bare_one_is_not_supported(tmp_path: Path) -> None:
+    for variant in ("cache", "zero_first+hold", "trainer", 3):
+        with pytest.raises(Unsupported, match=r"^variant: .*, another training loop, is not supported yet; base is$"):
+            validate.run_of({"run": {"model": "tiny"}, "variant": variant})
+    for same in ({"variant": "base"}, {"variant": None}, {}):
+        assert validate.run_of({"run": {"model": "tiny"}, **same}) == {"model": "tiny"}
+    (tmp_path / "cache.json").write_text(json.dumps({**result(step(0, 1, 2, 3)), "variant": "cache"}))
+
+    def simulated(run: Mapping[str, Any], other_order: bool) -> Timeline:
+        raise AssertionError("the bare loop was simulated")
+
+    found = validate.check(tmp_path / "cache.json", simulated)
+    assert (found.supported, found.refused) == (False, False)
+    assert found.reason == "variant: 'cache', another training loop, is not supported yet; base is"
+
+
 def test_the_stack_is_that_of_the_recorded_versions() -> None:
     older = {"torch": "2.6.0+cu124", "transformers": "4.48.1", "peft": "0.13.2", "bitsandbytes": "0.46.1"}
     assert validate.run_of({"run": {"model": "tiny"}, "versions": older})["stack"] == "hf-4.48"

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 
 from memsim.errors import InputError
 
+# model_types whose code reads sliding_window; others have the field in vain
+WINDOWED = (
+    *("mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "gpt_oss", "cohere2", "exaone4", "ministral"),
+    *("olmo3", "smollm3", "starcoder2", "mixtral", "qwen2_moe", "qwen3_moe"),
+)
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -45,6 +51,17 @@ def integer(fields: Mapping[str, object], key: str, default: int | None = None) 
     return value
 
 
+def under_one_name(fields: Mapping[str, object], key: str, *others: str) -> dict[str, object]:
+    """The fields with `key` for whichever of its names is given, as transformers takes any of them. Raises InputError
+    where two say different things.
+    """
+    given = {name: fields[name] for name in (key, *others) if fields.get(name) is not None}
+    if len(set(map(repr, given.values()))) > 1:
+        raise InputError(f"model.{key}: {' and '.join(map(str, given))} are one field, and differ; give one of them")
+    rest = {name: value for name, value in fields.items() if name not in (key, *others)}
+    return {**rest, **({key: next(iter(given.values()))} if given else {})}
+
+
 def probability(fields: Mapping[str, object], key: str, default: float) -> float:
     """Returns a dropout's probability. Raises InputError."""
     value = fields.get(key, default)
@@ -76,7 +93,9 @@ def decoder_config(fields: Mapping[str, object], **defaults: object) -> DecoderC
         )
     if heads % kv:
         raise InputError(f"model.num_key_value_heads: {kv} does not divide num_attention_heads {heads}")
-    window = merged.get("sliding_window")
+    window = merged.get("sliding_window") if merged["model_type"] in WINDOWED else None
+    if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
+        raise InputError(f"model.sliding_window: {window!r} is not a whole number of tokens, or null")
     return DecoderConfig(
         model_type=str(merged["model_type"]),
         hidden_size=hidden,
@@ -92,6 +111,6 @@ def decoder_config(fields: Mapping[str, object], **defaults: object) -> DecoderC
         hidden_act=str(merged.get("hidden_act", "silu")),
         max_position_embeddings=integer(merged, "max_position_embeddings", 2048),
         attention_dropout=probability(merged, "attention_dropout", 0.0),
-        sliding_window=window if isinstance(window, int) else None,
+        sliding_window=window,
         fields=merged,
     )

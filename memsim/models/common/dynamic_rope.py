@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.errors import Unsupported
+from memsim.errors import InputError, Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
 from memsim.framework.frames import release_in_slot_order
@@ -15,13 +15,47 @@ from memsim.framework.tensor import Tensor
 from memsim.models.common.config import DecoderConfig
 
 
-def rope_type(config: DecoderConfig) -> str:
-    """Returns the kind of rotary embedding that the config requires."""
+def rope_of(config: DecoderConfig) -> Mapping[str, object]:
+    """What the config says of its rotary embedding, under the older name or the newer (convert_rope_params_to_dict)."""
     for key in ("rope_scaling", "rope_parameters"):
         rope = config.fields.get(key)
-        if isinstance(rope, Mapping):
-            return str(rope.get("rope_type", rope.get("type", "default")))
-    return "default"
+        if isinstance(rope, Mapping) and rope:
+            return rope
+    return {}
+
+
+def rope_type(config: DecoderConfig) -> str:
+    """The kind of rotary embedding that the config asks for."""
+    rope = rope_of(config)
+    kind = str(rope.get("rope_type", rope.get("type", "default")))
+    return "longrope" if config.model_type == "phi3" and kind in ("su", "yarn") else kind  # names that it had before
+
+
+def rotary_dim(config: DecoderConfig, default: float, key: str = "partial_rotary_factor") -> int:
+    """How many elements of a head turn. Raises InputError where that is no number of pairs within it."""
+    given = rope_of(config).get(key)
+    share = config.fields.get(key, default) if given is None else given
+    if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
+        raise InputError(f"model.{key}: {share!r} is not a share from above 0 to 1")
+    rotary = int(config.head_dim * share)
+    if rotary < 2 or rotary % 2:
+        raise InputError(
+            f"model.{key}: {share} of a head of {config.head_dim} is {rotary}, which is no number of pairs, and these "
+            "turn together"
+        )
+    return rotary
+
+
+def check_longrope(config: DecoderConfig, dim: int) -> None:
+    """Raises InputError where the factors of LongRoPE are missing, or not one for each of `dim` / 2 frequencies."""
+    for key in ("short_factor", "long_factor"):
+        factors = rope_of(config).get(key)
+        if not isinstance(factors, (list, tuple)) or len(factors) != dim // 2:
+            found = "missing" if factors is None else f"not {dim // 2} numbers"
+            raise InputError(
+                f"model.rope_scaling.{key}: {found}; longrope takes one for each of the {dim // 2} frequencies, as the "
+                "model's own config.json has them"
+            )
 
 
 def update(b: Builder, config: DecoderConfig, settings: Settings, position_ids: Tensor, dim: int) -> None:

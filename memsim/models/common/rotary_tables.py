@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memsim.errors import Unsupported
 from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
 from memsim.framework.frames import release_in_slot_order
@@ -20,9 +21,11 @@ def rotary_embedding(
     buffer: str = "",
     spread: str = "cat",
 ) -> tuple[Tensor, Tensor]:
-    """Runs LlamaRotaryEmbedding.forward. Returns cos and sin, [1, S, D] in `dtype`. buffer: the frequencies' name,
-    where it is not the usual one; spread: as in Parts.
+    """LlamaRotaryEmbedding.forward: cos and sin of [1, S, D] in `dtype`. buffer: the frequencies' name, where it is not
+    the usual one; spread: of Parts. Raises Unsupported for elements that are no pairs.
     """
+    if head_dim % 2:
+        raise Unsupported(f"model: heads of which {head_dim} elements turn are not supported, as they turn in pairs")
     with b.module(SET_ORDER if buffer else "rotary_emb"), b.no_grad(), b.no_autocast():
         inv_freq = b.parameter(buffer or "rotary_emb.inv_freq", (head_dim // 2,), "fp32", False)
         if settings.stack.rotary_by_product:

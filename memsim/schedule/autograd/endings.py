@@ -20,8 +20,26 @@ def at_end(whole: Model, kept: list[int], attached: list[int]) -> tuple[list[int
     if reentrant and whole.settings.stack.checkpoints_positional_arguments:
         return attached[::-1] + kept, []
     late = reentrant and nested >= NESTED - ARGUMENTS
+    if nested == NESTED - 2:  # the dict of arguments goes as it stands, its tuples from their end
+        attached = _tuples_turned(whole, attached)
     before, after = ([], attached if nested < NESTED - 1 else attached[::-1]) if late else (attached[::-1], [])
     return (before, kept + after) if nested >= NESTED else (before + kept, after)
+
+
+def _tuples_turned(whole: Model, attached: list[int]) -> list[int]:
+    """What reentrant checkpoints hold, a group for each of them, with every pair of rotary tables turned round."""
+    rows = zip(whole.pattern, whole.by_layer(), strict=True)
+    graphs = (whole.layer_graphs[kind] for kind, (checkpoint, _) in rows if checkpoint.how == "reentrant")
+    names = {tuple(name for name in reversed(whole.by_reference()[0]) if name in graph.inputs) for graph in graphs}
+    pairs = {tuple(i for i, name in enumerate(group) if name.endswith(("cos", "sin"))) for group in names}
+    if len(pairs) > 1 or len({len(group) for group in names}) > 1:  # layers that are not alike: as they stand
+        return attached
+    (pair,), (length, *_) = pairs, [len(group) for group in names]
+    if len(pair) != 2 or pair[1] - pair[0] != 1:
+        return attached
+    order = list(range(length))
+    order[pair[0]], order[pair[1]] = pair[1], pair[0]
+    return [attached[at + i] for at in range(0, len(attached), length) for i in order]
 
 
 def _nested(whole: Model) -> int:
