@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from memsim.errors import InputError
 from memsim.tape import Action
 
 SMALL, SMALL_SEGMENT, LARGE_SEGMENT, UNIT = 1 << 20, 2 << 20, 20 << 20, 512
 FARTHEST = 64 << 30  # bytes between pages of one reservation; what lies farther apart is not brought into its place
+MOST_PIECES = 1 << 19  # of 1 MiB: half a TiB of small segments
 Row = tuple[int, int, int, int]  # action, storage, bytes, stream
 
 
@@ -75,23 +77,36 @@ class _Piece:
 
 
 def rebuild(segments: Iterable[Segment]) -> Rebuilt:
-    """The requests for these segments, whose order by address stands for that of their making."""
+    """The requests for these segments, whose order by address stands for that of their making. Raises InputError where
+    they would be too many.
+    """
     made = Rebuilt()
     held: list[tuple[int, int]] = []  # storages of gaps, and bytes
     absent: list[tuple[int, int]] = []
     larger: list[tuple[int, Live, int, Segment]] = []  # storage of the place, block, bytes of the place
     pools: dict[tuple[int, bool], int] = {}  # where the expandable memory of a pool ends so far
+    bases: dict[tuple[int, bool], int] = {}  # and where its first reservation begins
+    count = 0  # of parts of small segments
     for segment in sorted(segments, key=lambda segment: segment.address):
         pool = segment.stream, segment.small
         made.reserved += segment.bytes
+        apart = segment.address - pools[pool] if segment.expandable and pool in pools else FARTHEST + 1
+        before = apart if apart <= FARTHEST else 0  # address space without pages
+        if segment.small:
+            count += (segment.bytes + before) // SMALL
+        if count > MOST_PIECES:
+            raise InputError(
+                f"the segment at address {segment.address}: the memory held at the start, {made.reserved} bytes and "
+                f"more, is in over {MOST_PIECES} parts, which is not rebuilt"
+            )
         pieces = _pieces(segment)
-        if segment.expandable and pool in pools and segment.address - pools[pool] <= FARTHEST:
-            pieces = [*_gap(segment.address - pools[pool], segment.small, mapped=False), *pieces]
+        if apart <= FARTHEST:
+            pieces = [*_gap(before, segment.small, mapped=False), *pieces]
         else:
             made.given.append(segment.address)
         if segment.expandable:
             pools[pool] = segment.address + segment.bytes
-            base = next((base for base, of in made.expandable.items() if of == pool), segment.address)
+            base = bases.setdefault(pool, segment.address)
             made.expandable[base] = pool
             made.mapped[base] = made.mapped.get(base, 0) + segment.bytes
         elif not segment.small:  # the whole first: a first block alone could get a segment of another size
