@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.table import Table
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from memsim.api import replay
 from memsim.cli import console, tables
-from memsim.errors import InputError
+from memsim.errors import InputError, visible
 from memsim.results.write import SUFFIXES, write
 from memsim.search import allocators as whatif
 from memsim.search.allocators import Outcome
@@ -36,33 +37,44 @@ def run(
         raise InputError(
             "--check compares under the trace's own settings: it goes with --torch, --device-memory and --json only"
         )
+    suffix = ""
     if output is not None:
-        console.writable(output)
+        suffix = console.output(output, SUFFIXES, [*paths, *(path.with_suffix(".json") for path in paths)])
         if len(paths) * len(chosen) != 1:
             raise InputError(
                 f"{output}: one trace under one setting is written; {len(paths)} traces and {len(chosen)} settings "
                 "are given"
             )
-        if output.suffix not in SUFFIXES:
-            raise InputError(f"{output}: ends in none of {', '.join(SUFFIXES)}")
-    console.say_if_cold()
     if checks:
         return _check(paths, device_memory, torch, as_json)
     rows = []
     loaded = [_load(path) for path in paths] if len(paths) == 1 else []
+    console.say_if_cold()
     with console.progress("replaying", len(paths) * len(chosen)) as advance:
         for path in paths:
             trace = loaded[0] if loaded else load_trace(path)
-            rows += [advance(whatif.outcome(trace, text, device_memory, torch, smallest)) for text in chosen]
+            with _naming(path):
+                rows += [advance(whatif.outcome(trace, text, device_memory, torch, smallest)) for text in chosen]
     if output is not None:
         with console.written(output) as place:
-            write(replay(trace, chosen[0], device_memory, torch), place, output.suffix)
+            write(replay(trace, chosen[0], device_memory, torch), place, suffix)
         console.note(f"memsim: wrote {output}")
     if as_json:
         print(json.dumps([row.to_json() for row in rows], indent=1))
     else:
         console.out().print(settings_table(rows))
     return 1 if any(row.out_of_memory_event is not None for row in rows) else 0
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors that show only once the trace is replayed name its file too."""
+    try:
+        yield
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
 
 
 def _load(path: Path) -> Trace:
@@ -73,13 +85,18 @@ def _load(path: Path) -> Trace:
 def _check(paths: Sequence[Path], device_memory: str | None, torch: str | None, as_json: bool) -> int:
     found: list[Agreement] = []
     with console.progress("comparing", len(paths)) as advance:
-        found += [advance(check(load_trace(path, device_memory), torch)) for path in paths]
+        for path in paths:
+            trace = load_trace(path, device_memory)
+            if not found:
+                console.say_if_cold()
+            with _naming(path):
+                found.append(advance(check(trace, torch)))
     if as_json:
         print(json.dumps([vars(row) for row in found], indent=1))
     else:
         for row in found:
             where = "" if row.first is None else f", first difference at event {row.first}"
-            print(f"{row.source}: {row.agree} of {row.compared} agree (rules of torch {row.torch}){where}")
+            print(visible(f"{row.source}: {row.agree} of {row.compared} agree (rules of torch {row.torch}){where}"))
     return 0 if all(row.agree == row.compared for row in found) else 1
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memsim.cli import console, tables
-from memsim.cli.running import DONE, NO, loaded, print_json, simulated
+from memsim.cli.running import DONE, NO, inputs_of, loaded, print_json, simulated
 from memsim.errors import InputError
-from memsim.results.write import write
+from memsim.results.write import SUFFIXES, write
 from memsim.units import read_seconds
 
 
@@ -16,14 +16,14 @@ def run(
     source: str, settings: Sequence[str] | None, output: Path | None, measured: str | None, strict: bool, as_json: bool
 ) -> int:
     """The command; returns its exit code: 1 where the Run is out of memory. Raises InputError."""
-    if output is not None:
-        console.writable(output)
-    timeline = simulated(loaded(source, settings), strict=strict, measured_step=_seconds(measured))
+    job = loaded(source, settings)
+    suffix = console.output(output, SUFFIXES, inputs_of(source, job)) if output is not None else ""
+    timeline = simulated(job, strict=strict, measured_step=_seconds(measured))
     if measured is not None and timeline.about.rates is not None:
         console.note(f"memsim: calibrated: {timeline.about.rates.efficiency.as_settings()}")
     if output is not None:
         with console.written(output) as path:
-            write(timeline, path, output.suffix)
+            write(timeline, path, suffix)
     if timeline.about.note:
         console.note(f"memsim: {timeline.about.note}")
     if as_json:

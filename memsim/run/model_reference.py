@@ -51,6 +51,7 @@ class Resolved:
     name: str  # for people
     config: Mapping[str, object]
     from_file: bool = False
+    path: Path | None = None  # of that file
 
 
 def resolve(model: str | Mapping[str, object], folder: Path) -> Resolved:
@@ -83,7 +84,7 @@ def resolve(model: str | Mapping[str, object], folder: Path) -> Resolved:
         raise InputError(f"model: {path}: not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise InputError(f"model: {path}: not a Hugging Face config: a JSON object with model_type and sizes")
-    return Resolved(_check(config, f"model: {path}"), config, from_file=True)
+    return Resolved(_check(config, f"model: {path}"), config, from_file=True, path=path)
 
 
 def _find(model: str, folder: Path) -> Path | None:
