@@ -18,7 +18,7 @@ from memsim.cli import console
 from memsim.errors import InputError, Unreachable
 
 DONE, NO, WRONG = 0, 1, 2
-LONGEST, TAIL, MOST_READ = 1000, 200, 100_000  # signs of an error's line, of those its last, and what is looked at
+LONGEST, TAIL = 1000, 200  # signs of an error's line, and those of its end
 # click's; newer typer carries its own click and names it nowhere public
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -256,5 +256,5 @@ def _wrong(line: str) -> int:
 
 def _line(text: str) -> str:
     """An error on one line: of a long one its beginning, with the file, and its end, with what is valid."""
-    line = f"memsim: {' '.join(text[:MOST_READ].split())}"
+    line = f"memsim: {' '.join(text.split())}"
     return line if len(line) <= LONGEST else f"{line[: LONGEST - TAIL]} … {line[-TAIL:]}"

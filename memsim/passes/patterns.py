@@ -36,9 +36,7 @@ def _limited(pattern: str, key: str) -> Iterator[None]:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise InputError(
-            f"{key}: the pattern {show(pattern)} takes over {LONGEST:g} s for one name; write a simpler one"
-        )
+        raise InputError(f"{key}: the pattern {show(pattern)} takes over {LONGEST:g} s to match; write a simpler one")
 
     alarms = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
     guarded = alarms and signal.getitimer(signal.ITIMER_REAL)[0] == 0

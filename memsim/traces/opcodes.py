@@ -29,9 +29,9 @@ REASONS = {
     KEY: "has a key that is no string or number",
     MEMO: "remembers a value under a number far beyond those in use",
 }
-OPEN = -1  # nothing wrong so far
+OPEN, FULL = -1, -2  # nothing wrong so far; there is no room to go on
+FIRST_ROOM = 1 << 16  # on the stack, and for marks, containers, and what is remembered
 NEWLINE = 10
-CHUNK = 1 << 22
 SCALAR, UNHASHABLE = 0, -1  # on the stack, in place of what is no container; a container is a number from 1 on
 LIST, DICT, SET, TUPLE = 1, 2, 3, 4
 # How an operation's argument is written: none, so many bytes, a length of so many bytes and then as many, or a line.
@@ -186,11 +186,11 @@ def _argument(data, at, n, written, count, digits):
 @njit(cache=True)
 def _follow(pickle, tables, costs, stacks, places, memos, containers, floats, most_bytes, most_weight):
     """As `follow`, with zeros to work in: for the stack, the marks, the memo; for depth, kind and seal of each
-    container, and for their weights.
+    container, and for their weights. FULL where they are too few.
     """
     data, table, cost_of, stack = items(pickle), items(tables), items(costs), items(stacks)
     marks, memo, boxes, weights = items(places), items(memos), items(containers), items(floats)
-    n, memory = len(pickle), len(memos)
+    n, room = len(pickle), len(memos)
     at, top, marked, made, remembered, cost, place, reason = 0, 0, 0, 0, 0, 0, 0, OPEN
     while reason == OPEN:
         place = at
@@ -217,7 +217,7 @@ def _follow(pickle, tables, costs, stacks, places, memos, containers, floats, mo
             first, fence = fence, (marks[marked - 1] if marked else 0)
         pushed, value = False, SCALAR
         if does == GET:
-            if number < 0 or number >= memory or memo[number] == 0:
+            if number < 0 or number >= room or memo[number] == 0:
                 reason = BROKEN
                 break
             pushed, value = True, memo[number] - 2
@@ -228,6 +228,9 @@ def _follow(pickle, tables, costs, stacks, places, memos, containers, floats, mo
                 break
             if number < 0 or number > remembered + 1:
                 reason = MEMO
+                break
+            if number >= room:
+                reason = FULL
                 break
             remembered += 1 if memo[number] == 0 else 0
             memo[number] = stack[top - 1] + 2
@@ -255,6 +258,9 @@ def _follow(pickle, tables, costs, stacks, places, memos, containers, floats, mo
             else:
                 made += 1
                 target = made
+                if made == room:
+                    reason = FULL
+                    break
                 boxes[3 * target], boxes[3 * target + 1], weights[target] = 1, kind, 1
                 cost += cost_of[kind]
                 pushed, value = True, target
@@ -264,6 +270,9 @@ def _follow(pickle, tables, costs, stacks, places, memos, containers, floats, mo
             cost += cost_of[5 + kind] * (top - first)
             top = first
         elif does == MARK:
+            if marked == room:
+                reason = FULL
+                break
             marks[marked] = top
             marked += 1
             cost += 8
@@ -282,7 +291,9 @@ def _follow(pickle, tables, costs, stacks, places, memos, containers, floats, mo
                 reason = PLAIN
         elif does != SKIP:
             reason = NAMES if does == NAME else BUILDS if does == OBJECT else BROKEN
-        if pushed:
+        if pushed and top == room:
+            reason = FULL
+        elif pushed:
             stack[top] = value
             top += 1
             cost += 8
@@ -297,26 +308,20 @@ def follow(data: NDArray[np.uint8], most_bytes: int, most_values: float) -> tupl
     most_bytes: that it may build. most_values: that a walk through any of its containers may meet, those that are
     shared as often as they are reached.
     """
-    seen = np.zeros(256, np.int64)
-    for start in range(0, len(data), CHUNK):
-        seen += np.bincount(data[start : start + CHUNK], minlength=256)
-    does = TABLE[:, 0]
-
-    def room(*kinds: int) -> int:
-        return int(seen[np.isin(does, kinds)].sum()) + 2
-
-    # there are at most as many of an operation as of its byte; zeros that nobody writes cost nothing
-    containers = room(EMPTY, FROM_MARK, FEW)
-    found = _follow(
-        data,
-        TABLE.ravel(),
-        COSTS,
-        np.zeros(containers + room(VALUE, INTEGER, BYTES, GET, DUP), np.int64),
-        np.zeros(room(MARK), np.int64),
-        np.zeros(room(PUT, MEMOIZE), np.int64),
-        np.zeros(3 * containers, np.int64),
-        np.zeros(containers, np.float64),
-        most_bytes,
-        most_values,
-    )
-    return int(found[0]), int(found[1]), int(found[2])
+    room = FIRST_ROOM
+    while True:
+        reason, place, cost = _follow(
+            data,
+            TABLE.ravel(),
+            COSTS,
+            np.zeros(room, np.int64),
+            np.zeros(room, np.int64),
+            np.zeros(room, np.int64),
+            np.zeros(3 * room, np.int64),
+            np.zeros(room, np.float64),
+            most_bytes,
+            most_values,
+        )
+        if reason != FULL:
+            return int(reason), int(place), int(cost)
+        room *= 4  # and from the beginning, which costs a third more in all
