@@ -57,10 +57,10 @@ SNAPSHOTS = {
         snapshot([event("alloc")], [segment(size=2**58)]),
         "segment 0: total_size: 288230376151711744; whole numbers from 0 to 1125899906842624 are valid",
     ),
-    "a small segment of 2^50": (snapshot([event("alloc")], [segment(size=2**50)]), "parts, which is not rebuilt"),
+    "a small segment of 2^50": (snapshot([event("alloc")], [segment(size=2**50)]), "parts of 1 MiB, which is not"),
     "far pages": (
         snapshot([event("alloc")], [segment(at << 36, is_expandable=True) for at in range(1, 60)]),
-        "parts, which is not rebuilt",
+        "parts of 1 MiB, which is not",
     ),
     "an address of 2^63": (snapshot([event("alloc", 2**63)]), "event 0: addr: 9223372036854775808; whole numbers"),
     "a segment there": (snapshot([event("alloc")], [segment(2**63)]), "segment 0: address: 9223372036854775808; whole"),

@@ -86,22 +86,15 @@ def rebuild(segments: Iterable[Segment]) -> Rebuilt:
     larger: list[tuple[int, Live, int, Segment]] = []  # storage of the place, block, bytes of the place
     pools: dict[tuple[int, bool], int] = {}  # where the expandable memory of a pool ends so far
     bases: dict[tuple[int, bool], int] = {}  # and where its first reservation begins
-    count = 0  # of parts of small segments
-    for segment in sorted(segments, key=lambda segment: segment.address):
+    in_order = sorted(segments, key=lambda segment: segment.address)
+    _check_parts(in_order)
+    for segment in in_order:
         pool = segment.stream, segment.small
         made.reserved += segment.bytes
         apart = segment.address - pools[pool] if segment.expandable and pool in pools else FARTHEST + 1
-        before = apart if apart <= FARTHEST else 0  # address space without pages
-        if segment.small:
-            count += (segment.bytes + before) // SMALL
-        if count > MOST_PIECES:
-            raise InputError(
-                f"the segment at address {segment.address}: the memory held at the start, {made.reserved} bytes and "
-                f"more, is in over {MOST_PIECES} parts, which is not rebuilt"
-            )
         pieces = _pieces(segment)
         if apart <= FARTHEST:
-            pieces = [*_gap(before, segment.small, mapped=False), *pieces]
+            pieces = [*_gap(apart, segment.small, mapped=False), *pieces]
         else:
             made.given.append(segment.address)
         if segment.expandable:
@@ -135,6 +128,24 @@ def rebuild(segments: Iterable[Segment]) -> Rebuilt:
     for storage, size in held:  # only now: a later segment's blocks would go into them
         made.free(storage, size)
     return made
+
+
+def _check_parts(segments: list[Segment]) -> None:
+    """Raises InputError where small segments, and the address space between their pages, would be too many requests."""
+    count, ends = 0, dict[int, int]()  # where the expandable small memory of a stream ends so far
+    for segment in segments:
+        if not segment.small:
+            continue
+        count += segment.bytes // SMALL
+        if segment.expandable:
+            apart = segment.address - ends.get(segment.stream, segment.address)
+            count += max(apart, 0) // SMALL if apart <= FARTHEST else 0
+            ends[segment.stream] = segment.address + segment.bytes
+        if count > MOST_PIECES:
+            raise InputError(
+                f"the segment at address {segment.address}: the small segments that are held at the start are in over "
+                f"{MOST_PIECES} parts of 1 MiB, which is not rebuilt"
+            )
 
 
 def _rounded(size: int) -> int:
