@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.allocator.settings import Settings
-from memsim.errors import InputError, show
+from memsim.errors import InputError, brief, show
 from memsim.traces.columns import MOST_ADDRESS, MOST_HANDLE, MOST_HELD, MOST_SIZE, whole
 from memsim.traces.events import memory_of, trace_of_events
 from memsim.traces.pickles import Watch, load_plain
@@ -63,7 +63,7 @@ def load_snapshot(path: Path, device_memory: int | None = None, watch: Watch | N
     try:
         settings = Settings.parse(text)
     except InputError as error:
-        raise InputError(f"{path}: allocator_settings: {error}") from None
+        raise InputError(f"{path}: allocator_settings: {brief(str(error), 700)}") from None
     if not len(events):
         raise InputError(f"{path}: device_traces: is empty; record with torch.cuda.memory._record_memory_history()")
     initial = _initial(events, segments, settings)
