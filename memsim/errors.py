@@ -1,9 +1,14 @@
 """The one exception that a user's mistake raises."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 SHOWN = 60  # characters of a value, or of a key, in an error
+# Looks at a few items on a few levels: a whole repr of what is nested, or shared, may not end.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 6, 20, 20, 20
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 2 * SHOWN, 2 * SHOWN, 2 * SHOWN
 
 
 class InputError(ValueError):
@@ -34,6 +39,24 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def show(value: object) -> str:
-    """A value as an error shows it, not too long."""
-    text = repr(value)
+    """A value as an error shows it, not too long, however large or deep the value is."""
+    try:
+        text = repr(value) if isinstance(value, (str, bytes)) and len(value) <= SHOWN else _SHORT.repr(value)
+    except (ValueError, RecursionError):  # a whole number of more digits than Python writes
+        text = "a number of thousands of digits" if isinstance(value, int) else f"{type(value).__name__}, nested deep"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def brief(text: str, most: int = 160) -> str:
+    """Foreign words on one line, not too many, with nothing in them that a terminal would obey."""
+    line = visible(" ".join(text[: 4 * most].split()))
+    return line if len(line) <= most else f"{line[:most]}…"
+
+
+def visible(text: str) -> str:
+    """The text with escapes in place of what does not show: control characters, which a terminal obeys, and marks that
+    turn the direction of writing.
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)

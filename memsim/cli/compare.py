@@ -14,7 +14,7 @@ from rich.text import Text
 from memsim.api import compare
 from memsim.cli import console, tables
 from memsim.cli.console import print_json
-from memsim.cli.running import simulated
+from memsim.cli.running import inputs_of, simulated
 from memsim.errors import InputError
 from memsim.results.answers import Timeline
 from memsim.results.side_by_side import Comparison
@@ -37,10 +37,6 @@ def run(
     """The command; returns 1 where nothing fits, else 0. Raises InputError."""
     if as_json and as_csv:
         raise InputError("compare: --json and --csv both go to stdout; give one of them")
-    if output is not None:
-        console.writable(output)
-        if output.suffix != ".html":
-            raise InputError(f"{output}: does not end in .html; --json and --csv print to stdout")
     keys = [_varied(text) for text in varied]
     count = len(sources)
     for _, values in keys:
@@ -49,10 +45,13 @@ def run(
         raise InputError(f"--vary: {count} combinations are more than {MOST}; --yes simulates them")
     if count < 2:
         raise InputError("compare: one run has nothing to be compared with; give two, or --vary KEY=A,B")
-    runs, labels = [], []
+    runs, labels, inputs = [], [], []
     for source, chosen in product(sources, product(*[[(key, value) for value in values] for key, values in keys])):
         runs.append(_load(source, settings, chosen))
+        inputs += inputs_of(source, runs[-1])
         labels.append(_label(source if len(sources) > 1 or not chosen else "", chosen))
+    if output is not None:
+        console.output(output, (".html",), inputs)
     console.say_if_cold()
     with console.progress("simulating", count) as advance:
         timelines = [advance(_simulated(loaded, label)) for loaded, label in zip(runs, labels, strict=True)]

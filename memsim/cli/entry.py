@@ -19,6 +19,7 @@ from memsim.cli import console
 from memsim.errors import InputError, Unreachable
 
 DONE, NO, WRONG = 0, 1, 2
+LONGEST, TAIL = 1000, 200  # signs of an error's line, and those of its end
 # click's; newer typer carries its own click and names it nowhere public
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -277,13 +278,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; no traceback for what a user or a full disk can cause."""
     chosen = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
+        console.prepare()
         code = app(args=chosen, prog_name="memsim", standalone_mode=False)
         sys.stdout.flush()
     except InputError as error:
         return _wrong(str(error))
     except Unreachable as error:
-        console.note(f"memsim: {error}")
+        console.note(_line(str(error)))
         return NO
+    except (MemoryError, RecursionError) as error:
+        what = "takes more memory than there is" if isinstance(error, MemoryError) else "is nested too deep"
+        return _wrong(f"the input {what}: {' '.join(chosen)}")
     except UsageError as error:
         return _wrong(f"{_said(error)} (see `{_command_of(error)} --help`)")
     except (BrokenPipeError, SystemExit):  # the reader, such as `head`, has seen enough; typer turns that into an exit
@@ -313,5 +318,11 @@ def _discard_stdout() -> None:
 
 
 def _wrong(line: str) -> int:
-    console.note(f"memsim: {' '.join(line.split())}")
+    console.note(_line(line))
     return WRONG
+
+
+def _line(text: str) -> str:
+    """An error on one line: of a long one its beginning, with the file, and its end, with what is valid."""
+    line = f"memsim: {' '.join(text.split())}"
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - TAIL]} … {line[-TAIL:]}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from rich.text import Text
 from memsim.api import compare, replay
 from memsim.cli import console, tables
 from memsim.cli.console import print_json
-from memsim.errors import InputError
+from memsim.errors import InputError, visible
 from memsim.results.answers import Timeline
 from memsim.results.side_by_side import Comparison
 from memsim.results.write import SUFFIXES, write
@@ -45,31 +45,33 @@ def run(
             "--check compares under the trace's own settings: it goes with --torch, --device-memory, --device and "
             "--json only"
         )
+    suffix = ""
     if output is not None:
-        console.writable(output)
-        if output.suffix not in SUFFIXES:
-            raise InputError(f"{output}: ends in none of {', '.join(SUFFIXES)}")
+        suffix = console.output(output, SUFFIXES, [*paths, *(path.with_suffix(".json") for path in paths)])
         _check_single(output, len(paths) * len(settings.allocators), "traces and settings")
-    console.say_if_cold()
     if checks:
         return _check(paths, settings, as_json)
-    rows, replays = [], []
+    rows: list[Outcome] = []
+    replays: list[tuple[Trace, Timeline]] = []
     with console.progress("replaying", len(paths) * len(settings.allocators)) as advance:
         for path in paths:
             with console.reading(path) if len(paths) == 1 else nullcontext() as watch:
                 traces = _load(path, settings, watch=watch)
             if output is not None:
                 _check_single(output, len(traces), "devices (--device N chooses one)")
-            for text in settings.allocators:
-                for trace in traces:
-                    rows.append(whatif.outcome(trace, text, settings.device_memory, settings.torch, smallest))
-                    if output is not None:
-                        replays.append((trace, replay(trace, text, settings.device_memory, settings.torch)))
-                advance(text)
+            if not rows:
+                console.say_if_cold()
+            with _naming(path):
+                for text in settings.allocators:
+                    for trace in traces:
+                        rows.append(whatif.outcome(trace, text, settings.device_memory, settings.torch, smallest))
+                        if output is not None:
+                            replays.append((trace, replay(trace, text, settings.device_memory, settings.torch)))
+                    advance(text)
     if output is not None:
         with console.written(output) as place:
             if len(replays) == 1:
-                write(replays[0][1], place, output.suffix)
+                write(replays[0][1], place, suffix)
             else:
                 _side_by_side(replays, paths, settings, output.name).write_html(place)
         console.note(f"memsim: wrote {output}")
@@ -86,6 +88,17 @@ def _check_single(output: Path, count: int, of_what: str) -> None:
         raise InputError(
             f"{output}: holds one replay, and there are {count} {of_what}; .html sets several side by side"
         )
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors that show only once the trace is replayed name its file too."""
+    try:
+        yield
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
 
 
 def _load(path: Path, settings: Settings, memory: str | None = None, watch: Watch | None = None) -> tuple[Trace, ...]:
@@ -127,7 +140,11 @@ def _check(paths: Sequence[Path], settings: Settings, as_json: bool) -> int:
     found: list[Agreement] = []
     with console.progress("comparing", len(paths)) as advance:
         for path in paths:
-            found += [check(trace, settings.torch) for trace in _load(path, settings, settings.device_memory)]
+            traces = _load(path, settings, settings.device_memory)
+            if not found:
+                console.say_if_cold()
+            with _naming(path):
+                found += [check(trace, settings.torch) for trace in traces]
             advance(path)
     if as_json:
         print_json({"rows": [vars(row) for row in found]})
@@ -135,7 +152,8 @@ def _check(paths: Sequence[Path], settings: Settings, as_json: bool) -> int:
         for row in found:
             source = row.source if row.device is None else f"{row.source}, device {row.device}"
             where = "" if row.first is None else f", first difference at event {row.first}"
-            print(f"{source}: {row.agree} of {row.compared} agree (rules of torch {row.torch}){where}")
+            words = f"{source}: {row.agree} of {row.compared} agree (rules of torch {row.torch}){where}"
+            print(visible(words))
     return 0 if all(row.agree == row.compared for row in found) else 1
 
 

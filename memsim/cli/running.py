@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from memsim.api import simulate
@@ -19,6 +20,11 @@ DONE, NO = 0, 1  # exit codes
 def loaded(source: str | Mapping[str, Any], settings: Sequence[str] | None = None) -> Run:
     """The Run of a file or name, with --set. Raises InputError."""
     return Run.load(source, set=tuple(settings or ()))
+
+
+def inputs_of(source: str, run: Run) -> list[Path]:
+    """The files that a Run was read from, which no output may replace."""
+    return [Path(source), *([run.model_file] if run.model_file is not None else [])]
 
 
 def simulated(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from memsim.cli import console, tables
 from memsim.cli.console import print_json
-from memsim.cli.running import DONE, NO, loaded, simulated
+from memsim.cli.running import DONE, NO, inputs_of, loaded, simulated
 from memsim.errors import InputError
-from memsim.results.write import write
+from memsim.results.write import SUFFIXES, write
 from memsim.search.cures import with_cures
 from memsim.units import read_seconds
 
@@ -29,9 +29,8 @@ class Asked:
 def run(source: str, settings: Sequence[str] | None, asked: Asked) -> int:
     """The command; returns 1 where the Run is out of memory, else 0. Raises InputError."""
     output, measured = asked.output, asked.measured
-    if output is not None:
-        console.writable(output)
     job = loaded(source, settings)
+    suffix = console.output(output, SUFFIXES, inputs_of(source, job)) if output is not None else ""
     timeline = simulated(job, strict=asked.strict, measured_step=_seconds(measured))
     if asked.cures:
         timeline = with_cures(job, timeline)
@@ -39,7 +38,7 @@ def run(source: str, settings: Sequence[str] | None, asked: Asked) -> int:
         console.note(f"memsim: calibrated: {timeline.about.rates.efficiency.as_settings()}")
     if output is not None:
         with console.written(output) as path:
-            write(timeline, path, output.suffix)
+            write(timeline, path, suffix)
     if timeline.about.note:
         console.note(f"memsim: {timeline.about.note}")
     if asked.as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from memsim.allocator.rules import rules_of
 from memsim.catalog import Device
+from memsim.cli.console import harmless
 from memsim.run.optimizer_names import held_by
 from memsim.stacks.known import GOLDEN
 from memsim.stacks.software import MEANING, Software
@@ -21,11 +23,18 @@ from memsim.units import gib
 TIES = {"address": "by address", "creation": "by the age of the block", "segment": "by the age of their segment"}
 
 
+class Grid(Table):
+    """A table whose cells show what a terminal would obey."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*[harmless(cell) if isinstance(cell, Text) else cell for cell in cells], **options)
+
+
 def grid(*columns: str, left: int = 1, title: str | None = None) -> Table:
     """An empty table whose first `left` columns hold words and the others numbers. A narrow terminal folds cells and
     never cuts them.
     """
-    made = Table(
+    made = Grid(
         title=title,
         title_justify="left",
         title_style="dim",

@@ -7,7 +7,6 @@ registration tries this out first, so a forward pass makes two such tensors.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -19,6 +18,7 @@ from memsim.framework.builder import Builder, Folded
 from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.tensor import Tensor
+from memsim.passes.patterns import fullmatch
 from memsim.passes.targets import Sites, full_name, is_pattern
 
 if TYPE_CHECKING:
@@ -156,11 +156,12 @@ def spelled_out(lora: Lora, model: Model, model_type: str) -> Lora:
         return lora
     parameters = {full_name(model_type, layer, p.name) for layer, p in model.in_order() if not p.buffer}
     modules = {name.rsplit(".", depth)[0] for name in parameters for depth in range(1, name.count(".") + 1)}
-    pattern = re.compile(str(lora.targets))
-    names = {name.rpartition(".")[2] for name in (*modules, *parameters) if pattern.fullmatch(name)}
-    for old, new in mapping.items():  # a module that is now half of a parameter: looked for where that is
+    pattern = str(lora.targets)
+    found = (name for name in (*modules, *parameters) if fullmatch(pattern, name, "method.targets"))
+    names = {name.rpartition(".")[2] for name in found}
+    for old, new in mapping.items():  # half of a pair that is one parameter now: looked for where that is
         containers = (name.rpartition(".")[0] for name in parameters if name.endswith(f".{new}"))
-        if any(pattern.fullmatch(f"{container}.{old}") for container in containers):
+        if any(fullmatch(pattern, f"{container}.{old}", "method.targets") for container in containers):
             names.add(old)
     there = names & ({name.rpartition(".")[2] for name in modules} | mapping.keys())
     return converted(replace(lora, targets=tuple(sorted(there))), model_type) if there else lora

@@ -17,6 +17,7 @@ from typing import Protocol
 from memsim.errors import InputError, Unsupported
 from memsim.framework.model import Model, Parameter
 from memsim.graph.layer_graph import LayerGraph
+from memsim.passes.patterns import fullmatch, match
 
 HEAD = "lm_head"
 HEADS = (HEAD, "cls.predictions.decoder")  # output embeddings, which "all-linear" leaves out
@@ -153,7 +154,7 @@ def is_target(method: Placing, layer: int, name: str) -> bool:
     if method.targets == "all-linear":
         return name not in HEADS
     if isinstance(method.targets, str):
-        return re.fullmatch(method.targets, name) is not None
+        return fullmatch(method.targets, name, "method.targets")
     if name in method.targets:
         return True
     inside = method.layers is None or layer in method.layers
@@ -161,8 +162,8 @@ def is_target(method: Placing, layer: int, name: str) -> bool:
 
 
 def is_saved_for_adapters(method: Placing, name: str) -> bool:
-    """True if adapters leave the module alone, because it or one around it is in modules_to_save."""
-    return any(re.match(rf"(^|.*\.){saved}($|\..*)", name) for saved in method.saved)
+    """Whether adapters leave the module alone, as it or one around it is in modules_to_save."""
+    return any(match(rf"(^|.*\.){saved}($|\..*)", name, "method.modules_to_save") for saved in method.saved)
 
 
 def show_targets(targets: str | Sequence[str]) -> str:
@@ -181,12 +182,12 @@ def check_targets(model: Model, method: Placing, model_type: str, adapted: Seque
     if isinstance(method.targets, str):
         if method.targets == "all-linear":
             return
-        if not any(re.fullmatch(method.targets, name) for name in names):
+        if not any(is_target(method, -1, name) for name in names):
             raise InputError(
                 f"method.targets: the pattern {method.targets!r} matches no module; it is for a whole name such as "
                 f"{names[len(names) // 2]}"
             )
-        if found := next((name for name in containers(model, model_type) if re.fullmatch(method.targets, name)), None):
+        if found := next((name for name in containers(model, model_type) if is_target(method, -1, name)), None):
             raise InputError(
                 f"method.targets: the pattern {method.targets!r} also matches {found}, which is no linear module or "
                 "embedding, and PEFT refuses it"

@@ -121,6 +121,11 @@ class Run(Part):
         return self._place
 
     @property
+    def model_file(self) -> Path | None:
+        """The config.json that the model was read from; None where it came from elsewhere."""
+        return self._resolved.path
+
+    @property
     def device_bytes(self) -> int:
         """Memory that PyTorch's allocator can have of the device, in bytes."""
         return int(self.device_memory_gib * GIB)

@@ -51,6 +51,7 @@ class Resolved:
     name: str  # a name for people
     config: Mapping[str, object]
     from_file: bool = False
+    path: Path | None = None  # of that file
 
 
 def resolve(model: str | Mapping[str, object], folder: Path) -> Resolved:
@@ -92,7 +93,7 @@ def resolve(model: str | Mapping[str, object], folder: Path) -> Resolved:
     if not isinstance(config, dict):
         raise InputError(f"model: {path}: not a Hugging Face config: a JSON object with model_type and sizes")
     called = _check(config, f"model: {path}")
-    return Resolved(name or called, config, from_file=True)
+    return Resolved(name or called, config, from_file=True, path=path)
 
 
 def changed(model: str | Mapping[str, object], folder: Path, key: str, value: object) -> dict[str, object]:

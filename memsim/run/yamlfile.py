@@ -70,12 +70,12 @@ _Core.add_constructor("tag:yaml.org,2002:int", _Core.construct_yaml_int)
 def parse(text: str, source: str) -> object:
     """Reads the YAML document in `text`. Raises InputError that names `source` and the line."""
     try:
+        _check_events(text, source)
         loader = _Core(text)
         try:
             node = loader.get_single_node()
             if node is None:
                 return None
-            _check_depth(node, source)
             value: object = loader.construct_document(node)
             return value
         finally:
@@ -95,27 +95,22 @@ def _where(error: Exception) -> str:
     return f"{line}: {problem}" if problem else line
 
 
-def _check_depth(node: yaml.Node, source: str) -> None:
-    """Raises InputError for documents nested deeper than any Run, and for aliases, which can make a small file unfold
-    into a huge one.
+def _check_events(text: str, source: str) -> None:
+    """Refuses documents nested deeper than any Run, before anything is built of them, and aliases, which can make a
+    small file unfold into a huge one.
     """
-    seen: set[int] = set()
-    level = [node]
-    for _ in range(NESTING):
-        below: list[yaml.Node] = []
-        for parent in level:
-            if isinstance(parent, (yaml.MappingNode, yaml.SequenceNode)):
-                if id(parent) in seen:
-                    raise InputError(f"{source}: aliases (*name) are not read; write the value out")
-                seen.add(id(parent))
-            if isinstance(parent, yaml.MappingNode):
-                below += [child for pair in parent.value for child in pair]
-            elif isinstance(parent, yaml.SequenceNode):
-                below += parent.value
-        if not below:
-            return
-        level = below
-    raise InputError(f"{source}: {TOO_DEEP}")
+    loader = _Core(text)
+    depth = 0
+    try:
+        while loader.check_event():
+            event = loader.get_event()
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > NESTING:
+                raise InputError(f"{source}: {TOO_DEEP}")
+            if isinstance(event, yaml.AliasEvent):
+                raise InputError(f"{source}: aliases (*name) are not read; write the value out")
+    finally:
+        loader.dispose()
 
 
 def read_text(path: Path) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from memsim.errors import visible
 from memsim.timeline.curves import Curves
 from memsim.timeline.frames import needed_pandas
 from memsim.timeline.names import CATEGORY_NAMES, UNSPLIT
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 MOST_NAMED = 6  # cases with a sentence of their own
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a formula may begin with
 WORTHWHILE = 0.99  # of the time: what saves less is not worth a sentence
 
 
@@ -281,7 +283,7 @@ class Cases:
             text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
         )
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _as_text(value) for key, value in row.items()} for row in rows)
         return text.getvalue()
 
     def to_frame(self) -> pandas.DataFrame:
@@ -320,6 +322,13 @@ def _of_group(group: tuple[Case, ...]) -> str:
     shared = next((facts[key] for key in ("model", "recorded on", "trace") if facts.get(key)), "")
     of = " on ".join(filter(None, (shared, room)))
     return f"Of {of}: {Cases(group).verdict()[0]}" if of else Cases(group).verdict()[0]
+
+
+def _as_text(value: object) -> object:
+    """Words as a CSV cell: a spreadsheet would take some for a formula, and a terminal obey what is in others."""
+    if not isinstance(value, str):
+        return value
+    return f"'{visible(value)}" if value.startswith(FORMULA) else visible(value)
 
 
 def _quoted(label: str) -> str:

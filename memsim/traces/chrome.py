@@ -4,8 +4,7 @@ not the requests to the allocator.
 
 from __future__ import annotations
 
-import gzip
-import json
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.allocator.answer import Answer
-from memsim.errors import InputError
+from memsim.errors import InputError, brief, show
+from memsim.files import load_json, unpacked
 from memsim.tape import Action, Category, Tape
+from memsim.traces.columns import MOST_ADDRESS, MOST_SIZE
 from memsim.traces.trace import Trace
 
 CUDA = 1  # c10::DeviceType
@@ -41,43 +42,45 @@ def load_chrome(path: str | Path) -> Totals:
     """
     place = Path(path)
     try:
-        data = place.read_bytes()
-        loaded = json.loads(gzip.decompress(data) if place.suffix == ".gz" else data)
-        events = loaded["traceEvents"] if isinstance(loaded, dict) else loaded
-        found = [
-            event for event in events if event.get("name") == "[memory]" and event["args"].get("Device Type") == CUDA
-        ]
-        device = found[0]["args"].get("Device Id", 0) if found else 0
-        found = sorted(
-            (event for event in found if event["args"].get("Device Id", 0) == device),
-            key=lambda event: float(event["ts"]),
-        )
+        loaded = load_json(unpacked(place))
+        found = _of_first_gpu(loaded["traceEvents"] if isinstance(loaded, dict) else loaded)
         arguments = [event["args"] for event in found]
         address, size, allocated, reserved = (
-            _column(arguments, key) for key in ("Addr", "Bytes", "Total Allocated", "Total Reserved")
+            _column(arguments, key, least)
+            for key, least in (("Addr", 0), ("Bytes", -MOST_SIZE), ("Total Allocated", 0), ("Total Reserved", 0))
         )
-        seconds = np.array([float(event["ts"]) / 1e6 for event in found], np.float64)
+        seconds = np.array([_microseconds(event) / 1e6 for event in found], np.float64)
     except OSError as error:
         raise InputError(f"{path}: cannot be read as a Chrome trace: {error.strerror or error}") from error
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        RecursionError,
-        OverflowError,
-        zlib.error,
-    ) as error:
-        words = f"{type(error).__name__} {' '.join(str(error).split())[:120]}"
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, OverflowError, zlib.error) as error:
+        words = brief(f"{type(error).__name__} {error}", 120)
         raise InputError(f"{path}: is not a Chrome trace of the PyTorch profiler: {words}") from error
     if not found:
         raise InputError(f"{path}: has no [memory] events of a GPU; record with profile(profile_memory=True)")
     return Totals(str(path), seconds, address, size, allocated, reserved)
 
 
-def _column(rows: list[dict[str, Any]], key: str) -> Ints:
-    return np.array([int(row[key]) for row in rows], np.int64)
+def _of_first_gpu(events: Any) -> list[dict[str, Any]]:
+    """The [memory] events of the first GPU that has some, in order of time."""
+    found = [event for event in events if event.get("name") == "[memory]" and event["args"].get("Device Type") == CUDA]
+    device = found[0]["args"].get("Device Id", 0) if found else 0
+    return sorted((event for event in found if event["args"].get("Device Id", 0) == device), key=_microseconds)
+
+
+def _microseconds(event: dict[str, Any]) -> float:
+    moment = float(event["ts"])
+    if not math.isfinite(moment):
+        raise ValueError(f"ts: {moment} is not a moment")
+    return moment
+
+
+def _column(rows: list[dict[str, Any]], key: str, least: int) -> Ints:
+    numbers = [int(row[key]) for row in rows]
+    most = MOST_ADDRESS if key == "Addr" else MOST_SIZE
+    for number in numbers:
+        if not least <= number <= most:
+            raise ValueError(f"{key}: {show(number)} is not in {least} … {most}")
+    return np.array(numbers, np.int64)
 
 
 def storages_of(totals: Totals, first: int) -> tuple[Ints, list[int], list[int]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from memsim.errors import InputError
 from memsim.tape import Action, Category, Tape
+from memsim.traces.columns import MOST_ADDRESS, MOST_SIZE, check_range
 from memsim.traces.frames import Stacks, named
 from memsim.traces.rebuild import SMALL_SEGMENT, Rebuilt, Segment, rebuild
 from memsim.traces.recorder import (
@@ -31,6 +33,9 @@ Ints = NDArray[np.int64]
 Placed = tuple[Ints, Ints, NDArray[np.bool_], Ints]
 BEFORE = ("before",)  # the phase of what rebuilds the first state
 PLACES = 4  # rows that one event may become
+MOST_STREAMS = 1 << 12  # that allocate
+MOST_WAITING = 1 << 16  # frees that wait at one time
+MOST_MOVED = 2.0**62  # bytes that the driver gives and takes: sums stay within 64 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +67,16 @@ def trace_of_events(
     requests. Raises InputError for a negative size, a free of what was never allocated, an address that is allocated
     twice.
     """
-    negative = np.flatnonzero(events.bytes < 0)
-    if len(negative):
-        raise InputError(f"{source}: event {negative[0]}: {int(events.bytes[negative[0]])} bytes; 0 and more is valid")
-    start = rebuild(initial)
+    _check(events, source)
+    try:
+        start = rebuild(initial)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
     lives = _lives(events, start, source)
-    table, address, known, origin = _rows(events, lives, start, _emptied(events, start, settings, device_memory))
+    try:
+        table, address, known, origin = _rows(events, lives, start, _emptied(events, start, settings, device_memory))
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
     n = len(table)
     tape = Tape(
         action=table[:, 0].astype(np.uint8),
@@ -84,6 +93,24 @@ def trace_of_events(
     given = np.array([*start.given, *_given(events, start).tolist()], np.int64)
     trace = Trace(tape, source, kind, address, known, None, len(start.rows), given, settings, device_memory, torch)
     return trace if stacks is None else named(trace, stacks, origin)
+
+
+def _check(events: Recording, source: str) -> None:
+    """Raises InputError for sizes that no device has, and for more streams than are followed."""
+    check_range(events.bytes, MOST_SIZE, f"{source}: event", "bytes:")
+    check_range(events.address, MOST_ADDRESS, f"{source}: event", "address")
+    driver = (events.action >= SEGMENT_ALLOC) & (events.action <= SEGMENT_UNMAP)
+    held = float(events.bytes[driver].astype(np.float64).sum())
+    if held > MOST_MOVED:
+        raise InputError(f"{source}: its segments take and give {held:.3g} bytes in all, which no device does")
+    check_streams(events.stream[(events.action == ALLOC) | (events.action == OOM)], source)
+
+
+def check_streams(streams: Ints, source: str) -> None:
+    """Raises InputError where allocations are on more streams than the allocator has room for."""
+    count = len(np.unique(streams))
+    if count > MOST_STREAMS:
+        raise InputError(f"{source}: allocates on {count} streams; up to {MOST_STREAMS} are followed")
 
 
 def memory_of(events: Recording, reserved: int = 0) -> int | None:
@@ -158,6 +185,8 @@ def _streams(lives: _Lives) -> Ints:
             heapq.heappush(free, heapq.heappop(waiting)[1])
         if not free:
             made += 1
+            if made > MOST_WAITING:
+                raise InputError(f"event {event}: more than {MOST_WAITING} frees wait, which no recording has")
             free.append(made)
         stream = heapq.heappop(free)
         heapq.heappush(waiting, (done, stream))
@@ -249,6 +278,7 @@ def _given(events: Recording, start: Rebuilt) -> Ints:
     )
     given: list[int] = []
     held = dict(start.expandable)  # first address of each reservation: its pool
+    pools = Counter(held.values())
     mapped = dict(start.mapped)  # bytes by reservation
     bases = sorted(held)
     columns = (events.action[calls], events.address[calls], events.bytes[calls], events.stream[calls])
@@ -260,14 +290,18 @@ def _given(events: Recording, start: Rebuilt) -> Ints:
         if action == SEGMENT_UNMAP:
             mapped[base] = mapped.get(base, 0) - size
             if mapped[base] <= 0 and base in held:
-                del held[base]
-                bases.remove(base)
+                pools[held.pop(base)] -= 1
+                del bases[bisect_left(bases, base)]
             continue
         pool = stream, size == SMALL_SEGMENT
-        if pool not in held.values():
+        if not pools[pool]:
             base = address
             given.append(address)
+            if base in held:  # as another pool's
+                pools[held[base]] -= 1
+            else:
+                insort(bases, base)
             held[base] = pool
-            insort(bases, base)
+            pools[pool] += 1
         mapped[base] = mapped.get(base, 0) + size
     return np.array(given, np.int64)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from memsim.allocator.serving import MOST_BYTES
 from memsim.errors import InputError
+from memsim.files import load_json
 from memsim.tape import Action
 from memsim.traces import recorder
 from memsim.traces.chrome import load_chrome, trace_of_totals
-from memsim.traces.events import memory_of, trace_of_events
+from memsim.traces.columns import MOST_SIZE, check_range
+from memsim.traces.events import check_streams, memory_of, trace_of_events
+from memsim.traces.npz import load_arrays, names_in
 from memsim.traces.oplist import tape_of_operations
 from memsim.traces.pickles import Watch
 from memsim.traces.snapshot import load_snapshot, load_snapshots
 from memsim.traces.trace import Trace
-from memsim.units import bytes_of
+from memsim.units import bytes_of, read_bytes
 
 
 def load_trace(path: str | Path, device_memory: int | str | None = None, watch: Watch | None = None) -> Trace:
@@ -38,7 +40,7 @@ def load_trace(path: str | Path, device_memory: int | str | None = None, watch: 
             f"{path}: is not a trace; .pickle (PyTorch's snapshots), .npz (recordings, operation lists) and .json "
             "(Chrome traces) are"
         )
-    return _operations(place) if _is_operations(place) else _recording(place, memory)
+    return _operations(place) if "ops" in names_in(place) else _recording(place, memory)
 
 
 def load_traces(
@@ -50,33 +52,22 @@ def load_traces(
     return (load_trace(path, device_memory, watch),)
 
 
-def _is_operations(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as file:
-            return "ops.npy" in file.namelist()
-    except (OSError, zipfile.BadZipFile):
-        return False  # the recorder's loader says what is wrong
-
-
 def _operations(path: Path) -> Trace:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            operations, answers = file["ops"], file.get("answers")
-            settings = str(file["settings"]) if "settings" in file else ""
-            memory = int(file["device_memory"]) if "device_memory" in file else None
-    except Exception as error:  # a broken archive raises nearly anything
-        raise InputError(f"{path}: is not an operation list: {' '.join(str(error).split())[:160]}") from error
-    if operations.ndim != 2 or operations.shape[1] != 4 or operations.dtype.kind not in "iu":
+    others = {"answers": ("iu", 2), "settings": ("U", 0), "device_memory": ("iu", 0)}
+    arrays = load_arrays(path, "an operation list", {"ops": ("iu", 2)}, others)
+    operations, answers = arrays["ops"], arrays.get("answers")
+    settings = str(arrays.get("settings", ""))
+    memory = int(arrays["device_memory"]) if "device_memory" in arrays else None
+    if memory is not None and not 0 < memory < MOST_BYTES:
+        raise InputError(f"{path}: device_memory: {memory} bytes; more than 0 and less than 2^58 is valid")
+    if operations.shape[1] != 4:
         raise InputError(
             f"{path}: ops: has shape {operations.shape}; rows of four whole numbers (kind, id, bytes, stream) are valid"
         )
+    for column, name, most in ((0, "kind", 3), (1, "id", 2**62), (2, "bytes", MOST_SIZE), (3, "stream", 2**62)):
+        check_range(operations[:, column], most, f"{path}: ops: row", name)
     operations = operations.astype(np.int64)
-    for column, name, most in ((0, "kind", 3), (1, "id", 2**62), (2, "bytes", 2**58), (3, "stream", 2**62)):
-        bad = np.flatnonzero((operations[:, column] < 0) | (operations[:, column] > most))
-        if len(bad):
-            raise InputError(
-                f"{path}: ops: row {int(bad[0])}: {name} {int(operations[bad[0], column])} is not in 0 … {most}"
-            )
+    check_streams(operations[operations[:, 0] == 0, 3], str(path))
     tape = tape_of_operations(operations)
     lost = np.flatnonzero((tape.action == Action.FREE) & (tape.storage < 0))
     if len(lost):
@@ -94,7 +85,7 @@ def _operations(path: Path) -> Trace:
             settings=settings,
             device_memory=memory,
         )
-    if answers.shape != (n, 2) or answers.dtype.kind not in "iu":
+    if answers.shape != (n, 2):
         raise InputError(f"{path}: answers: has shape {answers.shape}; ({n}, 2) is valid")
     answers = answers.astype(np.int64)
     return Trace(
@@ -115,9 +106,10 @@ def _recording(path: Path, told: int | None) -> Trace:
     beside = path.with_suffix(".json")  # the recorder's file, which names the run
     if beside.is_file():
         try:
-            run = json.loads(beside.read_text())["run"]
+            found = load_json(beside.read_bytes())
+            run = found["run"] if isinstance(found, dict) else {}
             settings = str(run.get("allocator") or "")
-            memory = memory or int(float(run["device_memory_gib"]) * 2**30)
+            memory = memory or read_bytes(run["device_memory_gib"])
         except (ValueError, AttributeError, OSError, KeyError, TypeError):
             pass  # it says nothing of the device
     return trace_of_events(recording, (), str(path), "recording", settings, memory)

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from memsim.errors import InputError
 from memsim.tape import Action
 
 SMALL, SMALL_SEGMENT, LARGE_SEGMENT, UNIT = 1 << 20, 2 << 20, 20 << 20, 512
-FARTHEST = 64 << 30  # bytes between pages of one reservation; pages farther apart are not brought into place
+FARTHEST = 64 << 30  # bytes between pages of one reservation; what lies farther apart is not brought into its place
+MOST_PIECES = 1 << 19  # of 1 MiB: half a TiB of small segments
 Row = tuple[int, int, int, int]  # action, storage, bytes, stream
 
 
@@ -75,23 +77,29 @@ class _Piece:
 
 
 def rebuild(segments: Iterable[Segment]) -> Rebuilt:
-    """Returns the requests for these segments. Their order by address stands for the order in which they were made."""
+    """The requests for these segments, whose order by address stands for that of their making. Raises InputError where
+    they would be too many.
+    """
     made = Rebuilt()
     held: list[tuple[int, int]] = []  # storages of gaps, and bytes
     absent: list[tuple[int, int]] = []
     larger: list[tuple[int, Live, int, Segment]] = []  # storage of the place, block, bytes of the place
-    pools: dict[tuple[int, bool], int] = {}  # pool → end of its expandable memory so far
-    for segment in sorted(segments, key=lambda segment: segment.address):
+    pools: dict[tuple[int, bool], int] = {}  # where the expandable memory of a pool ends so far
+    bases: dict[tuple[int, bool], int] = {}  # and where its first reservation begins
+    in_order = sorted(segments, key=lambda segment: segment.address)
+    _check_parts(in_order)
+    for segment in in_order:
         pool = segment.stream, segment.small
         made.reserved += segment.bytes
+        apart = segment.address - pools[pool] if segment.expandable and pool in pools else FARTHEST + 1
         pieces = _pieces(segment)
-        if segment.expandable and pool in pools and segment.address - pools[pool] <= FARTHEST:
-            pieces = [*_gap(segment.address - pools[pool], segment.small, mapped=False), *pieces]
+        if apart <= FARTHEST:
+            pieces = [*_gap(apart, segment.small, mapped=False), *pieces]
         else:
             made.given.append(segment.address)
         if segment.expandable:
             pools[pool] = segment.address + segment.bytes
-            base = next((base for base, of in made.expandable.items() if of == pool), segment.address)
+            base = bases.setdefault(pool, segment.address)
             made.expandable[base] = pool
             made.mapped[base] = made.mapped.get(base, 0) + segment.bytes
         elif not segment.small:  # the whole first: a first block alone could get a segment of another size
@@ -120,6 +128,24 @@ def rebuild(segments: Iterable[Segment]) -> Rebuilt:
     for storage, size in held:  # only now: blocks of a later segment would go into them
         made.free(storage, size)
     return made
+
+
+def _check_parts(segments: list[Segment]) -> None:
+    """Raises InputError where small segments, and the address space between their pages, would be too many requests."""
+    count, ends = 0, dict[int, int]()  # where the expandable small memory of a stream ends so far
+    for segment in segments:
+        if not segment.small:
+            continue
+        count += segment.bytes // SMALL
+        if segment.expandable:
+            apart = segment.address - ends.get(segment.stream, segment.address)
+            count += max(apart, 0) // SMALL if apart <= FARTHEST else 0
+            ends[segment.stream] = segment.address + segment.bytes
+        if count > MOST_PIECES:
+            raise InputError(
+                f"the segment at address {segment.address}: the small segments that are held at the start are in over "
+                f"{MOST_PIECES} parts of 1 MiB, which is not rebuilt"
+            )
 
 
 def _rounded(size: int) -> int:

@@ -6,8 +6,6 @@ Its arrays (../shared/golden/README.md): `action` (index into `actions`), `addre
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memsim.errors import InputError
+from memsim.errors import InputError, show
 from memsim.tape import Action, Category, Tape
+from memsim.traces.npz import load_arrays
 
 ACTIONS = (
     "alloc",
@@ -32,7 +31,6 @@ ACTIONS = (
 ALLOC, FREE_REQUESTED, FREE_COMPLETED, SEGMENT_ALLOC, SEGMENT_FREE, SEGMENT_MAP, SEGMENT_UNMAP, SNAPSHOT, OOM = range(
     len(ACTIONS)
 )
-LARGEST = 2**30  # bytes of one array; a file that claims more is not a recording
 NUMBERS = {"action": np.uint8, "address": np.int64, "bytes": np.int64, "stream": np.int64, "phase": np.int32}
 
 
@@ -55,14 +53,15 @@ class Recording:
 
 def load(path: str | Path) -> Recording:
     """Reads a recorder's .npz. Raises InputError, naming the file and the array, where it is not one."""
-    arrays = _arrays(Path(path))
+    names_of = dict.fromkeys(("actions", "phases"), ("U", 1))
+    arrays = load_arrays(Path(path), "a recording", {**dict.fromkeys(NUMBERS, ("iu", 1)), **names_of})
     n = len(arrays["action"])
     names = [str(name) for name in arrays["actions"]]
     phases = tuple(str(name) for name in arrays["phases"])
     unknown = [name for name in names if name not in ACTIONS]
     if unknown:
         raise InputError(
-            f"{path}: actions: {unknown[0]!r} is not an action of the recorder; valid are {', '.join(ACTIONS)}"
+            f"{path}: actions: {show(unknown[0])} is not an action of the recorder; valid are {', '.join(ACTIONS)}"
         )
     columns: dict[str, NDArray[Any]] = {}
     for key, kind in NUMBERS.items():
@@ -76,56 +75,6 @@ def load(path: str | Path) -> Recording:
     codes = np.array([ACTIONS.index(name) for name in names], np.uint8)
     columns["action"] = codes[columns["action"]] if n else columns["action"]
     return Recording(**columns, phases=phases)
-
-
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Returns the arrays by name, of the right number of dimensions and kind. Nothing in the file is executed."""
-    found: dict[str, NDArray[Any]] = {}
-    needed = ", ".join([*NUMBERS, "actions", "phases"])
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile) or file.zip is None:
-            raise InputError(f"{path}: is a single array; a recording is an .npz with {needed}")
-        with file:
-            sizes = {info.filename.removesuffix(".npy"): info.file_size for info in file.zip.infolist()}
-            for key in (*NUMBERS, "actions", "phases"):
-                if key not in sizes:
-                    raise InputError(f"{path}: {key}: missing; a recording has {needed}")
-                if sizes[key] > LARGEST:
-                    raise InputError(f"{path}: {key}: larger than {LARGEST} bytes, which no recording is")
-                array = file[key]
-                if (
-                    not isinstance(array, np.ndarray)
-                    or array.ndim != 1
-                    or array.dtype.kind not in ("iu" if key in NUMBERS else "U")
-                ):
-                    raise InputError(
-                        f"{path}: {key}: is not a list of {'whole numbers' if key in NUMBERS else 'names'}"
-                    )
-                found[key] = array
-    except InputError:
-        raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{path}: cannot be read: {reason}") from error
-    except (
-        ValueError,
-        EOFError,
-        KeyError,
-        TypeError,
-        SyntaxError,
-        MemoryError,
-        OverflowError,
-        NotImplementedError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        words = (
-            "" if "pickle" in str(error) else " ".join(str(error).split())[:160]
-        )  # numpy's advice to load pickles is not for a stranger's file
-        raise InputError(f"{path}: is not a recording (.npz)" + (f": {words}" if words else "")) from error
-    return found
 
 
 def ordinals(recording: Recording) -> NDArray[np.int64]:

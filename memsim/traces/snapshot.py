@@ -14,15 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsim.allocator.settings import Settings
-from memsim.errors import InputError
+from memsim.errors import InputError, brief, show
+from memsim.traces.columns import MOST_ADDRESS, MOST_HANDLE, MOST_HELD, MOST_SIZE, whole
 from memsim.traces.events import memory_of, trace_of_events
-from memsim.traces.frames import Stacks, stacks_of
+from memsim.traces.frames import stacks_of
 from memsim.traces.pickles import Watch, load_plain
 from memsim.traces.rebuild import LARGE_SEGMENT, SMALL, SMALL_SEGMENT, Live, Segment
 from memsim.traces.recorder import (
     ACTIONS,
     ALLOC,
     FREE_COMPLETED,
+    OOM,
     SEGMENT_ALLOC,
     SEGMENT_FREE,
     SEGMENT_MAP,
@@ -38,6 +40,7 @@ CODES = {
 }
 Rows = list[dict[str, Any]]
 Ints = NDArray[np.int64]
+MOST_DEVICES = 64
 
 
 def load_snapshot(path: Path, device_memory: int | None = None, watch: Watch | None = None) -> Trace:
@@ -50,69 +53,98 @@ def load_snapshots(path: Path, device_memory: int | None = None, watch: Watch | 
     InputError, naming the file and the key.
     """
     data = load_plain(path, watch)
-    try:
-        if (
-            not isinstance(data, dict)
-            or not isinstance(data["device_traces"], list)
-            or not isinstance(data["segments"], list)
-        ):
-            raise InputError(
-                f"{path}: is not a memory snapshot of PyTorch, which has the keys segments and device_traces"
-            )
-        settings = data.get("allocator_settings", {})
-        text = (
-            str(settings.get("PYTORCH_CUDA_ALLOC_CONF") or settings.get("PYTORCH_ALLOC_CONF") or "")
-            if isinstance(settings, Mapping)
-            else ""
+    if (
+        not isinstance(data, dict)
+        or not isinstance(data.get("device_traces"), list)
+        or not isinstance(data.get("segments"), list)
+    ):
+        raise InputError(f"{path}: is not a memory snapshot of PyTorch, which has the keys segments and device_traces")
+    traces: list[Rows] = data.pop("device_traces")
+    if not all(isinstance(trace, list) for trace in traces):
+        raise InputError(f"{path}: device_traces: holds something other than a list of events for each device")
+    with_events = [device for device, rows in enumerate(traces) if rows]
+    if len(with_events) > MOST_DEVICES:
+        raise InputError(
+            f"{path}: device_traces: {len(with_events)} devices have events; up to {MOST_DEVICES} are read"
         )
-        rules = Settings.parse(text)
-        recorded: dict[int, tuple[Recording, Stacks]] = {}
-        for device, rows in enumerate(data["device_traces"]):
-            if len(rows):
-                recorded[device] = _events(rows, path), stacks_of(rows)
-        data["device_traces"].clear()  # a million dicts
-        initial = {
-            device: _initial(events, [row for row in data["segments"] if row.get("device", 0) == device], rules)
-            for device, (events, _) in recorded.items()
-        }
+    recorded = {device: (_events(traces[device], path), stacks_of(traces[device])) for device in with_events}
+    traces.clear()  # a million dicts
+    text = _settings(data.get("allocator_settings"))
+    try:
+        settings = Settings.parse(text)
     except InputError as error:
-        raise InputError(
-            str(error) if str(error).startswith(str(path)) else f"{path}: allocator_settings: {error}"
-        ) from None
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(
-            f"{path}: is not a memory snapshot of PyTorch: {type(error).__name__} {' '.join(str(error).split())[:100]}"
-        ) from error
+        raise InputError(f"{path}: allocator_settings: {brief(str(error), 700)}") from None
     if not recorded:
         raise InputError(f"{path}: device_traces: is empty; record with torch.cuda.memory._record_memory_history()")
     made = []
     for device, (events, stacks) in recorded.items():
-        memory = device_memory or memory_of(events, sum(segment.bytes for segment in initial[device]))
-        trace = trace_of_events(
-            events, initial[device], str(path), "snapshot", text, device_memory=memory, stacks=stacks
-        )
+        initial = _initial(events, _segments(data["segments"], device, path), settings)
+        memory = device_memory or memory_of(events, sum(segment.bytes for segment in initial))
+        trace = trace_of_events(events, initial, str(path), "snapshot", text, device_memory=memory, stacks=stacks)
         made.append(replace(trace, device=device if len(recorded) > 1 else None))
     return tuple(made)
+
+
+def _settings(found: object) -> str:
+    """The setting string among what the snapshot notes of its settings; empty where there is none."""
+    keys = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    texts = [found.get(key) for key in keys] if isinstance(found, Mapping) else []
+    return next((text for text in texts if isinstance(text, str) and text), "")
 
 
 def _events(rows: Rows, path: Path) -> Recording:
     """Returns the rows as columns. An out of memory has the device's free bytes for an address, as the recorder writes
     it. Raises InputError.
     """
-    n = len(rows)
-    unknown = {row["action"] for row in rows if not isinstance(row["action"], str) or row["action"] not in CODES}
-    if unknown:
-        event = next(at for at, row in enumerate(rows) if row["action"] in unknown)
-        raise InputError(
-            f"{path}: event {event}: {rows[event]['action']!r} is not an action of the allocator; valid are "
-            f"{', '.join(CODES)}"
-        )
+    n, where = len(rows), f"{path}: event"
+    for at, row in enumerate(rows):
+        if type(row) is not dict:
+            raise InputError(f"{where} {at}: {show(row)} is not a mapping of action, addr, size and stream")
+        name = row.get("action")
+        if type(name) is not str or name not in CODES:
+            raise InputError(
+                f"{where} {at}: {show(name)} is not an action of the allocator; valid are {', '.join(CODES)}"
+            )
     action = np.fromiter((CODES[row["action"]] for row in rows), np.uint8, n)
-    address = np.fromiter(
-        (row["device_free"] if row["action"] == "oom" else row.get("addr", 0) for row in rows), np.int64, n
-    )
-    size, stream = (np.fromiter((row[key] for row in rows), np.int64, n) for key in ("size", "stream"))
+    address = whole(rows, "addr", MOST_ADDRESS, where, default=0)
+    failed = np.flatnonzero(action == OOM)
+    for at in failed.tolist():
+        free = rows[at].get("device_free")
+        if type(free) is not int or not 0 <= free <= MOST_HELD:
+            raise InputError(f"{where} {at}: device_free: {show(free)}; bytes from 0 to {MOST_HELD} are valid")
+        address[at] = free
+    size, stream = whole(rows, "size", MOST_SIZE, where), whole(rows, "stream", MOST_HANDLE, where)
     return Recording(action, address, size, stream, np.zeros(n, np.int32), ("trace",))
+
+
+def _segments(rows: Rows, device: int, path: Path) -> Rows:
+    """The device's segments, their numbers and blocks checked; each block is looked at once. Raises InputError."""
+    for at, segment in enumerate(rows):
+        if type(segment) is not dict:
+            raise InputError(
+                f"{path}: segment {at}: {show(segment)} is not a mapping of address, total_size and blocks"
+            )
+    kept = [segment for segment in rows if segment.get("device", 0) == device]
+    where, seen = f"{path}: segment", set()
+    for key, most in (("address", MOST_ADDRESS), ("total_size", MOST_HELD), ("stream", MOST_HANDLE)):
+        whole(kept, key, most, where)
+    for at, segment in enumerate(kept):
+        blocks = segment.get("blocks")
+        if type(segment.get("segment_type")) is not str:
+            raise InputError(
+                f"{where} {at}: segment_type: {show(segment.get('segment_type'))}; small or large is valid"
+            )
+        if type(blocks) is not list or id(blocks) in seen:
+            what = "is the list of another segment" if type(blocks) is list else "is not a list of blocks"
+            raise InputError(f"{where} {at}: blocks: {what}")
+        seen.add(id(blocks))
+        if not all(type(block) is dict and type(block.get("state")) is str for block in blocks):
+            raise InputError(f"{where} {at}: blocks: holds something other than mappings with size and state")
+        inside = f"{where} {at}: block"
+        whole(blocks, "size", MOST_HELD, inside)
+        whole(blocks, "requested_size", MOST_HELD, inside, default=0)
+        whole(blocks, "address", MOST_ADDRESS, inside, default=0)
+    return kept
 
 
 def _initial(events: Recording, segments: Rows, settings: Settings) -> list[Segment]:
@@ -176,8 +208,8 @@ def _whole_blocks(events: Recording, segments: list[Segment]) -> list[Segment]:
         size = int(events.address[inside.min()]) - live.address if len(inside) else 0
         return replace(live, block=size) if live.block < size <= live.block + SMALL else live
 
-    def settled(segment: Segment) -> Segment:
-        limits = [live.address for live in segment.live[1:]] + [segment.address + segment.bytes]
+    def settled(segment: Segment, following: int) -> Segment:
+        limits = [live.address for live in segment.live[1:]] + [min(segment.address + segment.bytes, following)]
         return replace(
             segment,
             live=tuple(
@@ -185,7 +217,11 @@ def _whole_blocks(events: Recording, segments: list[Segment]) -> list[Segment]:
             ),
         )
 
-    return [segment if segment.small or segment.expandable else settled(segment) for segment in segments]
+    followings = ([segment.address for segment in segments] + [MOST_ADDRESS])[1:] if segments else []
+    return [
+        segment if segment.small or segment.expandable else settled(segment, following)
+        for segment, following in zip(segments, followings, strict=True)
+    ]
 
 
 def _mapped(events: Recording, segments: Rows) -> list[Segment]:

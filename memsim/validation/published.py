@@ -63,7 +63,7 @@ def load(path: Path) -> list[Mapping[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}: line {number}: is not JSON: {error}") from None
             missing = [key for key in NEEDED if not isinstance(row, dict) or key not in row]
             if missing:

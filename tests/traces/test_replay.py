@@ -65,7 +65,7 @@ def test_round_trip(tmp_path: Path) -> None:
     ("events", "words"),
     [
         ([event("free_completed", 512)], "freed while it is not allocated"),
-        ([event("alloc", 512, -1)], "-1 bytes"),
+        ([event("alloc", 512, -1)], "event 0: size: -1; whole numbers"),
         ([event("dance", 512)], "'dance' is not an action"),
         ([event("alloc", 512), event("alloc", 512)], "allocated while it is in use"),
     ],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from memsim.allocator.compiled.arena import (
     ACTIVE,
     ADDRESS,
@@ -43,6 +41,7 @@ from memsim.allocator.compiled.arena import (
     USES,
 )
 from memsim.allocator.compiled.free_sets import insert, remove
+from memsim.allocator.compiled.jit import njit
 
 
 @njit(cache=True)

@@ -4,8 +4,6 @@ other, with the original's order of steps.
 
 from __future__ import annotations
 
-from numba import njit
-
 from memsim.allocator.compiled.arena import (
     ACTIVE,
     ADDRESS,
@@ -55,6 +53,7 @@ from memsim.allocator.compiled.blocks import complete, free, move, new_block, pr
 from memsim.allocator.compiled.driver import CALL_WORDS
 from memsim.allocator.compiled.expandable import prefer_fixed
 from memsim.allocator.compiled.free_sets import first_fit, insert, remove, unlink
+from memsim.allocator.compiled.jit import njit
 from memsim.allocator.compiled.ladder import has_margin, obtain, release_cached
 from memsim.tape import Action
 

@@ -7,8 +7,6 @@ those of Linux (linux_addresses.py).
 
 from __future__ import annotations
 
-from numba import njit
-
 from memsim.allocator.answer import DriverAction
 from memsim.allocator.compiled.arena import (
     CALLS,
@@ -21,6 +19,7 @@ from memsim.allocator.compiled.arena import (
     RESERVED,
     USED,
 )
+from memsim.allocator.compiled.jit import njit
 from memsim.allocator.compiled.linux_addresses import give, take
 
 SEGMENT_ALLOC = int(DriverAction.SEGMENT_ALLOC)

@@ -7,8 +7,6 @@ order of address.
 
 from __future__ import annotations
 
-from numba import njit
-
 from memsim.allocator.compiled.arena import (
     ADDRESS,
     BASE,
@@ -41,6 +39,7 @@ from memsim.allocator.compiled.blocks import (
 )
 from memsim.allocator.compiled.driver import map_pages, new_address, unmap_pages
 from memsim.allocator.compiled.free_sets import following, insert, large, remove
+from memsim.allocator.compiled.jit import njit
 
 
 @njit(cache=True)

@@ -9,8 +9,6 @@ logarithm.
 
 from __future__ import annotations
 
-from numba import njit
-
 from memsim.allocator.compiled.arena import (
     AGE,
     CLASS_BITS,
@@ -26,6 +24,7 @@ from memsim.allocator.compiled.arena import (
     SIZE,
 )
 from memsim.allocator.compiled.bits import leading_zeros, trailing_zeros
+from memsim.allocator.compiled.jit import njit
 
 
 @njit(cache=True)

@@ -5,7 +5,6 @@ another try.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from memsim.allocator.compiled.arena import (
     ADDRESS,
@@ -39,6 +38,7 @@ from memsim.allocator.compiled.blocks import new_block, order_of_segment, proces
 from memsim.allocator.compiled.driver import allocate_segment, free_segment
 from memsim.allocator.compiled.expandable import grow, unmap
 from memsim.allocator.compiled.free_sets import first_fit, following, remove
+from memsim.allocator.compiled.jit import njit
 
 
 @njit(cache=True)

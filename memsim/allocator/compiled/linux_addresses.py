@@ -9,9 +9,8 @@ holes, gaps, chunks.
 
 from __future__ import annotations
 
-from numba import njit
-
 from memsim.allocator.compiled.arena import CHUNKS, GAPS, HOLES, LOWEST, RANGE_ROOM, RANGES
+from memsim.allocator.compiled.jit import njit
 
 CHUNK = 32 << 20  # bytes
 

@@ -7,7 +7,8 @@ Buffers come sorted by their first moment; lifetimes are half-open.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from memsim.allocator.compiled.jit import njit
 
 PASSES = 12  # over the buffers in the way, before they are sorted
 
