@@ -305,7 +305,7 @@ def test_a_name_that_is_no_text(tmp_path: Path) -> None:
 def test_numba_as_others_set_it(tmp_path: Path, environment: dict[str, str]) -> None:
     path = hostile.write(tmp_path, ".npz", hostile.npz(hostile.operations()))
     done = command("replay", str(path), "--json", **environment)
-    assert done.returncode == 0 and json.loads(done.stdout)[0]["out_of_memory_event"] is None
+    assert done.returncode == 0 and json.loads(done.stdout)["rows"][0]["out_of_memory_event"] is None
 
 
 def test_a_cache_that_nothing_can_be_put_into(monkeypatch: pytest.MonkeyPatch) -> None:

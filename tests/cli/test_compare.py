@@ -61,7 +61,7 @@ def test_the_cheapest_takes_the_least_time_of_those_that_fit(found: Comparison) 
     assert first.startswith("“none sgd” is the fastest that fits 1 GiB of device memory: ")
     best = found.cheapest.timeline
     assert best.verdict == "tight"
-    assert f" (tight: {(2**30 - best.peak_reserved) / 2**30:.3f} GiB to spare), about " in first
+    assert f" (tight: {(2**30 - best.peak_reserved) / 2**20:.1f} MiB to spare), about " in first
     assert second.startswith("“full sgd” needs least, ") and "more time" in second
 
 

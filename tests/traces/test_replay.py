@@ -122,10 +122,10 @@ def devices(path: Path) -> Path:
 def test_each_device_of_a_snapshot_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = devices(tmp_path / "t.pickle")
     assert main(["replay", str(path), "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(capsys.readouterr().out)["rows"]
     assert [(row["device"], row["peak_allocated"]) for row in rows] == [(0, 512), (2, 3 * MIB + 512)]
     assert main(["replay", str(path), "--device", "2", "--json"]) == 0
-    assert [row["device"] for row in json.loads(capsys.readouterr().out)] == [2]
+    assert [row["device"] for row in json.loads(capsys.readouterr().out)["rows"]] == [2]
     assert main(["replay", str(path), "--device", "1"]) == 2
     assert capsys.readouterr().err == f"memsim: --device: 1: {path} has events of the devices 0, 2\n"
 
