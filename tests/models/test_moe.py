@@ -153,6 +153,7 @@ def test_checkpoints_of_packed_experts_are_refused(quantization: str) -> None:
             "first_k_dense_replace": 2,
             "n_routed_experts": 1,
             "num_key_value_heads": 4,
+            "head_dim": 16,
         },
     ],
 )
