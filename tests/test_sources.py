@@ -159,6 +159,7 @@ def test_why_a_config_cannot_be_had(server: list[str], name: str, words: str) ->
 
 def test_no_hub_answers(server: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between huggingface_hub's retries, 23 s in all
     assert "org/tiny: model: 'org/tiny': its config.json could not be fetched from http://127.0.0.1:9: " in refused(
         "org/tiny"
     )
