@@ -12,8 +12,8 @@ import memsim
 from memsim.tape import Action
 from memsim.traces.load import load_trace, load_traces
 
-PACKAGES = "/home/me/.venv/lib/python3.11/site-packages"
-MINE = {"filename": "/home/me/train.py", "line": 12, "name": "forward"}
+PACKAGES = "/project/venv/lib/python3.11/site-packages"
+MINE = {"filename": "/project/train.py", "line": 12, "name": "forward"}
 LIBRARY = {"filename": f"{PACKAGES}/transformers/modeling.py", "line": 7, "name": "call"}
 TORCH = {"filename": f"{PACKAGES}/torch/nn/modules/linear.py", "line": 125, "name": "forward"}
 STANDARD = {"filename": "/usr/lib/python3.11/threading.py", "line": 982, "name": "run"}
@@ -60,7 +60,7 @@ def test_the_whole_stack_stays_without_the_interpreters_own_frames(tmp_path: Pat
     assert tape.calls.text(0).splitlines() == [
         "CUDACachingAllocator.cpp c10::cuda::malloc(unsigned long)",
         f"{PACKAGES}/torch/nn/modules/linear.py:125 forward",
-        "/home/me/train.py:12 forward",
+        "/project/train.py:12 forward",
     ]
     assert tape.calls.text(1) == "" and tape.operators[tape.operator[1]] == "no frame recorded"
     assert len(set(tape.operators)) == len(tape.operators)
