@@ -17,7 +17,7 @@ from memsim.framework.tensor import Tensor
 from memsim.graph.layer_graph import LayerGraph
 from memsim.models import gemma_dense
 from memsim.models.common.assemble import HOLD_POSITIONAL, layer_inputs
-from memsim.models.common.attention import attend
+from memsim.models.common.attention import attend, query_key_value
 from memsim.models.common.config import DecoderConfig, check_heads_divide, decoder_config, integer
 from memsim.models.common.losses import causal_lm_loss
 from memsim.models.common.masks import causal_mask
@@ -74,32 +74,8 @@ def self_attention(
     """Gemma2Attention.forward, Gemma3Attention.forward."""
     config = gemma.decoder
     with b.module("self_attn"):
-        query_states = F.heads(
-            b,
-            hidden_states,
-            "q_proj",
-            config.num_attention_heads,
-            config.head_dim,
-            settings.dtype,
-            config.attention_bias,
-        )
-        key_states = F.heads(
-            b,
-            hidden_states,
-            "k_proj",
-            config.num_key_value_heads,
-            config.head_dim,
-            settings.dtype,
-            config.attention_bias,
-        )
-        value_states = F.heads(
-            b,
-            hidden_states,
-            "v_proj",
-            config.num_key_value_heads,
-            config.head_dim,
-            settings.dtype,
-            config.attention_bias,
+        query_states, key_states, value_states = query_key_value(
+            b, config, hidden_states, settings.dtype, config.attention_bias
         )
         if gemma.rotary_by_type:
             query_states = rms_norm(b, query_states, "q_norm", settings.dtype)

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
 from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 from memsim.models.common.assemble import assemble
-from memsim.models.common.attention import attend
+from memsim.models.common.attention import attend, query_key_value
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config
 from memsim.models.common.dynamic_rope import rotary_dim
@@ -43,32 +42,8 @@ def self_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """GlmAttention.forward, Glm4Attention.forward."""
     with b.module("self_attn"):
-        query_states = F.heads(
-            b,
-            hidden_states,
-            "q_proj",
-            config.num_attention_heads,
-            config.head_dim,
-            settings.dtype,
-            config.attention_bias,
-        )
-        key_states = F.heads(
-            b,
-            hidden_states,
-            "k_proj",
-            config.num_key_value_heads,
-            config.head_dim,
-            settings.dtype,
-            config.attention_bias,
-        )
-        value_states = F.heads(
-            b,
-            hidden_states,
-            "v_proj",
-            config.num_key_value_heads,
-            config.head_dim,
-            settings.dtype,
-            config.attention_bias,
+        query_states, key_states, value_states = query_key_value(
+            b, config, hidden_states, settings.dtype, config.attention_bias
         )
         query_states, key_states = apply_partial_rotary_pos_emb(b, query_states, key_states, cos, sin, neighbours=True)
         return attend(b, config, settings, query_states, key_states, value_states, mask, False)

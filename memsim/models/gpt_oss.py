@@ -13,7 +13,7 @@ from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
-from memsim.models.common.attention import repeat_kv
+from memsim.models.common.attention import query_key_value, repeat_kv
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, integer, under_one_name
 from memsim.models.common.dynamic_rope import rotary_dim
@@ -93,9 +93,7 @@ def self_attention(
         count, dtype, bias = config.num_attention_heads, settings.dtype, config.attention_bias
         sinks = b.parameter("self_attn.sinks", (count,), dtype, True)
 
-        query_states = F.heads(b, hidden_states, "q_proj", count, config.head_dim, dtype, bias)
-        key_states = F.heads(b, hidden_states, "k_proj", config.num_key_value_heads, config.head_dim, dtype, bias)
-        value_states = F.heads(b, hidden_states, "v_proj", config.num_key_value_heads, config.head_dim, dtype, bias)
+        query_states, key_states, value_states = query_key_value(b, config, hidden_states, dtype, bias)
         query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
         with b.core(query_states, key_states, value_states, mask):
             attn_output, attn_weights = eager_attention(

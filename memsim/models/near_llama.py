@@ -17,7 +17,7 @@ from memsim.framework.model import Model, Parameter
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 from memsim.models.common.assemble import assemble
-from memsim.models.common.attention import attend
+from memsim.models.common.attention import attend, query_key_value
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, integer, probability
 from memsim.models.common.layers import Layer, pre_norm
@@ -72,15 +72,7 @@ def self_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Ernie4_5Attention.forward, SeedOssAttention.forward, Exaone4Attention.forward."""
     with b.module("self_attn"):
-        query_states = F.heads(
-            b, hidden_states, "q_proj", config.num_attention_heads, config.head_dim, settings.dtype, detail.bias
-        )
-        key_states = F.heads(
-            b, hidden_states, "k_proj", config.num_key_value_heads, config.head_dim, settings.dtype, detail.bias
-        )
-        value_states = F.heads(
-            b, hidden_states, "v_proj", config.num_key_value_heads, config.head_dim, settings.dtype, detail.bias
-        )
+        query_states, key_states, value_states = query_key_value(b, config, hidden_states, settings.dtype, detail.bias)
         if detail.normed:
             query_states = rms_norm(b, query_states, "q_norm", settings.dtype)
             key_states = rms_norm(b, key_states, "k_norm", settings.dtype)

@@ -16,7 +16,7 @@ from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 from memsim.models.common.activations import UNGATED, new_gelu
 from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
-from memsim.models.common.attention import attend
+from memsim.models.common.attention import attend, query_key_value
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, probability
 from memsim.models.common.dynamic_rope import rotary_dim
@@ -47,9 +47,7 @@ def self_attention(
     with b.module("self_attn"):
         rotary, d, dtype = cos.shape[-1], config.head_dim, settings.dtype
 
-        query_states = F.heads(b, hidden_states, "q_proj", config.num_attention_heads, d, dtype, True)
-        key_states = F.heads(b, hidden_states, "k_proj", config.num_key_value_heads, d, dtype, True)
-        value_states = F.heads(b, hidden_states, "v_proj", config.num_key_value_heads, d, dtype, True)
+        query_states, key_states, value_states = query_key_value(b, config, hidden_states, dtype, True)
         if config.fields.get("qk_layernorm"):
             query_states = layer_norm(b, query_states, "q_layernorm", dtype)
             key_states = layer_norm(b, key_states, "k_layernorm", dtype)

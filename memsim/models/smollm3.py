@@ -7,13 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memsim.errors import InputError
-from memsim.framework import functional as F
 from memsim.framework.builder import Builder, module_call
 from memsim.framework.frames import release_in_slot_order
 from memsim.framework.model import Model
 from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
-from memsim.models.common.attention import attend
+from memsim.models.common.attention import attend, query_key_value
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, integer
 from memsim.models.common.layers import pre_norm
@@ -37,32 +36,8 @@ def unturned_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """SmolLM3Attention.forward without use_rope."""
     with b.module("self_attn"):
-        query_states = F.heads(
-            b,
-            hidden_states,
-            "q_proj",
-            config.num_attention_heads,
-            config.head_dim,
-            settings.dtype,
-            config.attention_bias,
-        )
-        key_states = F.heads(
-            b,
-            hidden_states,
-            "k_proj",
-            config.num_key_value_heads,
-            config.head_dim,
-            settings.dtype,
-            config.attention_bias,
-        )
-        value_states = F.heads(
-            b,
-            hidden_states,
-            "v_proj",
-            config.num_key_value_heads,
-            config.head_dim,
-            settings.dtype,
-            config.attention_bias,
+        query_states, key_states, value_states = query_key_value(
+            b, config, hidden_states, settings.dtype, config.attention_bias
         )
         return attend(b, config, settings, query_states, key_states, value_states, mask, config.attention_bias)
 

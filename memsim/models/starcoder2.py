@@ -15,7 +15,7 @@ from memsim.framework.settings import Settings
 from memsim.framework.tensor import Tensor
 from memsim.models.common.activations import UNGATED
 from memsim.models.common.assemble import HOLD_POSITIONS_FIRST, assemble
-from memsim.models.common.attention import attend
+from memsim.models.common.attention import attend, query_key_value
 from memsim.models.common.causal_lm import Parts
 from memsim.models.common.config import DecoderConfig, decoder_config, probability
 from memsim.models.common.layers import pre_norm
@@ -48,14 +48,8 @@ def self_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Starcoder2Attention.forward."""
     with b.module("self_attn"):
-        query_states = F.heads(
-            b, hidden_states, "q_proj", config.num_attention_heads, config.head_dim, settings.dtype, has_bias(config)
-        )
-        key_states = F.heads(
-            b, hidden_states, "k_proj", config.num_key_value_heads, config.head_dim, settings.dtype, has_bias(config)
-        )
-        value_states = F.heads(
-            b, hidden_states, "v_proj", config.num_key_value_heads, config.head_dim, settings.dtype, has_bias(config)
+        query_states, key_states, value_states = query_key_value(
+            b, config, hidden_states, settings.dtype, has_bias(config)
         )
         query_states, key_states = apply_rotary_pos_emb(b, query_states, key_states, cos, sin)
         attn_output, attn_weights = attend(

@@ -39,6 +39,16 @@ def attention(
         return sdpa(b, settings, query, key, value, mask, groups, p, offset), None
 
 
+def query_key_value(
+    b: Builder, config: DecoderConfig, hidden_states: Tensor, dtype: str, bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Projects hidden states [B, S, W] to queries [B, H, S, D], keys and values [B, K, S, D]."""
+    query_states = F.heads(b, hidden_states, "q_proj", config.num_attention_heads, config.head_dim, dtype, bias)
+    key_states = F.heads(b, hidden_states, "k_proj", config.num_key_value_heads, config.head_dim, dtype, bias)
+    value_states = F.heads(b, hidden_states, "v_proj", config.num_key_value_heads, config.head_dim, dtype, bias)
+    return query_states, key_states, value_states
+
+
 def attend(
     b: Builder,
     config: DecoderConfig,
