@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import warnings
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -109,8 +108,7 @@ def _load(source: str, settings: Sequence[str], chosen: tuple[tuple[str, str], .
 
 def _simulated(loaded: Run, label: str) -> Timeline:
     try:
-        with warnings.catch_warnings():
-            return simulated(loaded)
+        return simulated(loaded)
     except InputError as error:
         raise type(error)(f"{label}: {error}") from None
 

@@ -64,6 +64,11 @@ def note(line: str) -> None:
         print(visible(line), file=sys.stderr, flush=True)
 
 
+def warned(message: Warning | str, *place: object, **more: object) -> None:
+    """Shows a warning as a line on stderr, without the place in memsim that Python would name."""
+    note(f"memsim: warning: {message}")
+
+
 def prepare() -> None:
     """Makes both streams take any sign: a file's name may hold any bytes, and some terminals have no more than ASCII.
     Raises InputError where stdout is closed.

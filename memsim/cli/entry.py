@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -279,7 +280,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         console.prepare()
-        code = app(args=chosen, prog_name="memsim", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = console.warned  # of every command, also where many runs are simulated at once
+            code = app(args=chosen, prog_name="memsim", standalone_mode=False)
         sys.stdout.flush()
     except InputError as error:
         return _wrong(str(error))

@@ -36,7 +36,7 @@ def simulated(
         warnings.simplefilter("always", UserWarning)
         timeline = simulate(run, other_order, strict, measured_step)
     for warning in caught:
-        console.note(f"memsim: warning: {warning.message}")
+        console.warned(warning.message)
     return timeline
 
 

@@ -21,15 +21,18 @@ SHIPPED = ("golden", "held-out")  # folders of recordings in a clone's traces/
 
 
 def shipped() -> list[Path]:
-    """The folders of recordings that ship with memsim's source. Raises InputError where this is no clone."""
-    folder = Path(__file__).parents[2] / "traces"
-    found = [folder / name for name in SHIPPED if (folder / name).is_dir()]
-    if not found:
-        raise InputError(
-            "validate: needs a folder of recorded runs, or --published FILE; in a clone of memsim's source neither is "
-            "needed, for recordings ship in its traces/"
-        )
-    return found
+    """The folders of recordings that ship with memsim's source. Raises InputError where this is no clone.
+
+    The clone is what this file belongs to, or, where memsim was installed from it, the working folder.
+    """
+    for clone in (Path(__file__).parents[2], Path.cwd()):
+        found = [clone / "traces" / name for name in SHIPPED if (clone / "traces" / name).is_dir()]
+        if found and (clone / "memsim").is_dir():
+            return found
+    raise InputError(
+        "validate: needs a folder of recorded runs, or --published FILE; in a clone of memsim's source neither is "
+        "needed, for recordings ship in its traces/"
+    )
 
 
 def run(folders: Sequence[Path], pattern: str, tolerance: float, events: bool, as_json: bool) -> int:

@@ -276,12 +276,16 @@ def test_keys_lists_every_key_with_what_is_valid(capsys: pytest.CaptureFixture[s
 def test_validate_alone_takes_the_recordings_that_ship(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])  # as `pip install .` leaves a user in their clone
     assert main(["validate", "--filter", "[qw]*-lora8", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert {row["name"] for row in data["runs"]} == {"qwen2.5-7b-lora8", "qwen3-8b-lora8"}
     assert main(["validate", "--filter", "nothing-like-it"]) == 2
     assert "no recording that ships matches 'nothing-like-it'" in one_line(capsys)
     monkeypatch.setattr(validate, "__file__", str(tmp_path / "a" / "b" / "c.py"))
+    assert main(["validate", "--filter", "qwen3-8b-lora8"]) == 0
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
     assert main(["validate"]) == 2
     assert "needs a folder of recorded runs, or --published FILE; in a clone of memsim" in one_line(capsys)
 
