@@ -12,6 +12,7 @@ from threading import Thread
 import pytest
 
 from memsim import catalog
+from memsim.api import simulate
 from memsim.cli.entry import main
 from memsim.errors import InputError
 from memsim.run import hub
@@ -186,6 +187,18 @@ def test_a_config_is_a_run_with_defaults(tmp_path: Path) -> None:
         assert run.config == LLAMA and run.batch.size == 2 and run.name == path.stem
     assert Run.load(tmp_path).config == LLAMA, "a folder with a config.json"
     assert Run.load(tmp_path / "config.json", set=["model.num_hidden_layers=1"]).config["num_hidden_layers"] == 1
+
+
+def test_a_dtype_that_is_not_the_runs_is_said(recwarn: pytest.WarningsRecorder) -> None:
+    line = "model.torch_dtype: 'float32' is not read: weights are in bf16, the default; `precision` says another"
+    with pytest.warns(UserWarning, match=f"^{line}$"):
+        simulate(Run(model=LLAMA | {"torch_dtype": "float32"}))
+    with pytest.warns(UserWarning, match=r"^model\.dtype: 'float16' is not read"):
+        simulate(Run(model=LLAMA | {"dtype": "float16", "torch_dtype": "bfloat16"}))
+    for said in ({"torch_dtype": "bfloat16"}, {"dtype": "auto"}, {"dtype": None}, {}):
+        simulate(Run(model=LLAMA | said))
+    simulate(Run(model=LLAMA | {"torch_dtype": "float32"}, precision="fp16"))
+    assert not recwarn.list
 
 
 def test_a_file_with_both_is_a_run(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memsim.errors import InputError, Unsupported
+from memsim.errors import InputError, Unsupported, show
 from memsim.framework.model import Model
 from memsim.models import decodes_beside, is_assumed
 from memsim.passes.checkpoint import lacking, operators_of
@@ -209,7 +209,17 @@ def warnings_of(run: Run, model: Model, strict: bool = False) -> list[str]:
     if "stack" not in run.model_fields_set and run.stack != GOLDEN.name:
         taken = [f"stack: {run.stack}, as torch {GOLDEN.torch} of the usual one has no code for sm {run.sm}"]
     memory = [memory_alone(run)] if stands_in(run) else []
+    taken += other_dtype(run)
     return [*llama, *taken, *approximate, *memory, *unquantized(run, model, packing), *unsaved(run, model)]
+
+
+def other_dtype(run: Run) -> list[str]:
+    """That a config.json asks for weights in another dtype than a Run's default, where the Run says no precision."""
+    field = "dtype" if run.config.get("dtype") is not None else "torch_dtype"
+    asked = run.config.get(field)
+    if "precision" in run.model_fields_set or asked in (None, "auto", "bfloat16", "torch.bfloat16"):
+        return []
+    return [f"model.{field}: {show(asked)} is not read: weights are in bf16, the default; `precision` says another"]
 
 
 def unquantized(run: Run, model: Model, packing: Quantization | None) -> list[str]:
