@@ -115,7 +115,7 @@ class Comparison {
     const width = Math.max(div.clientWidth - layout.margin.l - layout.margin.r, 1), height = Math.max(div.clientHeight - 70, 1);
     const px = (one) => ((one.reserved / this.unit.size - left) / (right - left)) * width, py = (one) => (1 - (one.pace - low) / (high - low)) * height;
     const taken = known.map((one) => ({ x0: px(one) - 9, x1: px(one) + 9, y0: py(one) - 9, y1: py(one) + 9 }));
-    const free = (box) => box.x0 >= 0 && box.x1 <= width + 20 && box.y0 >= 0 && box.y1 <= height && !taken.some((b) => box.x0 < b.x1 && box.x1 > b.x0 && box.y0 < b.y1 && box.y1 > b.y0);
+    const free = (box) => box.x0 >= 0 && box.x1 <= width + layout.margin.r && box.y0 >= 0 && box.y1 <= height && !taken.some((b) => box.x0 < b.x1 && box.x1 > b.x0 && box.y0 < b.y1 && box.y1 > b.y0);
     for (const one of [...known].sort((a, b) => b.best - a.best || b.front - a.front)) {
       const text = shortened(one.label, 33), wide = 6.9 * text.length + 8;
       const places = [[0, -19], [0, 19], [wide / 2 + 14, 0], [-wide / 2 - 14, 0], [wide / 2, -19], [-wide / 2, -19], [wide / 2, 19], [-wide / 2, 19]];
